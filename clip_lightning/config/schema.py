@@ -1,0 +1,285 @@
+"""The typed schema of a run: one dataclass per Hydra group. Imports no torch, so that a mistake is told in under a second.
+
+What stands in `model`, `data`, `compute`, `loss` and `optimizer` is the science of a run and enters its hash; fields
+marked `machine(...)` are the exceptions. `cluster`, `eval`, `tracker` and `debug` never change what is learned
+(but `debug.overfit_samples`, which is part of the science). A field of `None` is either off or, where its comment says
+so, filled by `compose.resolve` before anything reads it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def machine(default: Any = None, factory: Any = None) -> Any:
+    """A field that may differ between machines without changing the science."""
+    if factory is not None:
+        return field(default_factory=factory, metadata={"machine": True})
+    return field(default=default, metadata={"machine": True})
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TokenizerConfig:
+    kind: str = "paper"  # paper (CLIP's BPE), hub (a Hugging Face tokenizer), trained (on the run's own captions)
+    path: str | None = None  # paper: another merges file; hub: hub name or local folder; trained: null
+    vocab_size: int = 49408  # what the encoder's embedding holds; trained: the size to train
+
+
+@dataclass
+class VisionConfig:
+    name: str = MISSING
+    timm: str | None = None  # timm architecture; null only with _target_
+    image_size: int = MISSING  # pixels, square
+    mean: list[float] = field(default_factory=lambda: list(OPENAI_MEAN))  # of pixels in 0..1
+    std: list[float] = field(default_factory=lambda: list(OPENAI_STD))
+    pool: str | None = None  # timm's global_pool (token, avg, map, ...); null: the architecture's own
+    projection: str = "linear"  # linear (no bias), none (the tower's own head gives embed_dim)
+    init: str = "timm"  # openai_vit, openai_resnet, timm
+    batch_norm: bool = False  # the tower normalises over the batch (checked before the run, verified after the build)
+    patch_dropout: float = 0.0  # share of patches left out in training (FLIP)
+    drop_path: float = 0.0
+    pretrained: bool | str = False  # false, true (timm's weights, needs the hub), or a path
+    locked: bool = False  # LiT: weights frozen
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model or of _target_
+    _target_: str | None = None  # import path of the user's own builder; never taken from a checkpoint
+
+
+@dataclass
+class TextConfig:
+    name: str = MISSING
+    huggingface: str | None = None  # hub name or local folder; null: the inline `config`
+    config: dict[str, Any] = field(default_factory=dict)  # inline Hugging Face configuration, model_type among it
+    context_length: int = 77  # tokens, start and end token included
+    pool: str = "eot"  # eot, cls, mean, last
+    mask_padding: bool = False  # padding is masked in attention (bidirectional encoders)
+    pad_to_context: bool = False  # every text is padded to context_length (SigLIP); otherwise to the batch's longest
+    projection: str = "linear"  # linear, mlp, none
+    projection_bias: bool = False
+    init: str = "huggingface"  # openai, huggingface
+    pretrained: bool | str = False
+    locked: bool = False
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    _target_: str | None = None
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    embed_dim: int = MISSING
+    loss: str = "softmax"  # the loss option taken when `loss=` is not given
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AugmentConfig:
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.9, 1.0]
+    )  # share of the area (paper section 2.3: random square crop)
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
+    pad: int = 0  # pixels of reflected border added before the crop (small images)
+    flip: float = 0.0  # probability
+    color_jitter: list[float] = field(default_factory=list)  # brightness, contrast, saturation, hue; empty: off
+    grey: float = 0.0  # probability
+
+
+@dataclass
+class ValidationConfig:
+    path: str | None = (
+        machine()
+    )  # held-out pairs in the same layout; null: the tail of every shard, kept out of training
+    num_samples: int = 1024  # candidates of val_loss_1024 and recall; 0: no validation
+
+
+@dataclass
+class CacheConfig:
+    folder: str | None = machine()  # where remote shards are kept; null: ~/.cache/clip_lightning
+    max_gib: float = machine(200.0)
+    retries: int = machine(8)
+    ahead: int = machine(4)  # shards downloaded before they are needed
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    kind: str = MISSING  # scenes, webdataset, parquet, table, folder, coco, mixture
+    path: str | None = machine()  # folder, file or fsspec URL; braces {00000..00099} are expanded
+    num_samples: int | None = None  # published number of pairs; null: counted by the index
+    how_to_get: str = machine("")  # one sentence, shown when the path is missing
+    model: str = "vit_b32"  # the model option taken when `model=` is not given
+    compute: str = "paper"  # the compute option taken when `compute=` is not given
+    tasks: list[str] = machine(factory=list)  # zero-shot tasks taken when `eval.tasks` is null
+    image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
+    caption_keys: list[str] = field(
+        default_factory=lambda: ["txt", "caption"]
+    )  # member, column or json key; first found
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    window_shards: int | None = None  # shards mixed in one shuffle window; null: all (local), 32 (remote)
+    resampled: bool = False  # draw with replacement
+    length_buckets: int = 1  # groups of like caption length inside a window
+    exif_rotation: bool = False
+    jpeg_scaling: bool = False  # decode at 1/2, 1/4, 1/8 where the crop allows it (training only; inexact)
+    max_pixels: int = 178_956_970  # larger images are refused from their header
+    max_bad_share: float = 0.01  # more bad samples than this stop the run
+    index_folder: str | None = machine()  # where sidecars go when the data's folder is read-only
+    mixture: dict[str, float] = field(default_factory=dict)  # data option: weight per sample
+    mixture_paths: dict[str, str] = machine(factory=dict)  # data option: path
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of _target_
+    _target_: str | None = None  # the user's own layout
+
+
+# --- science of a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recipe:
+    """What depends on the model in a preset; fills the keys of that name in `compute` and `optimizer` that are null."""
+
+    learning_rate: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass
+class ComputeConfig:
+    name: str = MISSING
+    duration: str = MISSING  # "32 epochs", "400M samples", "1000 steps"
+    global_batch: int = MISSING  # pairs per optimizer step over all ranks
+    learning_rate: float | None = None  # peak; null: recipes
+    recipes: dict[str, Recipe] = field(default_factory=dict)  # by model name, and `default`; emptied when resolved
+    warmup: str = "0 samples"  # any duration; "5%" is of the run
+    schedule: str = "cosine"  # cosine, constant, constant_cooldown
+    cooldown: str = "0 samples"  # constant_cooldown only
+    cooldown_power: float = 1.0
+    final_learning_rate: float = 0.0
+    gradient_clip: float | None = None  # largest global norm
+    precision: str = "bf16"  # fp32, bf16, fp16 (towers; logits are float32 always)
+    seed: int = 0
+    batch_norm_samples: int = 256  # samples that share batch statistics (towers with batch norm)
+    deterministic: bool = False  # deterministic GPU kernels
+    ema_decay: float | None = None  # per step; null: no average of weights
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float | None = None  # null: recipes
+    eps: float | None = None  # null: recipes
+    weight_decay: float | None = None  # null: recipes; not on gains, biases, position embeddings, scale
+
+
+@dataclass
+class LossConfig:
+    name: str = MISSING  # a name of the registry: softmax, sigmoid, ...; or the user's own with _target_
+    logit_scale_init: float = 2.6592600369327779  # ln(1 / 0.07) (paper section 2.5)
+    logit_scale_max: float | None = 4.605170185988092  # ln 100 (paper section 2.5); null: not clamped
+    logit_bias_init: float | None = None  # null: no bias
+    chunk: int = 1024  # rows of logits held at a time
+    options: dict[str, Any] = field(default_factory=dict)
+    _target_: str | None = None
+
+
+# --- machine of a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SlurmConfig:
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    array_parallelism: int = 16
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    memory: str | None = None
+    signal_seconds: int = 300
+    requeue: bool = True
+    setup: list[str] = field(default_factory=list)  # shell lines before srun: modules, environment
+    extra: list[str] = field(default_factory=list)  # further #SBATCH lines
+
+
+@dataclass
+class ClusterConfig:
+    name: str = MISSING
+    accelerator: str = "auto"  # auto, cpu, gpu
+    nodes: int = 1
+    devices: int = 1  # per node
+    strategy: str = "single"  # single, ddp, fsdp, hsdp
+    micro_batch: int | None = None  # pairs per forward on a rank; null: the rank's whole share
+    workers: int = 2  # loader processes per rank
+    threads: int | None = None  # torch threads per rank; null: cores / local ranks
+    activation_checkpointing: str = "none"  # none, full, selective
+    compile: bool = False
+    time_limit_minutes: int | None = None
+    checkpoint_every: str = "10%"  # duration between checkpoints
+    keep_last: int = 2
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+
+@dataclass
+class EvalConfig:
+    name: str = MISSING
+    tasks: list[str] | None = None  # registered tasks; null: data.tasks
+    folders: list[str] = field(default_factory=list)  # folders in CLIP_benchmark's layout, each a task
+    every: str = "20%"  # duration between evaluations during training; "0 samples": only at the end
+    batch: int = 256  # images per forward on a rank
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING  # wandb, none
+    mode: str = "auto"  # auto, online, offline
+    project: str = "clip_lightning"
+    entity: str | None = None
+    log_every: str = "1%"  # duration between logged lines
+
+
+@dataclass
+class DebugConfig:
+    name: str = "none"
+    overfit_samples: int = 0  # > 0: the run sees only the first so many samples, in every epoch
+    profile: bool = False  # torch profiler trace into the run's directory
+
+
+@dataclass
+class Config:
+    """A training run. Composed in the order: schema, groups, _self_, experiment, local, debug."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    experiment: str | None = None  # name of the preset, for the record
+    runs: str = "runs"  # folder of all runs
+    fresh: bool = False  # start over although the run's directory exists
+    dry_run: bool = False  # check, cost and stop
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation of a finished or running run."""
+
+    run: str = MISSING  # directory of the run
+    checkpoint: str = "last"  # last, or a path below the run's checkpoints
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    allow_target: list[str] = field(default_factory=list)  # import paths in the run's config that may be called
