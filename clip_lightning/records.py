@@ -83,7 +83,7 @@ class RecordWriter:
         writer = RecordWriter(fresh)
         writer.write(keep)
         writer.close()
-        os.replace(fresh, self.path)
+        fresh.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ def write_parquet(records: Iterable[Record], path: Path) -> None:
     """Writes records as parquet, complete or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     to_frame(records).to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

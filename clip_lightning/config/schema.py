@@ -1,4 +1,4 @@
-"""The typed schema of a run: one dataclass per Hydra group. Imports no torch, so that a mistake is told in under a second.
+"""The typed schema of a run: one dataclass per Hydra group. Imports no torch: a mistake is told in under a second.
 
 What stands in `model`, `data`, `compute`, `loss` and `optimizer` is the science of a run and enters its hash; fields
 marked `machine(...)` are the exceptions. `cluster`, `eval`, `tracker` and `debug` never change what is learned
@@ -27,6 +27,8 @@ def machine(default: Any = None, factory: Any = None) -> Any:
 
 @dataclass
 class TokenizerConfig:
+    """How captions become token ids."""
+
     kind: str = "paper"  # paper (CLIP's BPE), hub (a Hugging Face tokenizer), trained (on the run's own captions)
     path: str | None = None  # paper: another merges file; hub: hub name or local folder; trained: null
     vocab_size: int = 49408  # what the encoder's embedding holds; trained: the size to train
@@ -34,6 +36,8 @@ class TokenizerConfig:
 
 @dataclass
 class VisionConfig:
+    """The image tower: a timm backbone, or the user's own."""
+
     name: str = MISSING
     timm: str | None = None  # timm architecture; null only with _target_
     image_size: int = MISSING  # pixels, square
@@ -53,6 +57,8 @@ class VisionConfig:
 
 @dataclass
 class TextConfig:
+    """The text tower: a Hugging Face encoder by name, folder or inline configuration."""
+
     name: str = MISSING
     huggingface: str | None = None  # hub name or local folder; null: the inline `config`
     config: dict[str, Any] = field(default_factory=dict)  # inline Hugging Face configuration, model_type among it
@@ -71,6 +77,8 @@ class TextConfig:
 
 @dataclass
 class ModelConfig:
+    """Two towers and the width of the space they share."""
+
     name: str = MISSING
     embed_dim: int = MISSING
     loss: str = "softmax"  # the loss option taken when `loss=` is not given
@@ -83,9 +91,9 @@ class ModelConfig:
 
 @dataclass
 class AugmentConfig:
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.9, 1.0]
-    )  # share of the area (paper section 2.3: random square crop)
+    """Random changes of training images, drawn by (seed, epoch, sample id)."""
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])  # share of the area (paper: section 2.3)
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
     pad: int = 0  # pixels of reflected border added before the crop (small images)
     flip: float = 0.0  # probability
@@ -95,14 +103,16 @@ class AugmentConfig:
 
 @dataclass
 class ValidationConfig:
-    path: str | None = (
-        machine()
-    )  # held-out pairs in the same layout; null: the tail of every shard, kept out of training
+    """Pairs that training never sees."""
+
+    path: str | None = machine()  # held-out pairs in the same layout; null: the tail of every shard, never trained on
     num_samples: int = 1024  # candidates of val_loss_1024 and recall; 0: no validation
 
 
 @dataclass
 class CacheConfig:
+    """Where and how remote shards are kept on this machine."""
+
     folder: str | None = machine()  # where remote shards are kept; null: ~/.cache/clip_lightning
     max_gib: float = machine(200.0)
     retries: int = machine(8)
@@ -111,6 +121,8 @@ class CacheConfig:
 
 @dataclass
 class DataConfig:
+    """The pairs a run learns from."""
+
     name: str = MISSING
     kind: str = MISSING  # scenes, webdataset, parquet, table, folder, coco, mixture
     path: str | None = machine()  # folder, file or fsspec URL; braces {00000..00099} are expanded
@@ -120,9 +132,7 @@ class DataConfig:
     compute: str = "paper"  # the compute option taken when `compute=` is not given
     tasks: list[str] = machine(factory=list)  # zero-shot tasks taken when `eval.tasks` is null
     image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
-    caption_keys: list[str] = field(
-        default_factory=lambda: ["txt", "caption"]
-    )  # member, column or json key; first found
+    caption_keys: list[str] = field(default_factory=lambda: ["txt", "caption"])  # member, column, json key: first found
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -155,6 +165,8 @@ class Recipe:
 
 @dataclass
 class ComputeConfig:
+    """How long, how fast and how exactly a run learns."""
+
     name: str = MISSING
     duration: str = MISSING  # "32 epochs", "400M samples", "1000 steps"
     global_batch: int = MISSING  # pairs per optimizer step over all ranks
@@ -175,6 +187,8 @@ class ComputeConfig:
 
 @dataclass
 class OptimizerConfig:
+    """AdamW's own numbers; the learning rate is `compute`'s."""
+
     name: str = "adamw"
     beta1: float = 0.9
     beta2: float | None = None  # null: recipes
@@ -184,6 +198,8 @@ class OptimizerConfig:
 
 @dataclass
 class LossConfig:
+    """The objective, and where the logit scale and bias begin."""
+
     name: str = MISSING  # a name of the registry: softmax, sigmoid, ...; or the user's own with _target_
     logit_scale_init: float = 2.6592600369327779  # ln(1 / 0.07) (paper section 2.5)
     logit_scale_max: float | None = 4.605170185988092  # ln 100 (paper section 2.5); null: not clamped
@@ -198,6 +214,8 @@ class LossConfig:
 
 @dataclass
 class SlurmConfig:
+    """What a job asks of SLURM."""
+
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -214,6 +232,8 @@ class SlurmConfig:
 
 @dataclass
 class ClusterConfig:
+    """Where a run computes; never what it learns."""
+
     name: str = MISSING
     accelerator: str = "auto"  # auto, cpu, gpu
     nodes: int = 1
@@ -232,6 +252,8 @@ class ClusterConfig:
 
 @dataclass
 class EvalConfig:
+    """What is measured during and after training."""
+
     name: str = MISSING
     tasks: list[str] | None = None  # registered tasks; null: data.tasks
     folders: list[str] = field(default_factory=list)  # folders in CLIP_benchmark's layout, each a task
@@ -241,6 +263,8 @@ class EvalConfig:
 
 @dataclass
 class TrackerConfig:
+    """Where numbers are shown besides the run's own records."""
+
     name: str = MISSING  # wandb, none
     mode: str = "auto"  # auto, online, offline
     project: str = "clip_lightning"
@@ -250,6 +274,8 @@ class TrackerConfig:
 
 @dataclass
 class DebugConfig:
+    """Settings for looking into a run."""
+
     name: str = "none"
     overfit_samples: int = 0  # > 0: the run sees only the first so many samples, in every epoch
     profile: bool = False  # torch profiler trace into the run's directory

@@ -1,0 +1,90 @@
+"""The arrows between rooms: who may import whom. A room may import rooms to its left; rooms of one tier never meet."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LEAVES = {"errors", "records", "config", "tokenizer"}
+TIERS: list[set[str]] = [
+    {"errors"},
+    {"records", "config", "tokenizer"},
+    {"model", "loss", "data"},
+    {"parallel", "reliability", "evaluation"},
+    {"training"},
+    {"run"},
+    {"report", "demo", "export", "list"},
+    {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
+]
+# These see tables only, whatever stands to their left. `run` and `experiments` may draw with plots.
+TABLES_ONLY = {"scaling": {"errors", "records", "config"}, "plots": {"errors", "records", "config"}}
+DRAWERS = {"run", "report", "demo", "experiments"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return Path(parts[1]).stem if parts[0] == "clip_lightning" else parts[0]
+
+
+def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
+    """The rooms of clip_lightning that a file imports anywhere, also inside functions, and where."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "clip_lightning" and len(parts) > 1 and parts[1] not in ("__version__", "load"):
+                yield parts[1], node.lineno
+
+
+def allowed(room: str) -> set[str]:
+    if room in TABLES_ONLY:
+        return TABLES_ONLY[room]
+    left: set[str] = set()
+    for tier in TIERS:
+        if room in tier:
+            return left | ({"plots", "scaling"} if room in DRAWERS else set())
+        left |= tier
+    raise AssertionError(f"{room} stands in no tier: give it one in this test and in docs/design.md")
+
+
+def sources() -> list[Path]:
+    folders = ["clip_lightning", "experiments", "hydra_plugins"]
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return files + [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.exists()]
+
+
+def test_rooms_import_only_to_their_left() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {room_of(path)} imports {room}"
+        for path in sources()
+        if room_of(path) != "__init__"
+        for room, line in imported_rooms(path)
+        if room != room_of(path)
+        if room not in allowed(room_of(path))
+        if not (path.name == "__main__.py" and room == "plots")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    tree = ast.parse((ROOT / "clip_lightning/__init__.py").read_text(encoding="utf-8"))
+    assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+TORCHLESS = ("errors", "config.schema", "config.checks", "config.compose", "config.identity", "tokenizer")
+
+
+@pytest.mark.parametrize("module", TORCHLESS)
+def test_leaves_load_without_torch(module: str) -> None:
+    code = f"import sys, clip_lightning.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
