@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,13 @@ class Record:
     science: str = ""
     precision: str = ""
     versions: str = ""
+
+
+_WHOLE, _REAL = ("n", "samples_seen"), ("value", "low", "high", "chance")
+SCHEMA = pa.schema(
+    (field.name, pa.int64() if field.name in _WHOLE else pa.float64() if field.name in _REAL else pa.string())
+    for field in fields(Record)
+)
 
 
 class RecordWriter:
@@ -97,11 +106,7 @@ def read_records(path: Path) -> list[Record]:
     """Reads a JSONL or parquet file of records; NaN and infinity come back as such; unknown columns are left out."""
     names = {field.name for field in fields(Record)}
     if path.suffix == ".parquet":
-        rows = pd.read_parquet(path).to_dict("records")
-        rows = [
-            {k: v for k, v in row.items() if k == "value" or not (isinstance(v, float) and math.isnan(v))}
-            for row in rows
-        ]
+        rows = pq.read_table(path).to_pylist()
     else:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Record(**{k: _number(k, v) for k, v in row.items() if k in names}) for row in rows]
@@ -115,7 +120,7 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
 def write_parquet(records: Iterable[Record], path: Path) -> None:
     """Writes records as parquet, complete or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    to_frame(records).to_parquet(temporary, index=False)
+    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA), temporary)
     temporary.replace(path)
 
 
@@ -125,9 +130,8 @@ def _plain(value: Any) -> Any:
 
 
 def _number(key: str, value: Any) -> Any:
-    if key in ("n", "samples_seen"):
-        return int(value)
-    return float(value) if key in ("value", "low", "high", "chance") else value
+    """A float field that JSON wrote as a whole number or as a name is a float again."""
+    return float(value) if key in _REAL and value is not None else value
 
 
 def _drop_torn_line(path: Path) -> None:
