@@ -1,0 +1,351 @@
+"""From a command line to a checked config: Hydra composes the groups, the schema types them, `checks` compares them.
+
+Nothing here imports torch, so that a mistake is told in under a second. All mistakes of a command are told together.
+`by_data` and `by_model` stand for what the chosen data and model name; they are replaced after a first composition,
+which is why sweeps compose each of their points here as well.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from clip_lightning.config import checks, command_line, keys, overrides
+from clip_lightning.config.schema import Config, EvaluateConfig, Recipe
+from clip_lightning.errors import CheckpointError, DataError, UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
+# Groups whose option may stand for another one, and the key that names that one.
+_CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.loss"}
+_PLACEHOLDERS = ("by_data", "by_model")
+# Set while a run works: processes that it starts compose the same run, and not the sweep it may be part of.
+_RANK_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
+
+Task = Callable[[Any, Sequence[str]], int]
+
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
+
+
+class Composition(NamedTuple):
+    """A composed config, still with interpolations, and which option each group has."""
+
+    config: DictConfig
+    choices: dict[str, str | None]
+
+
+def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
+    """The config of a command line: typed, resolved, and checked.
+
+    Args:
+        config_name: train or evaluate.
+        argv: settings like `model=vit_b32`, and `--config-dir=DIR` for further options.
+        check: whether fields are compared with each other and with the disk; types and names are checked in any case.
+
+    Returns:
+        A `Config` for train, an `EvaluateConfig` for evaluate.
+
+    Raises:
+        UserError: all that is wrong, one sentence each.
+    """
+    flags, words = command_line.split(argv)
+    grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
+    good, problems = overrides.check(words, grammar, sweep=False)
+    try:
+        composed = compose(config_name, good, grammar)
+        config = _resolve(composed, problems)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    problems += checks.check(config) if check else []
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def compose(config_name: str, words: Sequence[Override], grammar: overrides.Grammar) -> Composition:
+    """Composes the options and settings, `by_data` and `by_model` replaced by what they stand for.
+
+    Raises:
+        UserError: a preset or a user's own file does not fit the schema.
+    """
+    settings = [overrides.to_hydra(word, grammar) for word in words]
+    if len(grammar.folders) > 1:
+        settings.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in grammar.folders[1:])}]")
+    # The towers of a model that is not yet chosen cannot be exchanged: its sub-groups wait for the second round.
+    waiting = [word for word in settings if word.startswith("model/")]
+    chosen = [word for word in settings if word not in waiting]
+    with _hydra():
+        composed = _compose(config_name, chosen, grammar)
+        for groups in (("model", "compute"), ("loss",)):
+            named = {g: OmegaConf.select(composed.config, _CHOSEN_BY[g]) for g in groups if _is_open(composed, g)}
+            if problems := _named_problems(named, grammar):
+                raise UserError(*problems)
+            chosen += waiting + [f"{group}={option}" for group, option in named.items()]
+            if named or waiting:
+                composed = _compose(config_name, chosen, grammar)
+            waiting = []
+    return composed
+
+
+def main(config_name: str, task: Task) -> None:
+    """The whole of an entry file: reads the command line, does what it asks for, and leaves with an exit code.
+
+    Args:
+        config_name: train or evaluate.
+        task: called with the checked config and the settings of the command line; returns the exit code.
+    """
+    inherited = os.environ.get(_RANK_VARIABLE)
+    argv = json.loads(inherited) if inherited else sys.argv[1:]
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        sys.exit(_main(config_name, argv, task))
+    except UserError as error:
+        if full_error:
+            raise
+        sys.exit(_tell(error))
+
+
+def read(path: Path, schema: type = Config) -> Any:
+    """A config that `dump` has written.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or does not fit the schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "${" in text:
+            raise UserError(f"{path}: a frozen config holds no ${{...}}; it was not written by this project")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(text)))
+    except OSError as error:
+        raise UserError(f"{path}: this config cannot be read ({error.strerror})") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: this config does not fit the schema ({first_line(error)})") from error
+
+
+def dump(config: Any) -> str:
+    """A resolved config as YAML, keys in the schema's order; `read` gives the same config back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().split("\n")[0]
+
+
+def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
+    flags, words = command_line.split(argv)
+    grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
+    if flags.help:
+        print(command_line.help_page(config_name, grammar.groups()))
+    elif flags.multirun:
+        return _sweep(config_name, words, flags.config_dirs, task)
+    elif flags.hydra_arguments:
+        _call_hydra(config_name, [*flags.hydra_arguments, *words], flags.config_dirs, lambda _: 0)
+    elif flags.cfg:
+        _show(config_name, argv, flags)
+    else:
+        return _run(config_name, argv, task)
+    return 0
+
+
+def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
+    config = load(config_name, argv)
+    os.environ[_RANK_VARIABLE] = json.dumps(list(argv))
+    try:
+        return task(config, command_line.split(argv)[1])
+    finally:
+        del os.environ[_RANK_VARIABLE]
+
+
+def _sweep(config_name: str, words: Sequence[str], folders: Sequence[Path], task: Task) -> int:
+    """Runs every point of a sweep through Hydra's launcher, after all of them have been checked."""
+    grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *folders])
+    good, problems = overrides.check(words, grammar, sweep=True)
+    directories = [f"--config-dir={folder}" for folder in folders]
+    if not problems:
+        problems = _sweep_problems(config_name, good, directories, grammar)
+    if problems:
+        raise UserError(*problems)
+    exit_codes = []
+
+    def job(_: DictConfig) -> int:
+        argv = [word.lstrip("+") for word in HydraConfig.get().overrides.task] + directories
+        try:
+            exit_codes.append(_run(config_name, argv, task))
+        except UserError as error:
+            exit_codes.append(_tell(error))
+        return exit_codes[-1]
+
+    _call_hydra(config_name, ["--multirun", *(overrides.to_hydra(word, grammar) for word in good)], folders, job)
+    return max(exit_codes, default=0)
+
+
+def _sweep_problems(
+    config_name: str, words: Sequence[Override], directories: Sequence[str], grammar: overrides.Grammar
+) -> list[str]:
+    problems: list[str] = []
+    for point in command_line.sweep_points(words):
+        try:
+            load(config_name, [*point, *directories])
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    return problems
+
+
+def _call_hydra(
+    config_name: str, arguments: Sequence[str], folders: Sequence[Path], job: Callable[[DictConfig], Any]
+) -> None:
+    """Hydra's own command line, with this project's folders."""
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+    before = sys.argv
+    sys.argv = [before[0], *arguments, *search]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    finally:
+        sys.argv = before
+
+
+def _show(config_name: str, argv: Sequence[str], flags: command_line.Flags) -> None:
+    """Prints the config (`job`), Hydra's own (`hydra`), or both (`all`)."""
+    if flags.cfg in ("hydra", "all"):
+        _call_hydra(config_name, ["--cfg", "hydra"], flags.config_dirs, lambda _: None)
+    if flags.cfg in ("job", "all"):
+        tree = OmegaConf.structured(load(config_name, argv, check=False))
+        part = OmegaConf.select(tree, flags.package) if flags.package else tree
+        if not OmegaConf.is_config(part):
+            raise UserError(f"--package {flags.package}: there is no such section; write one like model.vision")
+        print(OmegaConf.to_yaml(part), end="")
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra with conf/ as its folder, also inside a sweep, where Hydra already stands."""
+    if not CONF.is_dir():
+        raise UserError(f"{CONF}: the presets are missing; train and evaluate from a checkout of the repository")
+    standing = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = standing
+
+
+def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) -> Composition:
+    try:
+        config = hydra.compose(config_name, settings, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(*_diagnose(config_name, settings, grammar, error)) from error
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return Composition(config, choices)
+
+
+def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar, error: Exception) -> list[str]:
+    """Every key in the composed files that does not fit the schema; Hydra's own words where that is not the cause."""
+    own_words = " ".join(first_line(cause) for cause in (error, error.__cause__) if cause is not None)
+    try:
+        files = (
+            GlobalHydra.instance().config_loader().compute_defaults_list(config_name, settings, RunMode.RUN).defaults
+        )
+    except HydraException:
+        return [own_words]
+    problems = []
+    for file in files:
+        paths = [folder / f"{file.config_path}.yaml" for folder in grammar.folders]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None and not file.is_self:
+            problems += _file_problems(path, file.package or "", grammar)
+    return problems or [own_words]
+
+
+def _file_problems(path: Path, package: str, grammar: overrides.Grammar) -> list[str]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        return [f"{path}: this file is not YAML that can be read ({first_line(error)})"]
+    if not isinstance(content, dict):
+        return [f"{path}: this file holds no keys with values"]
+    prefix = f"{package}." if package else ""
+    return [
+        problem
+        for key, value in content.items()
+        if key not in ("defaults", "hydra")
+        for problem in grammar.key_problems(prefix + str(key), value, str(path))
+    ]
+
+
+def _is_open(composed: Composition, group: str) -> bool:
+    return composed.choices.get(group) in _PLACEHOLDERS
+
+
+def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[str]:
+    groups = grammar.groups()
+    return [
+        f"{_CHOSEN_BY[group]}={option}: there is no such option of {group}"
+        + overrides.did_you_mean(keys.near(str(option), groups[group]))
+        for group, option in named.items()
+        if option not in groups[group]
+    ]
+
+
+def _resolve(composed: Composition, problems: list[str]) -> Any:
+    """The composed config as typed objects, with what other groups own filled in; adds to `problems`."""
+    tree = composed.config
+    if missing := OmegaConf.missing_keys(tree):
+        raise UserError(*(f"{key} has no value; write {key}=VALUE or add it to the preset" for key in sorted(missing)))
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UserError(f"an interpolation cannot be resolved: {first_line(error)}") from error
+    if isinstance(config, Config):
+        config.experiment = composed.choices.get("experiment")
+        if config.eval.tasks is None:
+            config.eval.tasks = list(config.data.tasks)
+        problems += _fill_from_recipes(config)
+    return config
+
+
+def _fill_from_recipes(config: Config) -> list[str]:
+    """Fills the nulls of `compute` and `optimizer` from the recipes by model name, and then empties those."""
+    recipes, name = config.compute.recipes, config.model.name
+    config.compute.recipes = {}
+    own, default = recipes.get(name, Recipe()), recipes.get("default", Recipe())
+    without = []
+    for field in fields(Recipe):
+        group = config.compute if field.name == "learning_rate" else config.optimizer
+        if getattr(group, field.name) is None:
+            value = getattr(own, field.name)
+            value = getattr(default, field.name) if value is None else value
+            setattr(group, field.name, value)
+            if value is None:
+                without.append(f"{'compute' if group is config.compute else 'optimizer'}.{field.name}")
+    if not without:
+        return []
+    models = [model for model in recipes if model != "default"]
+    known = f" (only for {', '.join(models)})" if models else ""
+    return [f"compute={config.compute.name} has no recipe for model={name}{known}; set {', '.join(without)}"]
+
+
+def _tell(error: UserError) -> int:
+    """Prints the sentences; 2 for what the command got wrong, 1 for what data or checkpoints have."""
+    for problem in error.problems:
+        print(problem, file=sys.stderr)
+    return 1 if isinstance(error, DataError | CheckpointError) else 2

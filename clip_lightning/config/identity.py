@@ -1,0 +1,81 @@
+"""What makes two runs the same science: the part of a config that decides what is learned, its hash, the run's name.
+
+Machine settings, evaluation, tracking and paths never enter; a path does only where nothing else names the data.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from clip_lightning.config.schema import Config
+
+GROUPS = ("model", "data", "compute", "loss", "optimizer")
+# These only choose another option when none is given: the choice itself is already in the config.
+_CHOOSERS = {"model.loss", "data.model", "data.compute", "compute.recipes"}
+
+
+def science(config: Config) -> dict[str, Any]:
+    """The fields that decide what is learned, as nested plain dictionaries."""
+    found = {group: _plain(getattr(config, group), group) for group in GROUPS}
+    if config.debug.overfit_samples > 0:
+        found["debug"] = {"overfit_samples": config.debug.overfit_samples}
+    data = config.data
+    if data.num_samples is None and data.kind != "scenes" and data.path is not None:
+        found["data"]["path"] = data.path if "://" in data.path else os.path.realpath(data.path)
+    return found
+
+
+def science_hash(config: Config) -> str:
+    """Eight hexadecimal digits of the science; neither the order of keys nor 1 against 1.0 changes them."""
+    text = json.dumps(science(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def model_name(config: Config) -> str:
+    """The model's name; a pair is named by its two towers."""
+    model = config.model
+    return f"{model.vision.name}_{model.text.name}" if model.name == "pair" else model.name
+
+
+def run_name(config: Config) -> str:
+    """The name of the run's directory: model-data-compute-hash."""
+    return f"{model_name(config)}-{config.data.name}-{config.compute.name}-{science_hash(config)}"
+
+
+def diff(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """How the science `b` differs from `a`: one readable line for each key, "key: before -> after"."""
+    before, after = flatten(a), flatten(b)
+    keys = [*before, *(key for key in after if key not in before)]
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in keys
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by dotted keys; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _plain(value: Any, key: str) -> Any:
+    if is_dataclass(value):
+        return {
+            field.name: _plain(getattr(value, field.name), f"{key}.{field.name}")
+            for field in fields(value)
+            if not field.metadata.get("machine") and f"{key}.{field.name}" not in _CHOOSERS
+        }
+    if isinstance(value, dict):
+        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, key) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,120 @@
+"""Every dotted key of a config and what it may hold, read from the schema; and which of them a wrong name was near.
+
+The error messages and the key reference are made from this table, so that neither can fall behind the schema.
+"""
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+# What people write who come from other frameworks.
+_SYNONYMS = {
+    "lr": "compute.learning_rate",
+    "batch_size": "compute.global_batch",
+    "epochs": "compute.duration",
+    "max_epochs": "compute.duration",
+    "steps": "compute.duration",
+    "max_steps": "compute.duration",
+    "samples": "compute.duration",
+    "warmup_steps": "compute.warmup",
+    "wd": "optimizer.weight_decay",
+    "gpus": "cluster.devices",
+    "num_gpus": "cluster.devices",
+    "num_nodes": "cluster.nodes",
+    "num_workers": "cluster.workers",
+    "accum_freq": "cluster.micro_batch",
+    "grad_clip": "compute.gradient_clip",
+    "wandb": "tracker",
+    "temperature": "loss.logit_scale_init",
+    "dataset": "data",
+    "arch": "model",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: `kind` is its type, `meaning` the schema's comment; below an `open` key any name is allowed."""
+
+    name: str
+    kind: Any
+    default: Any
+    meaning: str
+    machine: bool
+
+    @property
+    def open(self) -> bool:
+        """Whether the keys below this one are the user's own."""
+        return typing.get_origin(self.kind) is dict
+
+
+@cache
+def table(schema: type) -> dict[str, Key]:
+    """All leaf keys of a schema by dotted name, in the schema's order."""
+    return {key.name: key for key in _walk(schema, "")}
+
+
+def sections(schema: type) -> list[str]:
+    """The dotted names that hold further keys: groups and their parts."""
+    parents = {name.rsplit(".", depth)[0] for name in table(schema) for depth in range(1, name.count(".") + 1)}
+    return sorted(parents)
+
+
+def rule(kind: Any) -> str:
+    """What a key of this type takes, in words."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(rule(part) for part in arguments)
+    if typing.get_origin(kind) is list:
+        inner = {int: "whole numbers", float: "numbers", str: "names"}[arguments[0]]
+        return f"a list of {inner} like [a,b]"
+    if typing.get_origin(kind) is dict:
+        return "keys with values like {a:b}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return words[kind]
+
+
+def near(name: str, candidates: Iterable[str]) -> list[str]:
+    """Up to three candidates that a wrong name may have meant, likeliest first."""
+    pool = list(candidates)
+    last = name.rsplit(".", 1)[-1]
+    found = [key for key in (_SYNONYMS.get(last),) if key in pool]
+    found += [key for key in pool if key.rsplit(".", 1)[-1] == last]
+    found += difflib.get_close_matches(name, pool, n=3, cutoff=0.75)
+    tails: dict[str, list[str]] = {}
+    for key in pool:
+        tails.setdefault(key.rsplit(".", 1)[-1], []).append(key)
+    for tail in difflib.get_close_matches(last, tails, n=3, cutoff=0.75):
+        found += tails[tail]
+    if not found:
+        found = [key for key in pool if last and key.rsplit(".", 1)[-1].startswith(last)]
+        found = found or difflib.get_close_matches(name, pool, n=3, cutoff=0.5)
+    return list(dict.fromkeys(found))[:3]
+
+
+def _walk(schema: type, prefix: str) -> Iterable[Key]:
+    hints, comments = typing.get_type_hints(schema), _comments(schema)
+    for field in fields(schema):
+        kind, name = hints[field.name], prefix + field.name
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _walk(kind, name + ".")
+        else:
+            machine = bool(field.metadata.get("machine"))
+            yield Key(name, kind, _default(field), comments.get(field.name, ""), machine)
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
+
+
+def _comments(schema: type) -> dict[str, str]:
+    """The comment behind each field in the schema's source."""
+    form = re.compile(r"^    (\w+): .*?  # (.*)$", re.M)
+    return dict(form.findall(inspect.getsource(schema)))

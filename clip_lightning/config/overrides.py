@@ -1,0 +1,147 @@
+"""The command line's `key=value` words, read and checked one by one, so that every mistake is told in one go.
+
+Hydra stops at the first mistake, names no near key, and lets `+key=` past its checks. Here each word is held against
+the schema and the options on disk before Hydra sees it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clip_lightning.config import keys
+
+
+class Grammar:
+    """What a word may say: the keys of a schema, and the options of the groups in some folders."""
+
+    def __init__(self, schema: type, folders: Sequence[Path]) -> None:
+        """Args: schema: dataclass of the config. folders: conf/ and the user's own, in Hydra's search order."""
+        self.schema = schema
+        self.folders = folders
+        self.keys = keys.table(schema)
+        self.sections = keys.sections(schema)
+
+    def groups(self) -> dict[str, list[str]]:
+        """Every group and its options."""
+        found: dict[str, set[str]] = {}
+        for folder in self.folders:
+            for path in folder.rglob("*.yaml"):
+                if path.parent != folder:
+                    found.setdefault(path.parent.relative_to(folder).as_posix(), set()).add(path.stem)
+        return {group: sorted(found[group]) for group in sorted(found) if not group.startswith("hydra")}
+
+    def owner(self, key: str) -> str:
+        """The open key that a name lies below, or the name itself where it is a key; empty otherwise."""
+        parts = key.split(".")
+        for depth in range(len(parts), 0, -1):
+            name = ".".join(parts[:depth])
+            if name in self.keys and (depth == len(parts) or self.keys[name].open):
+                return name
+        return ""
+
+    def is_open(self, key: str) -> bool:
+        """Whether the name is the user's own, below an open key: Hydra adds such names only with a plus."""
+        return self.owner(key) not in ("", key)
+
+    def key_problems(self, key: str, value: Any, origin: str) -> list[str]:
+        """What is wrong with setting a dotted key to a value; `origin` begins the sentences."""
+        if isinstance(value, dict) and key in self.sections:
+            return [p for name, item in value.items() for p in self.key_problems(f"{key}.{name}", item, origin)]
+        if key in self.sections:
+            group = key.replace(".", "/")
+            return [f"{origin} sets a whole section; write {group}=NAME for one of its options, or {key}.KEY=VALUE"]
+        if not (owner := self.owner(key)):
+            names = [*self.keys, *self.sections]
+            return [f"{origin}: there is no key {key}" + did_you_mean([_homed(name) for name in keys.near(key, names)])]
+        try:
+            OmegaConf.update(OmegaConf.structured(self.schema), key, value, force_add=self.is_open(key))
+        except OmegaConfBaseException:
+            return [f"{origin}: {key} takes {keys.rule(self.keys[owner].kind)}, and {value!r} is not that"]
+        return []
+
+
+def check(words: Sequence[str], grammar: Grammar, *, sweep: bool) -> tuple[list[Override], list[str]]:
+    """Reads the words; returns those that can be composed, and a sentence for each that cannot."""
+    good, problems = [], []
+    groups = grammar.groups()
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            problems.append(_unreadable(word))
+            continue
+        found = _problems(override, word, grammar, groups, sweep)
+        problems += found
+        if not found:
+            good.append(override)
+    return good, problems
+
+
+def to_hydra(override: Override, grammar: Grammar) -> str:
+    """The word as Hydra wants it: a new name below an open key needs its plus signs."""
+    word = override.input_line or ""
+    return f"++{word}" if grammar.is_open(override.key_or_group) else word
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The end of a sentence about a wrong name."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str, list[str]], sweep: bool) -> list[str]:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return [f"{word}: keys cannot be added; write {word.lstrip('+')} without the plus for a key that exists"]
+    if override.is_delete():
+        return [f"{word}: keys cannot be deleted; write {key}=null to switch one off, or choose another option"]
+    if override.package is not None:
+        return [f"{word}: a group's place is fixed; write {key}={override.get_value_element_as_str()}"]
+    if override.is_hydra_override():
+        return [] if sweep else [f"{word} acts on sweeps only; add -m, or leave it out"]
+    if override.is_sweep_override():
+        if not sweep:
+            return [f"{word} names several values; add -m to run them all, or write {key}=[a,b] for a list"]
+        values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+    else:
+        values = [override.value()]
+    if key in groups:
+        return [problem for value in values for problem in _option_problems(key, value, groups[key])]
+    if "/" in key:
+        return [f"{word}: there is no group {key}" + did_you_mean(keys.near(key, groups))]
+    if key not in grammar.sections and not grammar.owner(key):
+        near = keys.near(key, [*groups, *grammar.keys])
+        return [f"{word}: there is no key {key}" + did_you_mean([_homed(name) for name in near])]
+    return [
+        p for value in values if not _interpolates(value) for p in grammar.key_problems(key, value, f"{key}={value}")
+    ]
+
+
+def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
+    if value in options or (value is None and group in ("experiment", "local")):
+        return []
+    near = keys.near(str(value), options)
+    return [f"{group}={value}: there is no such option{did_you_mean(near)} {group} can be {', '.join(options)}"]
+
+
+def _unreadable(word: str) -> str:
+    if "=" not in word.lstrip("-"):
+        return f"{word}: a setting is written key=value"
+    if word.startswith("-"):
+        return f"{word}: settings have no dashes; write {word.lstrip('-')}"
+    key, value = word.split("=", 1)
+    return f"{word}: this value cannot be read; put it in quotes, '{key}=\"{value}\"'"
+
+
+def _homed(name: str) -> str:
+    """A key and the folder of the group that owns it."""
+    return f"{name} (conf/{name.split('.')[0]})" if "." in name else name
+
+
+def _interpolates(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
