@@ -1,0 +1,58 @@
+"""How a model is asked without being changed: evaluation mode, no gradients, and every random state put back.
+
+Features leave the towers in whatever precision they ran; normalising and logits are float32 always.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clip_lightning.errors import UserError
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def inference(model: nn.Module, device: torch.device, precision: str = "fp32") -> Iterator[None]:
+    """Puts the model in evaluation mode under autocast; afterwards its modes and all random states are as before.
+
+    `torch.no_grad` and not `torch.inference_mode`: encoders keep lazily built tensors (positions, masks), and one born
+    in inference mode would make the next training step raise.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    states = random.getstate(), np.random.get_state()
+    low_precision = AUTOCAST[precision]
+    autocast = torch.autocast(device.type, low_precision, enabled=precision != "fp32")
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast:
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def normalised(features: Tensor) -> Tensor:
+    """Features [n, D] on the unit sphere, float32."""
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """Products [n, m] of unit features [n, D] and [m, D] in float32, whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.float() @ columns.float().T
+
+
+def refuse_broken(num_broken: int, num_total: int, where: str) -> None:
+    """Raises UserError when features are NaN or infinite: an argmax over them would count as class 0."""
+    if num_broken:
+        raise UserError(
+            f"{where}: {num_broken} of {num_total} features are NaN or infinite, so that nothing can be measured; "
+            "training has diverged (lower compute.learning_rate, or evaluate an earlier checkpoint)."
+        )

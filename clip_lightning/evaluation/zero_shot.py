@@ -1,0 +1,109 @@
+"""Zero-shot classification: images against the classifier made of a task's prompts.
+
+Images are decoded ahead of the model by a few threads, and kept as uint8 between runs where they fit, so that an
+evaluation during training costs the towers' forward passes alone. Each image counts exactly once, whatever the ranks.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from clip_lightning.evaluation.classifier import ClassifierBuilder
+from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
+from clip_lightning.evaluation.metrics import ClassCounts
+from clip_lightning.evaluation.ranks import share, sum_over_ranks
+from clip_lightning.evaluation.tasks import ZeroShotTask
+from clip_lightning.model.clip import CLIP
+from clip_lightning.records import Record
+from clip_lightning.tokenizer import Tokenizer
+
+CACHE_BYTES = 2**30
+
+
+class ZeroShotEvaluator:
+    """Top-1, top-5 and mean per class of one task."""
+
+    def __init__(
+        self,
+        task: ZeroShotTask,
+        image_size: int,
+        *,
+        batch: int = 256,
+        precision: str = "fp32",
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Args.
+
+        image_size: pixels, square, of the model's input.
+        batch: images (and prompts) per forward on a rank.
+        precision: of the towers: fp32, bf16, fp16; logits are float32.
+        cache_bytes: decoded images are kept between runs where this rank's share takes no more.
+        """
+        self.task, self.image_size, self.batch, self.precision = task, image_size, batch, precision
+        self.cache_bytes = cache_bytes
+        self.classifier = ClassifierBuilder(task.name, task.classnames, task.templates, batch)
+        self._decoded: list[Tensor] = []
+        self._decoded_samples: list[int] = []
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        """Records `acc1`, `acc5`, `mean_per_class`, the same on every rank.
+
+        Raises UserError when features are NaN or infinite, DataError when an image cannot be read.
+        """
+        samples, num_counted = share(self.task.num_samples)
+        labels = torch.as_tensor(self.task.labels)[samples].to(device)
+        counts = ClassCounts(len(self.task.classnames), device)
+        broken = torch.zeros((), dtype=torch.int64, device=device)
+        with inference(model, device, self.precision):
+            weights_CD = self.classifier.build(model, tokenizer, device)
+            start = 0
+            for images in self._batches(samples):
+                features_BD = normalised(model.encode_image(images.to(device, non_blocking=True), normalize=False))
+                counted = slice(0, max(0, min(len(images), num_counted - start)))
+                logits_BC = cosines(features_BD[counted], weights_CD)
+                broken += (~logits_BC.isfinite()).any(1).sum()
+                counts.add(logits_BC, labels[start : start + len(images)][counted])
+                start += len(images)
+        refuse_broken(int(sum_over_ranks(broken)), self.task.num_samples, f"{self.task.name}, images")
+        sum_over_ranks(counts.counts)
+        assert counts.num_images == self.task.num_samples
+        return [
+            Record(
+                what=what,
+                value=measured.value,
+                low=measured.low,
+                high=measured.high,
+                chance=measured.chance,
+                n=counts.num_images,
+                task=self.task.name,
+                split=self.task.split,
+                prompts=self.task.prompts,
+                precision=self.precision,
+            )
+            for what, measured in counts.accuracies().items()
+        ]
+
+    def _batches(self, samples: list[int]) -> Iterator[Tensor]:
+        """Images of this rank, uint8 [b, 3, S, S], decoded one batch ahead of the model."""
+        if self._decoded_samples == samples:
+            yield from self._decoded
+            return
+        keep = len(samples) * 3 * self.image_size**2 <= self.cache_bytes
+        decoded = []
+        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+            ahead: list[Future[Tensor]] = []
+            for start in range(0, len(samples) + self.batch, self.batch):
+                due, ahead = ahead, [self._decode(pool, k) for k in samples[start : start + self.batch]]
+                if due:
+                    images = torch.stack([image.result() for image in due])
+                    if keep:
+                        decoded.append(images)
+                    yield images
+        if keep:
+            self._decoded, self._decoded_samples = decoded, samples
+
+    def _decode(self, pool: ThreadPoolExecutor, sample: int) -> Future[Tensor]:
+        return pool.submit(self.task.image, sample, self.image_size)

@@ -1,0 +1,61 @@
+"""Several ranks give the records of one: each image and each pair counts once, whatever divides whatever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clip_lightning.evaluation import ranks
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+
+
+def start(world: int, rendezvous: Path, root: Path) -> list[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    return [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, str(rank), str(world), str(rendezvous)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(world)
+    ]
+
+
+def records_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return json.loads(output.splitlines()[-1])["records"]
+
+
+def test_two_ranks_give_the_records_of_one(tmp_path: Path, root: Path) -> None:
+    processes = [*start(1, tmp_path / "alone", root), *start(2, tmp_path / "together", root)]
+    alone, first, second = [records_of(process) for process in processes]
+    assert first == second
+    assert [record["what"] for record in alone[:3]] == ["acc1", "acc5", "mean_per_class"]
+    assert len(alone) == 3 + 3 + 8
+    for one, two in zip(alone, first, strict=True):
+        if one["what"].startswith("val_loss"):
+            one |= {key: pytest.approx(one[key], rel=1e-6) for key in ("value", "low", "high")}
+        assert two == one
+
+
+@given(num_items=st.integers(1, 200), world=st.integers(1, 9))
+def test_shares_are_equally_long_and_count_each_item_once(num_items: int, world: int) -> None:
+    counted: list[int] = []
+    lengths = set()
+    for rank in range(world):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranks, "rank_and_world", lambda rank=rank: (rank, world))
+            items, num_counted = ranks.share(num_items)
+        counted += items[:num_counted]
+        lengths.add(len(items))
+    assert sorted(counted) == list(range(num_items))
+    assert len(lengths) == 1

@@ -1,0 +1,143 @@
+"""The evaluator: right counts, nothing decoded twice, nothing left changed in the model or the random states."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clip_lightning.errors import UserError
+from clip_lightning.evaluation.inference import inference
+from clip_lightning.evaluation.predictions import predictions
+from clip_lightning.evaluation.tasks import ZeroShotTask, folder_task
+from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+
+CPU = torch.device("cpu")
+
+
+def logits_by_hand(model: Any, tokenizer: Any, task: ZeroShotTask) -> torch.Tensor:
+    model.eval()
+    rows = []
+    for name in task.classnames:
+        prompts = tokenizer([template.replace("{c}", name) for template in task.templates])
+        row = model.encode_text(torch.from_numpy(prompts.tokens), torch.from_numpy(prompts.lengths)).mean(0)
+        rows.append(row / row.norm())
+    images = torch.stack([task.image(k, 8) for k in range(task.num_samples)])
+    return (model.encode_image(images) @ torch.stack(rows).T).detach()
+
+
+def test_accuracy_is_the_share_of_images_nearest_to_their_class(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    acc1, acc5, mean_per_class = ZeroShotEvaluator(task, 8, batch=10).run(model, tokenizer, CPU)
+    logits = logits_by_hand(model, tokenizer, task)
+    hits = logits.argmax(1).numpy() == task.labels
+    assert acc1.value == hits.mean()
+    assert acc5.value == (logits.topk(5).indices.numpy() == task.labels[:, None]).any(1).mean()
+    assert mean_per_class.value == pytest.approx(np.mean([hits[task.labels == c].mean() for c in range(7)]))
+    assert (acc1.what, acc1.task, acc1.split, acc1.n, acc1.chance) == ("acc1", "noise", "test", 103, 1 / 7)
+
+
+def test_images_are_decoded_once_where_they_fit(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    read: list[int] = []
+
+    def counted(k: int) -> bytes | np.ndarray:
+        read.append(k)
+        return task.read(k)
+
+    kept = ZeroShotEvaluator(replace(task, read=counted), 8, batch=20)
+    assert kept.run(model, tokenizer, CPU) == kept.run(model, tokenizer, CPU)
+    assert sorted(read) == list(range(103))
+    read.clear()
+    not_kept = ZeroShotEvaluator(replace(task, read=counted), 8, batch=20, cache_bytes=103 * 3 * 64 - 1)
+    assert not_kept.run(model, tokenizer, CPU) == not_kept.run(model, tokenizer, CPU)
+    assert len(read) == 206
+
+
+def test_evaluation_leaves_modes_and_random_states_alone(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    def disturbing(k: int) -> bytes | np.ndarray:
+        random.random(), np.random.rand(), torch.rand(1)
+        return task.read(k)
+
+    model.train()
+    model.text.eval()
+    expected_modes = [module.training for module in model.modules()]
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    ZeroShotEvaluator(replace(task, read=disturbing), 8).run(model, tokenizer, CPU)
+    assert [module.training for module in model.modules()] == expected_modes
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_come_back_after_an_error(model: Any) -> None:
+    model.train()
+    with pytest.raises(ZeroDivisionError), inference(model, CPU):
+        _ = 1 / 0
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_features_that_are_not_numbers_are_told(model: Any, tokenizer: Any, task: ZeroShotTask, tower: str) -> None:
+    with torch.no_grad():
+        getattr(model, tower)[-1].weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"103 of 103 features|7 of 7 features"):
+        ZeroShotEvaluator(task, 8).run(model, tokenizer, CPU)
+
+
+def test_bf16_towers_still_give_float32_logits(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    records = ZeroShotEvaluator(task, 8, precision="bf16").run(model, tokenizer, CPU)
+    assert {record.precision for record in records} == {"bf16"}
+    agree = logits_by_hand(model, tokenizer, task).argmax(1).numpy() == task.labels
+    assert records[0].value == pytest.approx(agree.mean(), abs=0.05)
+
+
+def test_predictions_are_the_softmax_at_the_models_scale(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    rows = predictions(model, tokenizer, task, [4, 50], CPU, image_size=8)
+    probabilities = (model.log_logit_scale.exp() * logits_by_hand(model, tokenizer, task)).softmax(1)
+    for row, k in zip(rows, [4, 50], strict=True):
+        label = int(task.labels[k])
+        order = probabilities[k].argsort(descending=True).tolist()
+        assert np.array_equal(row.image, task.image(k, 8).permute(1, 2, 0).numpy())
+        assert (row.label, row.num_classes) == (task.classnames[label], 7)
+        assert row.rank == order.index(label) + 1
+        assert row.probability == pytest.approx(probabilities[k, label].item(), rel=1e-5)
+        assert row.prompts == [f"a {task.classnames[c]} thing" for c in order[:5]]
+        assert row.probabilities == pytest.approx(probabilities[k, order[:5]].tolist(), rel=1e-5)
+        assert row.correct == (order.index(label) if label in order[:5] else None)
+
+
+def test_photographs_give_clip_benchmarks_numbers(model: Any, tokenizer: Any, photographs: Path) -> None:
+    from clip_benchmark.metrics import zeroshot_classification as peer
+
+    whole = folder_task(photographs / "wds_cifar10")
+    task = replace(whole, labels=whole.labels[:512])
+    records = ZeroShotEvaluator(task, 32).run(model, tokenizer, CPU)
+
+    class Loaded:
+        def __init__(self, texts: list[str]) -> None:
+            batch = tokenizer(texts)
+            self.tokens, self.lengths = torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths)
+
+        def to(self, device: str) -> "Loaded":
+            return self
+
+    class Peer:
+        def encode_text(self, texts: Loaded) -> torch.Tensor:
+            return model.encode_text(texts.tokens, texts.lengths)
+
+        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+            return model.encode_image(images)
+
+    model.eval()
+    images = torch.stack([task.image(k, 32) for k in range(512)])
+    weights = peer.zero_shot_classifier(Peer(), Loaded, list(task.classnames), list(task.templates), "cpu", amp=False)
+    batches = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, torch.from_numpy(task.labels)), batch_size=100
+    )
+    logits, target = peer.run_classification(Peer(), weights, batches, "cpu", amp=False)
+    assert records[0].value == (logits.argmax(1) == target).double().mean().item()
+    assert records[1].value == (logits.topk(5).indices == target[:, None]).any(1).double().mean().item()
