@@ -1,8 +1,282 @@
-"""Comparisons between the fields of a config."""
+"""What one field of a config says about another, told before torch is imported: every problem, one sentence each.
 
-from clip_lightning.config.schema import Config, EvaluateConfig
+A sentence names key, value, rule and mend. What needs the data, the towers or the hub is the preflight's.
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_lightning.config import duration, identity, values
+from clip_lightning.config.keys import did_you_mean, near
+from clip_lightning.config.schema import ComputeConfig, Config, DataConfig, EvaluateConfig, TextConfig, VisionConfig
+
+_BATCH = [
+    "compute.global_batch",
+    "compute.batch_norm_samples",
+    "cluster.nodes",
+    "cluster.devices",
+    "cluster.micro_batch",
+]
+_UNREAD_BY_SCENES = (
+    "path",
+    "image_keys",
+    "caption_keys",
+    "exif_rotation",
+    "jpeg_scaling",
+    "window_shards",
+    "index_folder",
+)
+# Positions that these encoders count from behind their padding id.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_RESNET_SIZES = {"resnet50x4_clip": 288, "resnet50x16_clip": 384, "resnet50x64_clip": 448}
 
 
 def check(config: Config | EvaluateConfig) -> list[str]:
-    """Every problem, one sentence each."""
-    return []
+    """Every problem of a typed and resolved config, one sentence each; an empty list where there is none."""
+    wrong = dict(values.problems(config))
+    problems = [*wrong.values(), *_machine(config)]
+    if isinstance(config, EvaluateConfig):
+        return [*problems, *_run_folder(config)]
+    problems += [*_vision(config.model.vision), *_text(config.model.text), *_loss(config), *_names(config)]
+    problems += [*_data(config.data), *_data_places(config.data)]
+    if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
+        problems += [*_batch(config), *_lengths(config), *_schedule(config)]
+    return problems
+
+
+def _machine(config: Config | EvaluateConfig) -> Iterator[str]:
+    cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.devices
+    if cluster.strategy == "single" and ranks > 1:
+        yield (
+            f"cluster.strategy=single is one process, and cluster.nodes={cluster.nodes} x "
+            f"cluster.devices={cluster.devices} are {ranks}; write cluster=ddp"
+        )
+    if values.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
+        yield "compute.precision=fp16 needs a GPU and cluster.accelerator is cpu; write compute.precision=bf16"
+    for folder in config.eval.folders:
+        if not Path(folder).is_dir():
+            yield f"eval.folders: {folder} does not exist; name folders in CLIP_benchmark's layout"
+    if isinstance(config, Config) and config.tracker.name == "none" and config.tracker.mode != "auto":
+        yield f"tracker.mode={config.tracker.mode} has no effect with tracker=none; leave it out or write tracker=wandb"
+
+
+def _run_folder(config: EvaluateConfig) -> Iterator[str]:
+    run = Path(config.run)
+    if not (run / "config.yaml").is_file():
+        runs = [path.parent.name for path in sorted(run.parent.glob("*/config.yaml"))]
+        yield f"run={config.run} is no run's directory: it has no config.yaml{did_you_mean(near(run.name, runs))}"
+
+
+def _vision(vision: VisionConfig) -> Iterator[str]:
+    yield from _own_builder("model.vision", vision._target_)
+    if bool(vision.timm) == bool(vision._target_):
+        given = "both are set" if vision.timm else "neither is set"
+        yield f"model.vision.timm and model.vision._target_: {given}, and exactly one of them builds the tower"
+    if vision.locked and not vision.pretrained:
+        yield "model.vision.locked=true freezes random weights; set model.vision.pretrained to true or a path"
+    if not vision.timm:
+        return
+    architecture, size = vision.timm.split(".")[0], vision.image_size
+    named = re.search(r"patch(\d+)", architecture)
+    patch = vision.options.get("patch_size") or (int(named[1]) if named else None)
+    if isinstance(patch, int) and size % patch:
+        yield (
+            f"model.vision.image_size={size} must be a multiple of the patch size {patch} of {vision.timm}; "
+            f"write {max(1, size // patch) * patch} or {(size // patch + 1) * patch}"
+        )
+    if vision.patch_dropout and not patch:
+        yield f"model.vision.patch_dropout={vision.patch_dropout} has no effect: {vision.timm} has no patches; write 0"
+    ends = re.search(r"_(\d{3})$", architecture)
+    largest = int(ends[1]) if ends else _RESNET_SIZES.get(architecture, 224 if "_clip" in architecture else size)
+    if size > largest and not {"img_size", "dynamic_img_size"} & vision.options.keys():
+        yield (
+            f"model.vision.image_size={size} is beyond the {largest} pixels of {vision.timm}; write {largest} or less, "
+            f"or model.vision.options.img_size={size} to build the backbone for that size"
+        )
+
+
+def _text(text: TextConfig) -> Iterator[str]:
+    yield from _own_builder("model.text", text._target_)
+    config = text.config
+    if not (text.huggingface or config or text._target_):
+        yield "model.text names no encoder; set model.text.huggingface to a hub name or folder, or model.text.config"
+    if text.locked and not text.pretrained:
+        yield "model.text.locked=true freezes random weights; set model.text.pretrained to true or a path"
+    if text.projection == "none" and text.projection_bias:
+        yield "model.text.projection_bias=true has no effect with model.text.projection=none; leave one out"
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if isinstance(positions, int):
+        if config.get("model_type") in _OFFSET_POSITIONS:
+            positions -= int(config.get("pad_token_id", 1)) + 1
+        if text.context_length > positions:
+            yield (
+                f"model.text.context_length={text.context_length} is beyond the {positions} positions of the encoder "
+                f"{text.name}; write {positions} or less"
+            )
+    words, tokens = config.get("vocab_size"), text.tokenizer.vocab_size
+    if isinstance(words, int) and words != tokens:
+        yield (
+            f"model.text.tokenizer.vocab_size={tokens} differs from the {words} rows of the encoder's embedding; "
+            "set it and model.text.config.vocab_size to the same number"
+        )
+
+
+def _loss(config: Config) -> Iterator[str]:
+    loss = config.loss
+    yield from _own_builder("loss", loss._target_)
+    if loss.name == "softmax" and loss.logit_bias_init is not None:
+        yield f"loss.logit_bias_init={loss.logit_bias_init} has no effect: a bias cancels in the softmax; write null"
+    if loss.logit_scale_max is not None and loss.logit_scale_max < loss.logit_scale_init:
+        yield (
+            f"loss.logit_scale_max={loss.logit_scale_max} is below loss.logit_scale_init={loss.logit_scale_init}; "
+            "both are logarithms"
+        )
+
+
+def _names(config: Config) -> Iterator[str]:
+    names = {"model": identity.model_name(config), "data": config.data.name, "compute": config.compute.name}
+    for group, name in names.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            yield f"{group}.name={name} names the run's directory; use letters, digits, and . _ + - only"
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    """Settings of the data that its kind does not read."""
+    yield from _own_builder("data", data._target_)
+    if data.options and not data._target_:
+        yield "data.options has no effect without data._target_, whose arguments it holds; leave it out"
+    unread = []
+    if data.kind == "scenes" and not data._target_:
+        unread = [*_UNREAD_BY_SCENES]
+    if data.kind != "mixture":
+        unread += ["mixture", "mixture_paths"]
+    default = DataConfig()
+    for name in unread:
+        if (value := getattr(data, name)) != getattr(default, name):
+            yield f"data.{name}={value} has no effect with data.kind={data.kind}; leave it out"
+    if data.kind == "mixture":
+        if not data.mixture or min(data.mixture.values()) <= 0:
+            yield f"data.mixture={data.mixture} must give each data option a weight above 0, like {{cc12m: 1.0}}"
+        if strangers := sorted(data.mixture_paths.keys() - data.mixture.keys()):
+            yield f"data.mixture_paths names {', '.join(strangers)}, without a weight in data.mixture; add one"
+
+
+def _data_places(data: DataConfig) -> Iterator[str]:
+    """Local paths that are not there."""
+    if data.kind in ("scenes", "mixture") or data._target_:
+        places = {f"data.mixture_paths.{name}": path for name, path in data.mixture_paths.items()}
+    elif data.path is None:
+        yield f"data.path is not set and data={data.name} needs one; {data.how_to_get or 'write data.path=DIR'}"
+        places = {}
+    else:
+        places = {"data.path": data.path}
+    if data.validation.path is not None:
+        places["data.validation.path"] = data.validation.path
+    for key, path in places.items():
+        if "://" not in path and not _stands(path):
+            get = f": {data.how_to_get.rstrip('.')}" if data.how_to_get else ""
+            yield f"{key}={path} does not exist{get}; write {key}=PATH if the data is elsewhere"
+
+
+def _stands(path: str) -> bool:
+    """Whether a local path exists; of one with braces or stars, the folder before them."""
+    plain = re.split(r"[{*?\[]", path, maxsplit=1)[0]
+    return Path(path).exists() if plain == path else Path(plain.rpartition("/")[0] or ".").is_dir()
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    """Settings of the schedule and of batch norm that nothing reads."""
+    compute = config.compute
+    cools = compute.schedule == "constant_cooldown"
+    length = duration.parse(compute.cooldown).amount
+    unread = []
+    if cools and not length:
+        yield "compute.schedule=constant_cooldown needs a length, and compute.cooldown is 0; write compute.cooldown=20%"
+    if not cools:
+        unread += ["cooldown"] if length else []
+        unread += ["cooldown_power"] if compute.cooldown_power != 1 else []
+    if compute.schedule == "constant" and compute.final_learning_rate:
+        unread.append("final_learning_rate")
+    for name in unread:
+        yield (
+            f"compute.{name}={getattr(compute, name)} has no effect with compute.schedule={compute.schedule}; "
+            "leave it out, or write compute.schedule=constant_cooldown"
+        )
+    if not config.model.vision.batch_norm and compute.batch_norm_samples != ComputeConfig.batch_norm_samples:
+        yield (
+            f"compute.batch_norm_samples={compute.batch_norm_samples} has no effect: model={config.model.name} has no "
+            "batch norm; leave it out"
+        )
+
+
+def _batch(config: Config) -> Iterator[str]:
+    """Whether the global batch divides over ranks, micro-batches and groups of batch norm."""
+    compute, cluster = config.compute, config.cluster
+    batch, ranks = compute.global_batch, cluster.nodes * cluster.devices
+    if batch % ranks:
+        yield (
+            f"compute.global_batch={batch} must be divisible by the {ranks} ranks (cluster.nodes x cluster.devices); "
+            f"write {max(1, batch // ranks) * ranks} or {(batch // ranks + 1) * ranks}"
+        )
+        return
+    share = batch // ranks
+    micro = cluster.micro_batch or share
+    if share % micro:
+        fit = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
+        yield f"cluster.micro_batch={micro} must divide the {share} pairs of a rank; write {fit}"
+        return
+    if not config.model.vision.batch_norm:
+        return
+    group = compute.batch_norm_samples
+    if batch % group:
+        yield f"compute.batch_norm_samples={group} must divide compute.global_batch={batch}"
+    elif micro % group and (group % micro or ranks % (group // micro)):
+        yield (
+            f"compute.batch_norm_samples={group}: {ranks} ranks with {micro} pairs in a forward cannot form such "
+            f"groups; write cluster.micro_batch={group}, or let {group // math.gcd(group, micro)} ranks share a group"
+        )
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    """Whether the parts of a run fit in it."""
+    compute, pairs = config.compute, config.data.num_samples
+    if duration.parse(compute.duration).unit == "run":
+        yield f"compute.duration={compute.duration} cannot be a share of itself; write samples, steps or epochs"
+        return
+    if pairs is None and "epoch" in compute.duration:
+        return  # counted when the data's index is read
+
+    def samples(text: str, total: int | None) -> int:
+        return duration.to_samples(text, global_batch=compute.global_batch, epoch_samples=pairs, total_samples=total)
+
+    total = samples(compute.duration, None)
+    if total == 0:
+        yield f"compute.duration={compute.duration} is no training; write at least 1 steps"
+        return
+    parts = [compute.warmup, compute.cooldown]
+    if pairs is None and any("epoch" in part for part in parts):
+        return
+    warmup, cooldown = (samples(part, total) for part in parts)
+    if warmup + cooldown > total:
+        what = f"compute.warmup={compute.warmup}" + (f" and compute.cooldown={compute.cooldown}" if cooldown else "")
+        yield (
+            f"{what} take {warmup + cooldown:,} samples and the whole run has {total:,} "
+            f"(compute.duration={compute.duration}); write compute.warmup=5%"
+        )
+    overfit = config.debug.overfit_samples
+    if 0 < overfit < compute.global_batch:
+        yield f"debug.overfit_samples={overfit} must be at least compute.global_batch={compute.global_batch}"
+
+
+def _own_builder(section: str, target: str | None) -> Iterator[str]:
+    """Whether the package of the user's own builder can be found; its code is not run yet."""
+    if target is None:
+        return
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
+        yield f"{section}._target_={target} must be an import path like my_package.my_module.build"
+    elif importlib.util.find_spec(target.split(".")[0]) is None:
+        package = target.split(".")[0]
+        yield f"{section}._target_={target}: there is no package {package}; install it, or put its folder on PYTHONPATH"

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from hydra.core.override_parser.types import Override
 
+from clip_lightning.config.overrides import PLACEHOLDERS
 from clip_lightning.errors import UserError
 
 _ABOUT = {
@@ -76,7 +77,7 @@ def help_page(config_name: str, groups: dict[str, list[str]]) -> str:
     width = max(map(len, groups))
     lines = [about, "", _parser().format_help().strip(), "", "groups and their options (GROUP=OPTION):"]
     for group, options in groups.items():
-        listed = ", ".join(option for option in options if option not in ("by_data", "by_model"))
+        listed = ", ".join(option for option in options if option not in PLACEHOLDERS)
         lines += _wrapped(f"  {group:<{width}}  ", listed)
     lines += ["", "every key, its default and meaning: docs/config.md", "", "examples:"]
     commands = [(f"{command} {words}".rstrip(), meaning) for words, meaning in _EXAMPLES[config_name]]

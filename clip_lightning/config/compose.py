@@ -33,7 +33,6 @@ CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
 # Groups whose option may stand for another one, and the key that names that one.
 _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.loss"}
-_PLACEHOLDERS = ("by_data", "by_model")
 # Set while a run works: processes that it starts compose the same run, and not the sweep it may be part of.
 _RANK_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
 
@@ -293,14 +292,14 @@ def _file_problems(path: Path, package: str, grammar: overrides.Grammar) -> list
 
 
 def _is_open(composed: Composition, group: str) -> bool:
-    return composed.choices.get(group) in _PLACEHOLDERS
+    return composed.choices.get(group) in overrides.PLACEHOLDERS
 
 
 def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[str]:
     groups = grammar.groups()
     return [
         f"{_CHOSEN_BY[group]}={option}: there is no such option of {group}"
-        + overrides.did_you_mean(keys.near(str(option), groups[group]))
+        + keys.did_you_mean(keys.near(str(option), groups[group]))
         for group, option in named.items()
         if option not in groups[group]
     ]

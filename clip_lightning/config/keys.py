@@ -8,7 +8,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
@@ -84,18 +84,22 @@ def near(name: str, candidates: Iterable[str]) -> list[str]:
     """Up to three candidates that a wrong name may have meant, likeliest first."""
     pool = list(candidates)
     last = name.rsplit(".", 1)[-1]
-    found = [key for key in (_SYNONYMS.get(last),) if key in pool]
-    found += [key for key in pool if key.rsplit(".", 1)[-1] == last]
-    found += difflib.get_close_matches(name, pool, n=3, cutoff=0.75)
+    found = [key for key in pool if key == _SYNONYMS.get(last) or key.rsplit(".", 1)[-1] == last]
+    if found:
+        return found[:3]
+    found = difflib.get_close_matches(name, pool, n=3, cutoff=0.75)
     tails: dict[str, list[str]] = {}
     for key in pool:
         tails.setdefault(key.rsplit(".", 1)[-1], []).append(key)
     for tail in difflib.get_close_matches(last, tails, n=3, cutoff=0.75):
         found += tails[tail]
-    if not found:
-        found = [key for key in pool if last and key.rsplit(".", 1)[-1].startswith(last)]
-        found = found or difflib.get_close_matches(name, pool, n=3, cutoff=0.5)
+    found = found or difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
     return list(dict.fromkeys(found))[:3]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The end of a sentence about a wrong name."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _walk(schema: type, prefix: str) -> Iterable[Key]:

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clip_lightning.config import keys
 
+PLACEHOLDERS = ("by_data", "by_model")  # options that stand for another one
+
 
 class Grammar:
     """What a word may say: the keys of a schema, and the options of the groups in some folders."""
@@ -29,7 +31,7 @@ class Grammar:
 
     def groups(self) -> dict[str, list[str]]:
         """Every group and its options."""
-        found: dict[str, set[str]] = {}
+        found: dict[str, set[str]] = {"experiment": set()}
         for folder in self.folders:
             for path in folder.rglob("*.yaml"):
                 if path.parent != folder:
@@ -58,7 +60,9 @@ class Grammar:
             return [f"{origin} sets a whole section; write {group}=NAME for one of its options, or {key}.KEY=VALUE"]
         if not (owner := self.owner(key)):
             names = [*self.keys, *self.sections]
-            return [f"{origin}: there is no key {key}" + did_you_mean([_homed(name) for name in keys.near(key, names)])]
+            return [
+                f"{origin}: there is no key {key}" + keys.did_you_mean([_homed(name) for name in keys.near(key, names)])
+            ]
         try:
             OmegaConf.update(OmegaConf.structured(self.schema), key, value, force_add=self.is_open(key))
         except OmegaConfBaseException:
@@ -89,11 +93,6 @@ def to_hydra(override: Override, grammar: Grammar) -> str:
     return f"++{word}" if grammar.is_open(override.key_or_group) else word
 
 
-def did_you_mean(names: Sequence[str]) -> str:
-    """The end of a sentence about a wrong name."""
-    return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
 def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str, list[str]], sweep: bool) -> list[str]:
     key = override.key_or_group
     if override.is_add() or override.is_force_add():
@@ -107,16 +106,17 @@ def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str,
     if override.is_sweep_override():
         if not sweep:
             return [f"{word} names several values; add -m to run them all, or write {key}=[a,b] for a list"]
-        values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+        texts = override.sweep_string_iterator() if override.is_discrete_sweep() else []
+        values = [OverridesParser.create().parse_override(f"{key}={text}").value() for text in texts]
     else:
         values = [override.value()]
     if key in groups:
         return [problem for value in values for problem in _option_problems(key, value, groups[key])]
     if "/" in key:
-        return [f"{word}: there is no group {key}" + did_you_mean(keys.near(key, groups))]
+        return [f"{word}: there is no group {key}" + keys.did_you_mean(keys.near(key, groups))]
     if key not in grammar.sections and not grammar.owner(key):
         near = keys.near(key, [*groups, *grammar.keys])
-        return [f"{word}: there is no key {key}" + did_you_mean([_homed(name) for name in near])]
+        return [f"{word}: there is no key {key}" + keys.did_you_mean([_homed(name) for name in near])]
     return [
         p for value in values if not _interpolates(value) for p in grammar.key_problems(key, value, f"{key}={value}")
     ]
@@ -125,15 +125,17 @@ def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str,
 def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
     if value in options or (value is None and group in ("experiment", "local")):
         return []
-    near = keys.near(str(value), options)
-    return [f"{group}={value}: there is no such option{did_you_mean(near)} {group} can be {', '.join(options)}"]
+    named = [option for option in options if option not in PLACEHOLDERS]
+    near = keys.did_you_mean(keys.near(str(value), named)) or "."
+    return [f"{group}={value}: there is no such option{near} Options of {group}: {', '.join(named) or 'none'}"]
 
 
 def _unreadable(word: str) -> str:
-    if "=" not in word.lstrip("-"):
-        return f"{word}: a setting is written key=value"
     if word.startswith("-"):
-        return f"{word}: settings have no dashes; write {word.lstrip('-')}"
+        mend = f"settings have no dashes, write {word.lstrip('-')}" if "=" in word else "--help shows the flags"
+        return f"{word}: there is no such flag; {mend}"
+    if "=" not in word:
+        return f"{word}: a setting is written key=value"
     key, value = word.split("=", 1)
     return f"{word}: this value cannot be read; put it in quotes, '{key}=\"{value}\"'"
 
