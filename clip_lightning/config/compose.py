@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -249,6 +249,12 @@ def _hydra() -> Iterator[None]:
 def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) -> Composition:
     try:
         config = hydra.compose(config_name, settings, return_hydra_config=True)
+    except MissingConfigException as error:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        near = keys.did_you_mean(keys.near(option, grammar.groups().get(group, [])))
+        raise UserError(f"a preset names {group}={option}: there is no such option{near}") from error
+    except YAMLError as error:
+        raise UserError(f"a preset is not YAML that can be read: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*_diagnose(config_name, settings, grammar, error)) from error
     choices = dict(config.hydra.runtime.choices)
@@ -276,10 +282,7 @@ def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar,
 
 
 def _file_problems(path: Path, package: str, grammar: overrides.Grammar) -> list[str]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OmegaConfBaseException, YAMLError) as error:
-        return [f"{path}: this file is not YAML that can be read ({first_line(error)})"]
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(content, dict):
         return [f"{path}: this file holds no keys with values"]
     prefix = f"{package}." if package else ""
@@ -307,13 +310,12 @@ def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[s
 
 def _resolve(composed: Composition, problems: list[str]) -> Any:
     """The composed config as typed objects, with what other groups own filled in; adds to `problems`."""
-    tree = composed.config
-    if missing := OmegaConf.missing_keys(tree):
-        raise UserError(*(f"{key} has no value; write {key}=VALUE or add it to the preset" for key in sorted(missing)))
     try:
-        config = OmegaConf.to_object(tree)
+        if missing := sorted(OmegaConf.missing_keys(composed.config)):
+            raise UserError(*(f"{key} has no value; write {key}=VALUE, or add it to the preset" for key in missing))
+        config = OmegaConf.to_object(composed.config)
     except OmegaConfBaseException as error:
-        raise UserError(f"an interpolation cannot be resolved: {first_line(error)}") from error
+        raise UserError(f"{error.full_key}: its ${{...}} cannot be resolved ({first_line(error)})") from error
     if isinstance(config, Config):
         config.experiment = composed.choices.get("experiment")
         if config.eval.tasks is None:

@@ -87,11 +87,11 @@ def near(name: str, candidates: Iterable[str]) -> list[str]:
     found = [key for key in pool if key == _SYNONYMS.get(last) or key.rsplit(".", 1)[-1] == last]
     if found:
         return found[:3]
-    found = difflib.get_close_matches(name, pool, n=3, cutoff=0.75)
+    found = difflib.get_close_matches(name, pool, n=3, cutoff=0.8)
     tails: dict[str, list[str]] = {}
     for key in pool:
         tails.setdefault(key.rsplit(".", 1)[-1], []).append(key)
-    for tail in difflib.get_close_matches(last, tails, n=3, cutoff=0.75):
+    for tail in difflib.get_close_matches(last, tails, n=3, cutoff=0.8):
         found += tails[tail]
     found = found or difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
     return list(dict.fromkeys(found))[:3]

@@ -66,7 +66,10 @@ class Grammar:
         try:
             OmegaConf.update(OmegaConf.structured(self.schema), key, value, force_add=self.is_open(key))
         except OmegaConfBaseException:
-            return [f"{origin}: {key} takes {keys.rule(self.keys[owner].kind)}, and {value!r} is not that"]
+            rule = keys.rule(self.keys[owner].kind)
+            return [
+                f"{origin}: must be {rule}" if origin.startswith(key) else f"{origin}: {key}={value} must be {rule}"
+            ]
         return []
 
 
@@ -117,9 +120,7 @@ def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str,
     if key not in grammar.sections and not grammar.owner(key):
         near = keys.near(key, [*groups, *grammar.keys])
         return [f"{word}: there is no key {key}" + keys.did_you_mean([_homed(name) for name in near])]
-    return [
-        p for value in values if not _interpolates(value) for p in grammar.key_problems(key, value, f"{key}={value}")
-    ]
+    return [p for value in values if not _interpolates(value) for p in grammar.key_problems(key, value, word)]
 
 
 def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
