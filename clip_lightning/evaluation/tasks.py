@@ -51,7 +51,7 @@ class ZeroShotTask:
             problems.append(f"task {self.name} has no class names; a classifier needs at least one.")
         problems += [f"task {self.name}: class {k} has no name." for k, name in enumerate(self.classnames) if not name]
         if not len(self.templates):
-            problems.append(f"task {self.name} has no templates; write at least one, such as 'a photo of a {PLACEHOLDER}'.")
+            problems.append(f"task {self.name} has no templates; write at least one, such as 'a {PLACEHOLDER}'.")
         for template in self.templates:
             if PLACEHOLDER not in template:
                 problems.append(
