@@ -45,14 +45,14 @@ def short_count(count: float, _position: int | None = None) -> str:
     """12800000 -> '12.8M'."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= size:
-            return f"{count / size:.3g}{suffix}"
-    return f"{count:.3g}"
+            return f"{round(count / size, 1):g}{suffix}"
+    return f"{count:g}"
 
 
-def samples_axis(axes: Axes, label: str = "samples seen") -> None:
+def samples_axis(axes: Axes) -> None:
     """The x axis counts samples from 0."""
     axes.set_xlim(left=0)
-    axes.set_xlabel(label)
+    axes.set_xlabel("samples seen")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(short_count))
 

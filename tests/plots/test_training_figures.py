@@ -82,7 +82,9 @@ def test_nothing_to_draw_is_told() -> None:
         zero_shot_curves(nothing)
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (950, "950"), (32_768, "32.8k"), (12.8e6, "12.8M"), (2e9, "2B")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (950, "950"), (32_768, "32.8k"), (999_999, "1000k"), (12.8e6, "12.8M"), (2e9, "2B")]
+)
 def test_samples_are_written_short(count: float, text: str) -> None:
     assert short_count(count) == text
 
