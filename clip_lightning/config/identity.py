@@ -9,6 +9,7 @@ import os
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from clip_lightning.config.keys import Key
 from clip_lightning.config.schema import Config
 
 GROUPS = ("model", "data", "compute", "loss", "optimizer")
@@ -54,6 +55,13 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         for key in keys
         if before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def role(key: Key) -> str:
+    """Whether a key is science or machine."""
+    if key.name in _CHOOSERS or key.machine:
+        return "machine"
+    return "science" if key.name.split(".")[0] in GROUPS or key.name == "debug.overfit_samples" else "machine"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

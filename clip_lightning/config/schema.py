@@ -32,23 +32,24 @@ class TokenizerConfig:
     kind: str = "paper"  # paper (CLIP's BPE), hub (a Hugging Face tokenizer), trained (on the run's own captions)
     path: str | None = None  # paper: another merges file; hub: hub name or local folder; trained: null
     vocab_size: int = 49408  # what the encoder's embedding holds; trained: the size to train
+    clean: str = "none"  # hub: none, or canonical (SigLIP: no punctuation, lower case); paper and trained have their own
 
 
 @dataclass
 class VisionConfig:
     """The image tower: a timm backbone, or the user's own."""
 
-    name: str = MISSING
+    name: str = MISSING  # the tower's name in messages and in the name of a pair
     timm: str | None = None  # timm architecture; null only with _target_
     image_size: int = MISSING  # pixels, square
     mean: list[float] = field(default_factory=lambda: list(OPENAI_MEAN))  # of pixels in 0..1
-    std: list[float] = field(default_factory=lambda: list(OPENAI_STD))
+    std: list[float] = field(default_factory=lambda: list(OPENAI_STD))  # of pixels in 0..1
     pool: str | None = None  # timm's global_pool (token, avg, map, ...); null: the architecture's own
-    projection: str = "linear"  # linear (no bias), none (the tower's own head gives embed_dim)
+    projection: str = "linear"  # linear (no bias), none (the tower itself gives embed_dim, see options.num_classes)
     init: str = "timm"  # openai_vit, openai_resnet, timm
     batch_norm: bool = False  # the tower normalises over the batch (checked before the run, verified after the build)
     patch_dropout: float = 0.0  # share of patches left out in training (FLIP)
-    drop_path: float = 0.0
+    drop_path: float = 0.0  # share of residual branches left out in training (stochastic depth)
     pretrained: bool | str = False  # false, true (timm's weights, needs the hub), or a path
     locked: bool = False  # LiT: weights frozen
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model or of _target_
@@ -59,28 +60,28 @@ class VisionConfig:
 class TextConfig:
     """The text tower: a Hugging Face encoder by name, folder or inline configuration."""
 
-    name: str = MISSING
-    huggingface: str | None = None  # hub name or local folder; null: the inline `config`
-    config: dict[str, Any] = field(default_factory=dict)  # inline Hugging Face configuration, model_type among it
+    name: str = MISSING  # the tower's name in messages and in the name of a pair
+    huggingface: str | None = None  # hub name or local folder, of the configuration or, beside `config`, of the weights
+    config: dict[str, Any] = field(default_factory=dict)  # Hugging Face configuration, whole where it has model_type
     context_length: int = 77  # tokens, start and end token included
     pool: str = "eot"  # eot, cls, mean, last
     mask_padding: bool = False  # padding is masked in attention (bidirectional encoders)
     pad_to_context: bool = False  # every text is padded to context_length (SigLIP); otherwise to the batch's longest
     projection: str = "linear"  # linear, mlp, none
-    projection_bias: bool = False
+    projection_bias: bool = False  # the linear projection has a bias
     init: str = "huggingface"  # openai, huggingface
-    pretrained: bool | str = False
-    locked: bool = False
+    pretrained: bool | str = False  # false, true (needs the hub), or a path
+    locked: bool = False  # weights frozen
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    _target_: str | None = None
+    _target_: str | None = None  # import path of the user's own builder; never taken from a checkpoint
 
 
 @dataclass
 class ModelConfig:
     """Two towers and the width of the space they share."""
 
-    name: str = MISSING
-    embed_dim: int = MISSING
+    name: str = MISSING  # first part of the run's name; picks the recipe of compute
+    embed_dim: int = MISSING  # width of the space that images and texts share
     loss: str = "softmax"  # the loss option taken when `loss=` is not given
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -94,7 +95,7 @@ class AugmentConfig:
     """Random changes of training images, drawn by (seed, epoch, sample id)."""
 
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])  # share of the area (paper: section 2.3)
-    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width over height of the crop
     pad: int = 0  # pixels of reflected border added before the crop (small images)
     flip: float = 0.0  # probability
     color_jitter: list[float] = field(default_factory=list)  # brightness, contrast, saturation, hue; empty: off
@@ -114,8 +115,8 @@ class CacheConfig:
     """Where and how remote shards are kept on this machine."""
 
     folder: str | None = machine()  # where remote shards are kept; null: ~/.cache/clip_lightning
-    max_gib: float = machine(200.0)
-    retries: int = machine(8)
+    max_gib: float = machine(200.0)  # largest size of that folder; the oldest shards leave first
+    retries: int = machine(8)  # attempts at a shard before the run stops
     ahead: int = machine(4)  # shards downloaded before they are needed
 
 
@@ -123,7 +124,7 @@ class CacheConfig:
 class DataConfig:
     """The pairs a run learns from."""
 
-    name: str = MISSING
+    name: str = MISSING  # second part of the run's name
     kind: str = MISSING  # scenes, webdataset, parquet, table, folder, coco, mixture
     path: str | None = machine()  # folder, file or fsspec URL; braces {00000..00099} are expanded
     num_samples: int | None = None  # published number of pairs; null: counted by the index
@@ -131,7 +132,9 @@ class DataConfig:
     model: str = "vit_b32"  # the model option taken when `model=` is not given
     compute: str = "paper"  # the compute option taken when `compute=` is not given
     tasks: list[str] = machine(factory=list)  # zero-shot tasks taken when `eval.tasks` is null
-    image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
+    image_keys: list[str] = field(
+        default_factory=lambda: ["jpg", "jpeg", "png", "webp"]
+    )  # member or column: first found
     caption_keys: list[str] = field(default_factory=lambda: ["txt", "caption"])  # member, column, json key: first found
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -139,7 +142,7 @@ class DataConfig:
     window_shards: int | None = None  # shards mixed in one shuffle window; null: all (local), 32 (remote)
     resampled: bool = False  # draw with replacement
     length_buckets: int = 1  # groups of like caption length inside a window
-    exif_rotation: bool = False
+    exif_rotation: bool = False  # images are turned upright by their EXIF tag
     jpeg_scaling: bool = False  # decode at 1/2, 1/4, 1/8 where the crop allows it (training only; inexact)
     max_pixels: int = 178_956_970  # larger images are refused from their header
     max_bad_share: float = 0.01  # more bad samples than this stop the run
@@ -167,7 +170,7 @@ class Recipe:
 class ComputeConfig:
     """How long, how fast and how exactly a run learns."""
 
-    name: str = MISSING
+    name: str = MISSING  # third part of the run's name
     duration: str = MISSING  # "32 epochs", "400M samples", "1000 steps"
     global_batch: int = MISSING  # pairs per optimizer step over all ranks
     learning_rate: float | None = None  # peak; null: recipes
@@ -175,11 +178,11 @@ class ComputeConfig:
     warmup: str = "0 samples"  # any duration; "5%" is of the run
     schedule: str = "cosine"  # cosine, constant, constant_cooldown
     cooldown: str = "0 samples"  # constant_cooldown only
-    cooldown_power: float = 1.0
-    final_learning_rate: float = 0.0
+    cooldown_power: float = 1.0  # exponent of the cool-down; 1 is linear
+    final_learning_rate: float = 0.0  # where cosine and cool-down end
     gradient_clip: float | None = None  # largest global norm
     precision: str = "bf16"  # fp32, bf16, fp16 (towers; logits are float32 always)
-    seed: int = 0
+    seed: int = 0  # of weights, order of the data and augmentation
     batch_norm_samples: int = 256  # samples that share batch statistics (towers with batch norm)
     deterministic: bool = False  # deterministic GPU kernels
     ema_decay: float | None = None  # per step; null: no average of weights
@@ -189,8 +192,8 @@ class ComputeConfig:
 class OptimizerConfig:
     """AdamW's own numbers; the learning rate is `compute`'s."""
 
-    name: str = "adamw"
-    beta1: float = 0.9
+    name: str = "adamw"  # the option's name
+    beta1: float = 0.9  # decay of the mean of gradients
     beta2: float | None = None  # null: recipes
     eps: float | None = None  # null: recipes
     weight_decay: float | None = None  # null: recipes; not on gains, biases, position embeddings, scale
@@ -204,9 +207,9 @@ class LossConfig:
     logit_scale_init: float = 2.6592600369327779  # ln(1 / 0.07) (paper section 2.5)
     logit_scale_max: float | None = 4.605170185988092  # ln 100 (paper section 2.5); null: not clamped
     logit_bias_init: float | None = None  # null: no bias
-    chunk: int = 1024  # rows of logits held at a time
-    options: dict[str, Any] = field(default_factory=dict)
-    _target_: str | None = None
+    chunk: int = machine(1024)  # rows of logits held at a time
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loss
+    _target_: str | None = None  # import path of the user's own loss; never taken from a checkpoint
 
 
 # --- machine of a run -------------------------------------------------------------------------------------------------
@@ -216,16 +219,16 @@ class LossConfig:
 class SlurmConfig:
     """What a job asks of SLURM."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    array_parallelism: int = 16
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    memory: str | None = None
-    signal_seconds: int = 300
-    requeue: bool = True
+    partition: str | None = None  # sbatch --partition
+    account: str | None = None  # sbatch --account
+    qos: str | None = None  # sbatch --qos
+    constraint: str | None = None  # sbatch --constraint
+    array_parallelism: int = 16  # jobs of a sweep that run at once
+    gpus_per_node: int | None = None  # sbatch --gpus-per-node; null: cluster.devices
+    cpus_per_task: int | None = None  # sbatch --cpus-per-task; null: cluster.workers + 1
+    memory: str | None = None  # sbatch --mem
+    signal_seconds: int = 300  # warning before the time limit
+    requeue: bool = True  # a job that is stopped starts again and resumes
     setup: list[str] = field(default_factory=list)  # shell lines before srun: modules, environment
     extra: list[str] = field(default_factory=list)  # further #SBATCH lines
 
@@ -234,19 +237,19 @@ class SlurmConfig:
 class ClusterConfig:
     """Where a run computes; never what it learns."""
 
-    name: str = MISSING
+    name: str = MISSING  # the option's name
     accelerator: str = "auto"  # auto, cpu, gpu
-    nodes: int = 1
+    nodes: int = 1  # machines
     devices: int = 1  # per node
     strategy: str = "single"  # single, ddp, fsdp, hsdp
     micro_batch: int | None = None  # pairs per forward on a rank; null: the rank's whole share
     workers: int = 2  # loader processes per rank
     threads: int | None = None  # torch threads per rank; null: cores / local ranks
     activation_checkpointing: str = "none"  # none, full, selective
-    compile: bool = False
-    time_limit_minutes: int | None = None
+    compile: bool = False  # torch.compile of the towers' blocks
+    time_limit_minutes: int | None = None  # the run saves and leaves before it
     checkpoint_every: str = "10%"  # duration between checkpoints
-    keep_last: int = 2
+    keep_last: int = 2  # checkpoints kept
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
@@ -254,7 +257,7 @@ class ClusterConfig:
 class EvalConfig:
     """What is measured during and after training."""
 
-    name: str = MISSING
+    name: str = MISSING  # the option's name
     tasks: list[str] | None = None  # registered tasks; null: data.tasks
     folders: list[str] = field(default_factory=list)  # folders in CLIP_benchmark's layout, each a task
     every: str = "20%"  # duration between evaluations during training; "0 samples": only at the end
@@ -267,8 +270,8 @@ class TrackerConfig:
 
     name: str = MISSING  # wandb, none
     mode: str = "auto"  # auto, online, offline
-    project: str = "clip_lightning"
-    entity: str | None = None
+    project: str = "clip_lightning"  # W&B project
+    entity: str | None = None  # W&B team or user
     log_every: str = "1%"  # duration between logged lines
 
 
@@ -276,7 +279,7 @@ class TrackerConfig:
 class DebugConfig:
     """Settings for looking into a run."""
 
-    name: str = "none"
+    name: str = "none"  # the option's name
     overfit_samples: int = 0  # > 0: the run sees only the first so many samples, in every epoch
     profile: bool = False  # torch profiler trace into the run's directory
 

@@ -16,6 +16,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.text.projection": ("linear", "mlp", "none"),
     "model.text.init": ("huggingface", "openai"),
     "model.text.tokenizer.kind": ("paper", "hub", "trained"),
+    "model.text.tokenizer.clean": ("none", "canonical"),
     "data.kind": ("scenes", "webdataset", "parquet", "table", "folder", "coco", "mixture"),
     "compute.schedule": ("cosine", "constant", "constant_cooldown"),
     "compute.precision": ("bf16", "fp32", "fp16"),

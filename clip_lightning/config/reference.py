@@ -1,0 +1,71 @@
+"""The key reference docs/config.md, made from the schema: `python -m clip_lightning.config.reference` writes it."""
+
+import argparse
+from dataclasses import MISSING as NO_DEFAULT
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from clip_lightning.config import identity, keys
+from clip_lightning.config.schema import Config, EvaluateConfig
+
+PAGE = Path(__file__).parents[2] / "docs" / "config.md"
+_HEAD = """# Every key of a run
+
+Generated from `clip_lightning/config/schema.py` by `python -m clip_lightning.config.reference`; edit the schema.
+
+Set a key with `python train.py key=value`, choose an option of a group with `group=option`; `conf/README.md` says how
+options are written. **Science** decides what is learned and enters the hash in the name of the run's directory;
+**machine** never does. A default of *required* is set by every option of the group; *null* is off, or filled from the
+place that the meaning names.
+"""
+
+
+def page() -> str:
+    """The whole reference as Markdown."""
+    parts = [_HEAD]
+    for title, schema, skip in (("train.py", Config, ()), ("evaluate.py", EvaluateConfig, ("eval", "cluster"))):
+        grouped: dict[str, list[keys.Key]] = {}
+        for key in keys.table(schema).values():
+            grouped.setdefault(key.name.split(".")[0] if "." in key.name else "", []).append(key)
+        for group in sorted(grouped, key=lambda name: name != ""):
+            if group in skip:
+                continue
+            heading = f"`conf/{group}/`" if group else f"Of `{title}` itself"
+            parts.append(f"\n## {heading}\n\n| key | type | default | part of | meaning |\n|---|---|---|---|---|\n")
+            parts += [_row(key) for key in grouped[group]]
+    return "".join(parts)
+
+
+def main() -> None:
+    """Writes docs/config.md."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
+
+
+def _row(key: keys.Key) -> str:
+    cells = (f"`{key.name}`", _kind(key.kind), _default(key.default), identity.role(key), key.meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _kind(kind: Any) -> str:
+    return (
+        kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
+    )
+
+
+def _default(value: Any) -> str:
+    if value is NO_DEFAULT or value == MISSING:
+        return "*required*"
+    if value is None:
+        return "*null*"
+    if isinstance(value, float):
+        return f"`{value:.6g}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else ""
+
+
+if __name__ == "__main__":
+    main()
