@@ -78,6 +78,13 @@ class Layout(ABC):
         """Only the captions of a sample, for readers that can do without its image."""
         return self.read(sample_id).captions
 
+    def readable_captions(self, sample_id: int) -> list[str]:
+        """The captions of a sample, none where it is damaged."""
+        try:
+            return self.captions(sample_id)
+        except BadSample:
+            return []
+
     def caption_lengths(self, sample_ids: Ids) -> Ids:
         """Characters of the first caption of each sample, int64 [n]; an index answers without reading samples."""
         return np.array([len(self.captions(sample_id)[0]) for sample_id in sample_ids.tolist()], np.int64)
@@ -122,9 +129,8 @@ def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
     if not isinstance(layout, Layout):
         raise DataError(f"data._target_={config._target_} gives no clip_lightning.data.layout.Layout; subclass it.")
     if not layout.num_samples:
-        raise DataError(
-            f"data.path={path} holds no usable sample{_causes(layout.problems)}. {config.how_to_get}".strip()
-        )
+        found = f" ({causes(layout.problems)})" if layout.problems else ""
+        raise DataError(f"data.path={path} holds no usable sample{found}. {config.how_to_get}".strip())
     return layout
 
 
@@ -152,9 +158,9 @@ def resolve_target(path: str, key: str) -> Callable[..., Any]:
     return target
 
 
-def _causes(problems: Sequence[Problem]) -> str:
+def causes(problems: Sequence[Problem]) -> str:
+    """Problems counted by cause, the most frequent first, as a phrase."""
     counts: dict[str, int] = {}
     for problem in problems:
         counts[problem.cause] = counts.get(problem.cause, 0) + 1
-    found = ", ".join(f"{cause}: {count}" for cause, count in sorted(counts.items(), key=lambda item: -item[1]))
-    return f" ({found})" if found else ""
+    return ", ".join(f"{cause}: {count:,}" for cause, count in sorted(counts.items(), key=lambda item: -item[1]))
