@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clip_lightning.evaluation.inference import normalised, refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
-from clip_lightning.evaluation.ranks import share, sum_over_ranks
+from clip_lightning.evaluation.ranks import share
+from clip_lightning.loss.gather import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class ClassifierBuilder:
         means = normalised(features_PD.unflatten(0, (-1, len(self.templates))).mean(1))
         weights_CD = means.new_zeros(len(self.classnames), means.shape[1])
         weights_CD[classes[:num_counted]] = means[:num_counted]
-        sum_over_ranks(weights_CD)
+        all_reduce_sum(weights_CD)
         broken = int((~weights_CD.isfinite()).any(1).sum())
         refuse_broken(broken, len(self.classnames), f"{self.name}, class prompts")
         return weights_CD

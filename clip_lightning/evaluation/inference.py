@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_lightning.errors import UserError
+from clip_lightning.loss.precision import full_float32
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,8 +45,8 @@ def normalised(features: Tensor) -> Tensor:
 
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
-    """Products [n, m] of unit features [n, D] and [m, D] in float32, whatever autocast says."""
-    with torch.autocast(rows.device.type, enabled=False):
+    """Products [n, m] of unit features [n, D] and [m, D], float32."""
+    with full_float32(rows.device):
         return rows.float() @ columns.float().T
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from clip_lightning.data.datamodule import Batch
+from clip_lightning.data.batches import Batch
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
 from clip_lightning.evaluation.metrics import normal_interval, ranks_of, wilson
@@ -70,24 +70,23 @@ class RetrievalEvaluator:
         return self._records(torch.cat(losses), torch.cat(ranks, 1), group)
 
     def _features(self, model: CLIP, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Unit features [N, D] of all ranks' pairs, float32, in the order of their sample ids; repeats left out."""
-        images, texts, sample_ids = [], [], []
+        """Unit features [N, D] of all ranks' pairs, float32, in the order of their positions; repeats left out."""
+        images, texts, positions = [], [], []
         kept, kept_bytes = [], 0
         for batch in self.batches:
             images.append(normalised(model.encode_image(batch.images.to(device), normalize=False)))
             tokens, lengths = batch.tokens.to(device), batch.lengths.to(device)
             texts.append(normalised(model.encode_text(tokens, lengths, normalize=False)))
-            sample_ids.append(batch.sample_ids.to(device))
+            positions.append(batch.positions.to(device))
             kept_bytes += batch.images.nbytes
             if kept_bytes <= self.cache_bytes:
                 kept.append(batch)
         if len(kept) == len(images):
             self.batches = kept
-        images_ND, texts_ND, ids_N = (gather_rows(torch.cat(parts)) for parts in (images, texts, sample_ids))
-        order = ids_N.argsort(stable=True)
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = ids_N[order][1:] != ids_N[order][:-1]
-        images_ND, texts_ND = images_ND[order[first]], texts_ND[order[first]]
+        images_ND, texts_ND, positions_N = (gather_rows(torch.cat(parts)) for parts in (images, texts, positions))
+        positions_N, order = positions_N.sort(stable=True)
+        order = order[positions_N.diff(prepend=positions_N[:1] - 1) != 0]
+        images_ND, texts_ND = images_ND[order], texts_ND[order]
         broken = int((~(images_ND.isfinite() & texts_ND.isfinite())).any(1).sum())
         refuse_broken(broken, len(images_ND), "data.validation")
         return images_ND, texts_ND

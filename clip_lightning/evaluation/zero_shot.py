@@ -14,8 +14,9 @@ from torch import Tensor
 from clip_lightning.evaluation.classifier import ClassifierBuilder
 from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
 from clip_lightning.evaluation.metrics import ClassCounts
-from clip_lightning.evaluation.ranks import share, sum_over_ranks
+from clip_lightning.evaluation.ranks import share
 from clip_lightning.evaluation.tasks import ZeroShotTask
+from clip_lightning.loss.gather import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer
@@ -67,8 +68,8 @@ class ZeroShotEvaluator:
                 broken += (~logits_BC.isfinite()).any(1).sum()
                 counts.add(logits_BC, labels[start : start + len(images)][counted])
                 start += len(images)
-        refuse_broken(int(sum_over_ranks(broken)), self.task.num_samples, f"{self.task.name}, images")
-        sum_over_ranks(counts.counts)
+        refuse_broken(int(all_reduce_sum(broken)), self.task.num_samples, f"{self.task.name}, images")
+        all_reduce_sum(counts.counts)
         assert counts.num_images == self.task.num_samples
         return [
             Record(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clip_lightning.data.datamodule import Batch
+from clip_lightning.data.batches import Batch
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.tokenizer import TokenBatch
 

@@ -30,7 +30,7 @@ def start(world: int, rendezvous: Path, root: Path) -> list[subprocess.Popen[str
 
 
 def records_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return json.loads(output.splitlines()[-1])["records"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip_train.train import get_clip_metrics
 
-from clip_lightning.data.datamodule import Batch
+from clip_lightning.data.batches import Batch
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 
