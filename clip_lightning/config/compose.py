@@ -86,8 +86,8 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
     settings = [overrides.to_hydra(word, grammar) for word in words]
     if len(grammar.folders) > 1:
         settings.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in grammar.folders[1:])}]")
-    # The towers of a model that is not yet chosen cannot be exchanged: its sub-groups wait for the second round.
-    waiting = [word for word in settings if word.startswith("model/")]
+    # What belongs to a model or recipe that is not yet chosen waits for the second round.
+    waiting = [word for word in settings if word.startswith(("model/", "compute.recipes."))]
     chosen = [word for word in settings if word not in waiting]
     with _hydra():
         composed = _compose(config_name, chosen, grammar)
@@ -133,7 +133,7 @@ def read(path: Path, schema: type = Config) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(text)))
     except OSError as error:
         raise UserError(f"{path}: this config cannot be read ({error.strerror})") from error
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{path}: this config does not fit the schema ({first_line(error)})") from error
 
 
@@ -155,7 +155,8 @@ def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
     elif flags.multirun:
         return _sweep(config_name, words, flags.config_dirs, task)
     elif flags.hydra_arguments:
-        _call_hydra(config_name, [*flags.hydra_arguments, *words], flags.config_dirs, lambda _: 0)
+        settings = [] if "--hydra-help" in flags.hydra_arguments else words
+        _call_hydra(config_name, [*flags.hydra_arguments, *settings], flags.config_dirs, lambda _: 0)
     elif flags.cfg:
         _show(config_name, argv, flags)
     else:
@@ -216,6 +217,8 @@ def _call_hydra(
     sys.argv = [before[0], *arguments, *search]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
     finally:
         sys.argv = before
 

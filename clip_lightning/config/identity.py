@@ -65,10 +65,10 @@ def role(key: Key) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, by dotted keys; lists stay whole."""
+    """Nested dictionaries as one, by dotted keys; lists stay whole, empty dictionaries vanish."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

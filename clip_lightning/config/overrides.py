@@ -48,8 +48,12 @@ class Grammar:
         return ""
 
     def is_open(self, key: str) -> bool:
-        """Whether the name is the user's own, below an open key: Hydra adds such names only with a plus."""
-        return self.owner(key) not in ("", key)
+        """Whether the name is an open key or lies below one: Hydra adds names there only with a plus.
+
+        Recipes are the exception: they are written in presets, and a command line changes those that are there.
+        """
+        owner = self.owner(key)
+        return owner not in ("", "compute.recipes") and self.keys[owner].open
 
     def key_problems(self, key: str, value: Any, origin: str) -> list[str]:
         """What is wrong with setting a dotted key to a value; `origin` begins the sentences."""
@@ -64,7 +68,9 @@ class Grammar:
                 f"{origin}: there is no key {key}" + keys.did_you_mean([_homed(name) for name in keys.near(key, names)])
             ]
         try:
-            OmegaConf.update(OmegaConf.structured(self.schema), key, value, force_add=self.is_open(key))
+            for name in reversed(key.removeprefix(owner).split(".")[1:]):
+                value = {name: value}
+            OmegaConf.update(OmegaConf.structured(self.schema), owner, value, merge=True, force_add=True)
         except OmegaConfBaseException:
             rule = keys.rule(self.keys[owner].kind)
             return [

@@ -32,7 +32,7 @@ class TokenizerConfig:
     kind: str = "paper"  # paper (CLIP's BPE), hub (a Hugging Face tokenizer), trained (on the run's own captions)
     path: str | None = None  # paper: another merges file; hub: hub name or local folder; trained: null
     vocab_size: int = 49408  # what the encoder's embedding holds; trained: the size to train
-    clean: str = "none"  # hub: none, or canonical (SigLIP: no punctuation, lower case); paper and trained have their own
+    clean: str = "none"  # hub: none, canonical (SigLIP: no punctuation, lower case); paper, trained: their own
 
 
 @dataclass
@@ -132,9 +132,7 @@ class DataConfig:
     model: str = "vit_b32"  # the model option taken when `model=` is not given
     compute: str = "paper"  # the compute option taken when `compute=` is not given
     tasks: list[str] = machine(factory=list)  # zero-shot tasks taken when `eval.tasks` is null
-    image_keys: list[str] = field(
-        default_factory=lambda: ["jpg", "jpeg", "png", "webp"]
-    )  # member or column: first found
+    image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])  # as caption_keys
     caption_keys: list[str] = field(default_factory=lambda: ["txt", "caption"])  # member, column, json key: first found
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

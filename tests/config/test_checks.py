@@ -1,0 +1,135 @@
+"""Cross-field checks: each kind of fault is told in one sentence that names key, value, rule and mend."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from clip_lightning.config import checks, compose
+from clip_lightning.config.schema import Config, EvaluateConfig
+
+OPTIONS = Path(__file__).parent / "options"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A config without a fault."""
+    folder = tmp_path_factory.mktemp("shards")
+    words = [f"--config-dir={OPTIONS}", "data=mine", f"data.path={folder}", "loss=other"]
+    config: Config = compose.load("train", words)
+    return config
+
+
+def told(base: Config, **changes: object) -> list[str]:
+    """The problems after keys like compute__seed were changed."""
+    tree = OmegaConf.structured(base)
+    for key, value in changes.items():
+        OmegaConf.update(tree, key.replace("__", "."), value, merge=False, force_add=True)
+    return checks.check(OmegaConf.to_object(tree))  # type: ignore[arg-type]
+
+
+FAULTS: list[tuple[dict[str, object], str]] = [
+    ({"compute__schedule": "cosin"}, "compute.schedule=cosin must be one of cosine, constant, constant_cooldown; did"),
+    ({"cluster__strategy": "dp"}, "cluster.strategy=dp must be one of"),
+    ({"compute__gradient_clip": 0.0}, "compute.gradient_clip=0.0 must be above 0"),
+    ({"optimizer__beta2": 1.0}, "optimizer.beta2=1.0 must be from 0 to below 1"),
+    ({"data__augment__crop_scale": [0.9, 1.1]}, "data.augment.crop_scale=[0.9, 1.1] must be two shares"),
+    ({"data__augment__flip": 2.0}, "data.augment.flip=2.0 must be from 0 to 1"),
+    ({"eval__every": "often"}, 'eval.every: "often" is not a duration'),
+    ({"compute__global_batch": 510, "cluster__devices": 4, "cluster__strategy": "ddp"}, "write 508 or 512"),
+    ({"cluster__micro_batch": 300}, "cluster.micro_batch=300 must divide the 512 pairs of a rank; write 256"),
+    ({"cluster__devices": 2}, "cluster.strategy=single is one process"),
+    ({"compute__precision": "fp16", "cluster__accelerator": "cpu"}, "compute.precision=fp16 needs a GPU"),
+    ({"compute__warmup": "9 epochs"}, "compute.warmup=9 epochs take 900,096 samples and the whole run has 200,192"),
+    (
+        {"compute__schedule": "constant_cooldown", "compute__warmup": "60%", "compute__cooldown": "60%"},
+        "compute.warmup=60% and compute.cooldown=60% take",
+    ),
+    ({"compute__duration": "5%"}, "compute.duration=5% cannot be a share of itself"),
+    ({"compute__duration": "0 steps"}, "compute.duration=0 steps is no training"),
+    ({"compute__schedule": "constant_cooldown"}, "compute.cooldown is 0; write compute.cooldown=20%"),
+    ({"compute__cooldown": "5%"}, "compute.cooldown=5% has no effect with compute.schedule=cosine"),
+    ({"compute__schedule": "constant", "compute__final_learning_rate": 0.1}, "compute.final_learning_rate=0.1 has no"),
+    (
+        {"compute__batch_norm_samples": 128},
+        "compute.batch_norm_samples=128 has no effect: model=mine has no batch norm",
+    ),
+    ({"model__text__context_length": 78}, "model.text.context_length=78 is beyond the 77 positions"),
+    ({"model__text__tokenizer__vocab_size": 9}, "model.text.tokenizer.vocab_size=9 differs from the 49408 rows"),
+    ({"model__vision__image_size": 65}, "multiple of the patch size 16 of vit_tiny_patch16_224; write 64 or 80"),
+    ({"model__vision__image_size": 256}, "model.vision.image_size=256 is beyond the 224 pixels"),
+    ({"model__vision__timm": "resnet50", "model__vision__patch_dropout": 0.5}, "resnet50 has no patches"),
+    ({"model__vision__timm": None}, "neither is set, and exactly one of them builds the tower"),
+    ({"model__vision__locked": True}, "model.vision.locked=true freezes random weights"),
+    ({"model__text__config": {}}, "model.text names no encoder"),
+    ({"model__text__projection": "none", "model__text__projection_bias": True}, "model.text.projection_bias=true has"),
+    ({"model__name": "a/b"}, "model.name=a/b names the run's directory"),
+    ({"loss__name": "softmax"}, "loss.logit_bias_init=-10.0 has no effect: a bias cancels in the softmax"),
+    ({"loss__logit_scale_max": 1.0}, "loss.logit_scale_max=1.0 is below loss.logit_scale_init"),
+    ({"loss___target_": "no_such_package_here.Loss"}, "there is no package no_such_package_here; install it"),
+    ({"loss___target_": "os; system"}, "must be an import path like"),
+    ({"data__kind": "scenes"}, "has no effect with data.kind=scenes; leave it out"),
+    ({"data__mixture": {"cc3m": 1.0}}, "data.mixture={'cc3m': 1.0} has no effect with data.kind=webdataset"),
+    ({"data__kind": "mixture", "data__path": None}, "data.mixture={} must give each data option a weight above 0"),
+    ({"data__options": {"a": 1}}, "data.options has no effect without data._target_"),
+    ({"data__path": None}, "data.path is not set and data=mine needs one; Ask the person who keeps the birds"),
+    ({"data__path": "nowhere"}, "data.path=nowhere does not exist: Ask the person who keeps the birds"),
+    ({"data__path": "nowhere/{0..9}.tar"}, "data.path=nowhere/{0..9}.tar does not exist"),
+    ({"data__validation__path": "nowhere"}, "data.validation.path=nowhere does not exist"),
+    ({"eval__folders": ["nowhere"]}, "eval.folders: nowhere does not exist"),
+    ({"tracker__name": "none", "tracker__mode": "online"}, "tracker.mode=online has no effect with tracker=none"),
+    ({"debug__overfit_samples": 3}, "debug.overfit_samples=3 must be at least compute.global_batch=512"),
+]
+
+
+def test_a_sound_config_has_no_problem(base: Config) -> None:
+    assert told(base) == []
+
+
+@pytest.mark.parametrize(("changes", "sentence"), FAULTS, ids=[sentence[:40] for _, sentence in FAULTS])
+def test_a_fault_is_one_sentence(base: Config, changes: dict[str, object], sentence: str) -> None:
+    problems = told(base, **changes)
+    assert any(sentence in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_faults_are_told_together(base: Config) -> None:
+    assert len(told(base, compute__global_batch=0, compute__schedule="x", data__path="nowhere", cluster__nodes=2)) == 4
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro", "fits"), [(1, None, True), (2, None, True), (4, None, True), (1, 128, False), (2, 128, True)]
+)
+def test_batch_norm_needs_groups_that_the_ranks_can_form(
+    base: Config, ranks: int, micro: int | None, fits: bool
+) -> None:
+    changes = {"cluster__devices": ranks, "cluster__strategy": "ddp", "cluster__micro_batch": micro}
+    problems = told(base, model__vision__timm="resnet50", model__vision__batch_norm=True, **changes)
+    assert (problems == []) == fits, problems
+
+
+def test_what_is_remote_or_behind_braces_is_left_to_the_preflight(base: Config, tmp_path: Path) -> None:
+    (tmp_path / "0.tar").touch()
+    assert told(base, data__path="s3://bucket/{0..9}.tar") == []
+    assert told(base, data__path=f"{tmp_path}/{{0..9}}.tar") == []
+
+
+def test_epochs_of_data_that_is_not_yet_counted_are_allowed(base: Config) -> None:
+    assert told(base, data__num_samples=None, compute__duration="3 epochs") == []
+
+
+def test_roberta_counts_its_positions_behind_its_padding(base: Config) -> None:
+    roberta = {"model_type": "roberta", "vocab_size": 49408, "max_position_embeddings": 514, "pad_token_id": 1}
+    assert told(base, model__text__config=roberta, model__text__context_length=512) == []
+    assert len(told(base, model__text__config=roberta, model__text__context_length=513)) == 1
+
+
+def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
+    (tmp_path / "vit_b32-yfcc-paper-3f9a1c2e").mkdir()
+    (tmp_path / "vit_b32-yfcc-paper-3f9a1c2e/config.yaml").touch()
+    good = compose.load("evaluate", [f"run={tmp_path}/vit_b32-yfcc-paper-3f9a1c2e"])
+    assert isinstance(good, EvaluateConfig)
+    good.run += "x"
+    (problem,) = checks.check(good)
+    assert "is no run's directory" in problem
+    assert "did you mean vit_b32-yfcc-paper-3f9a1c2e?" in problem

@@ -1,0 +1,260 @@
+"""Composition: what wins, what is filled in, and that every mistake is told, all of them at once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clip_lightning.config import compose
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
+
+OPTIONS = Path(__file__).parent / "options"
+MINE = [f"--config-dir={OPTIONS}", "data=mine"]
+# An entry file whose task shows what it was given, and whether torch was loaded before.
+PROBE = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+from clip_lightning.config import compose, identity
+
+def task(config, overrides):
+    print(json.dumps([config.model.name, config.compute.seed, config.loss.name, list(overrides), os.getpid(),
+                      "torch" in sys.modules]))
+    return config.compute.seed
+
+compose.main("train", task)
+"""
+
+
+def load(*words: str) -> Config:
+    return compose.load("train", [*MINE, *words], check=False)
+
+
+def problems(*words: str, folder: Path = OPTIONS) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        compose.load("train", [f"--config-dir={folder}", "data=mine", *words], check=False)
+    return caught.value.problems
+
+
+def call(arguments: list[str], cwd: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    probe = cwd / "probe.py"
+    probe.write_text(PROBE.format(root=str(root)), encoding="utf-8")
+    environment = {**{k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}, **environment}
+    command = [sys.executable, str(probe), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_data_names_model_and_compute_and_the_model_its_loss() -> None:
+    config = load()
+    assert (config.model.name, config.compute.name, config.loss.name) == ("mine", "mine", "mine")
+    assert config.eval.tasks == ["birds"]
+
+
+def test_what_is_given_wins_over_what_is_named() -> None:
+    config = load("loss=other", "compute=cpu_minutes", "eval.tasks=[]")
+    assert (config.compute.name, config.loss.name, config.eval.tasks) == ("cpu_minutes", "other", [])
+
+
+def test_recipes_fill_nulls_by_model_and_are_emptied() -> None:
+    config = load()
+    assert (config.compute.learning_rate, config.optimizer.eps, config.optimizer.beta2) == (3e-4, 1e-8, 0.98)
+    assert config.compute.recipes == {}
+    assert load("compute.learning_rate=1", "optimizer.eps=2").optimizer.eps == 2
+
+
+def test_a_model_without_recipe_must_set_its_keys() -> None:
+    (problem,) = problems("model=normed")
+    assert problem == "compute=mine has no recipe for model=normed (only for mine); set compute.learning_rate"
+    assert load("model=normed", "compute.learning_rate=1e-3").model.vision.batch_norm
+
+
+def test_an_experiment_needs_no_plus_and_the_command_line_wins_over_it() -> None:
+    config: Config = compose.load("train", [f"--config-dir={OPTIONS}", "experiment=study"], check=False)
+    assert (config.experiment, config.data.name, config.loss.name) == ("study", "mine", "other")
+    assert (config.compute.global_batch, config.compute.seed) == (256, 7)
+    config = compose.load("train", [f"--config-dir={OPTIONS}", "experiment=study", "compute.seed=1"], check=False)
+    assert config.compute.seed == 1
+
+
+def test_debug_wins_over_the_experiment() -> None:
+    config = load("experiment=study", "debug=overfit")
+    assert (config.debug.overfit_samples, config.tracker.name) == (256, "none")
+    assert load("debug=one_batch").compute.duration == "1 steps"
+
+
+def test_names_below_open_keys_are_the_users_own() -> None:
+    config = load("model.text.config.hidden_size=64", "compute.recipes.mine.eps=3", "model.vision.options={a: 1}")
+    assert config.model.text.config["hidden_size"] == 64
+    assert config.model.vision.options == {"a": 1}
+    assert config.optimizer.eps == 3
+
+
+def test_all_mistakes_of_a_command_are_told_at_once() -> None:
+    told = problems(
+        "model=minn",
+        "compute.lr=1",
+        "optimizer.beta3=1",
+        "compute.learning_rate=fast",
+        "fresh=maybe",
+        "+compute.x=1",
+        "++compute.seed=1",
+        "~debug",
+        "hydra/launcher=basic",
+        "model.vision=resnet",
+        "model/vison=resnet",
+        "loss=mine,other",
+        "nothing",
+        "--global-batch=3",
+        "experiment=none",
+    )
+    beginnings = [
+        "model=minn: there is no such option; did you mean mine?",
+        "compute.lr=1: there is no key compute.lr; did you mean compute.learning_rate (conf/compute)?",
+        "optimizer.beta3=1: there is no key optimizer.beta3; did you mean optimizer.beta",
+        "compute.learning_rate=fast: must be a number or null",
+        "fresh=maybe: must be true or false",
+        "+compute.x=1: keys cannot be added; write compute.x=1 without the plus",
+        "++compute.seed=1: keys cannot be added; write compute.seed=1 without the plus",
+        "~debug: keys cannot be deleted; write debug=null",
+        "hydra/launcher=basic acts on sweeps only; add -m",
+        "model.vision=resnet sets a whole section; write model/vision=NAME",
+        "model/vison=resnet: there is no group model/vison",
+        "loss=mine,other names several values; add -m",
+        "nothing: a setting is written key=value",
+        "--global-batch=3: there is no such flag; settings have no dashes, write global-batch=3",
+        "experiment=none: there is no such option",
+    ]
+    assert len(told) == len(beginnings)
+    for sentence, beginning in zip(told, beginnings, strict=True):
+        assert sentence.startswith(beginning)
+        assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("compute/mine.yaml", "name: mine\nlr: 3\n", "there is no key compute.lr; did you mean compute.learning_rate"),
+        ("compute/mine.yaml", "name: mine\nglobal_batch: big\n", "compute.global_batch=big must be a whole number"),
+        ("compute/mine.yaml", "name: [mine\n", "a preset is not YAML that can be read"),
+        ("compute/mine.yaml", "name: mine\n", "compute.global_batch has no value"),
+        ("compute/mine.yaml", "name: ${oc.env:NOT_SET}\nduration: 1\nglobal_batch: 1\n", "compute.name: its ${...}"),
+        ("data/mine.yaml", "name: mine\nkind: scenes\nmodel: vit_b33\n", "data.model=vit_b33: there is no such option"),
+    ],
+)
+def test_mistakes_inside_a_users_file_are_told(path: str, text: str, told: str, tmp_path: Path) -> None:
+    for file in OPTIONS.rglob("*.yaml"):
+        target = tmp_path / file.relative_to(OPTIONS)
+        target.parent.mkdir(exist_ok=True, parents=True)
+        target.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / path).write_text(text, encoding="utf-8")
+    sentences = problems(folder=tmp_path)
+    assert any(told in sentence for sentence in sentences), sentences
+
+
+def test_a_preset_that_names_no_option_is_told(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/typo.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /compute: papre\n", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="a preset names compute=papre: there is no such option; did you mean paper"):
+        compose.load("train", [*MINE, f"--config-dir={tmp_path}", "experiment=typo"], check=False)
+
+
+def test_a_frozen_config_comes_back_the_same(tmp_path: Path) -> None:
+    config = load("model.text.config.hidden_size=64", "compute.gradient_clip=1")
+    (tmp_path / "config.yaml").write_text(compose.dump(config), encoding="utf-8")
+    assert compose.read(tmp_path / "config.yaml") == config
+    assert "???" not in compose.dump(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("compute: {lr: 3}", "does not fit the schema"),
+        ("a: [", "does not fit the schema"),
+        ("runs: ${oc.env:HOME}", "a frozen config holds no"),
+    ],
+)
+def test_a_foreign_config_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=told):
+        compose.read(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        compose.read(tmp_path / "absent.yaml")
+
+
+def test_torch_is_not_loaded_before_the_task_and_its_code_is_the_exit_code(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    done = call([*MINE, "compute.seed=3", "loss._target_=json.loads"], tmp_path, root)
+    name, seed, loss, overrides, _, torch_loaded = json.loads(done.stdout)
+    assert (name, seed, loss, torch_loaded) == ("mine", 3, "mine", False)
+    assert overrides == ["data=mine", "compute.seed=3", "loss._target_=json.loads"]
+    assert done.returncode == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.py", "shards"]
+
+
+def test_a_mistake_is_exit_code_2_without_traceback(tmp_path: Path, root: Path) -> None:
+    done = call([*MINE, "compute.lr=3", "data.path=nowhere"], tmp_path, root)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("compute.lr=3: there is no key")
+    assert any(
+        line.startswith("data.path=nowhere does not exist: Ask the person who keeps the birds") for line in lines
+    )
+    assert "Traceback" in call([*MINE, "compute.lr=3"], tmp_path, root, HYDRA_FULL_ERROR="1").stderr
+
+
+def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    words = [*MINE, "-m", "compute.seed=0,4", "loss=other", "model.text.config.hidden_size=64"]
+    done = call(words, tmp_path, root)
+    points = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(model, seed, loss) for model, seed, loss, *_ in points] == [("mine", 0, "other"), ("mine", 4, "other")]
+    assert "model.text.config.hidden_size=64" in points[0][3]
+    assert done.returncode == 4
+    assert not list(tmp_path.glob("multirun")) + list(tmp_path.glob("outputs")) + list(tmp_path.glob("*.log"))
+
+
+def test_a_sweep_with_a_mistake_starts_nothing(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    done = call([*MINE, "-m", "loss=other", "compute.global_batch=512,0"], tmp_path, root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "compute.global_batch=0 must be above 0" in done.stderr
+
+
+def test_a_rank_of_a_sweeps_run_composes_that_run(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    point = json.dumps([*MINE, "compute.seed=4", "loss=other"])
+    done = call([*MINE, "-m", "compute.seed=0,4", "loss=other"], tmp_path, root, CLIP_LIGHTNING_OVERRIDES=point)
+    assert [json.loads(line)[1] for line in done.stdout.splitlines()] == [4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], "groups and their options"),
+        (["--version"], "clip_lightning "),
+        (["--cfg", "job"], "duration: 2 epochs"),
+        (["--cfg", "job", "--package", "model.text"], "context_length: 77"),
+        (["--cfg", "hydra"], "job_logging"),
+        (["--info", "defaults"], "Defaults List"),
+        (["--hydra-help"], "Hydra"),
+    ],
+)
+def test_flags_answer_without_running(arguments: list[str], expected: str, tmp_path: Path, root: Path) -> None:
+    done = call([*MINE, *arguments], tmp_path, root)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert "???" not in done.stdout or "hydra" in " ".join(arguments)
+
+
+def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
+    command = [sys.executable, "train.py", "tracker=wandbb", "evall=none"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean wandb?" in done.stderr
+    assert "did you mean eval" in done.stderr
