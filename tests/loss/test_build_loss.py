@@ -1,0 +1,44 @@
+"""A loss is chosen by its name or by the user's import path, and what does not fit is said in one sentence."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clip_lightning.config.schema import LossConfig
+from clip_lightning.errors import UserError
+from clip_lightning.loss import LOSSES, LossOutput, build_loss
+
+
+class OwnLoss(nn.Module):
+    """A user's own: mean squared distance of the pairs."""
+
+    def __init__(self, chunk: int, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None) -> LossOutput:
+        return LossOutput(self.weight * (image - text).pow(2).sum(1).mean(), torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_registered_loss_is_built_by_name(name: str) -> None:
+    assert type(build_loss(LossConfig(name=name, chunk=7))) is LOSSES[name]
+
+
+def test_a_users_own_loss_is_built_by_its_import_path() -> None:
+    loss = build_loss(LossConfig(name="mine", _target_=f"{__name__}.OwnLoss", options={"weight": 2.0}))
+    assert loss(torch.ones(3, 2), torch.zeros(3, 2), torch.ones(1), None).loss.item() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (LossConfig(name="softmx"), "softmax"),
+        (LossConfig(name="softmax", logit_bias_init=-10.0), "logit_bias_init"),
+        (LossConfig(name="softmax", options={"temperature": 2}), "temperature"),
+        (LossConfig(name="mine", _target_="nowhere.at.all"), "cannot be imported"),
+    ],
+)
+def test_what_does_not_fit_is_said(config: LossConfig, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_loss(config)

@@ -1,0 +1,147 @@
+"""Every registered loss is one mathematical object: on 1, 2 and 4 ranks, in one piece or in many, and as its peer's."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+from clip_lightning.loss import LOSSES, LossOutput
+from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch
+
+PEERS: dict[str, Callable[..., Tensor]] = {"softmax": ClipLoss(), "sigmoid": SigLipLoss()}
+Results = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module", params=(1, 2, 4))
+def ranks(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("ranks")
+    program = Path(__file__).with_name("loss_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, str(program), str(request.param), str(folder)]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    results: Results = torch.load(folder / "results.pt", weights_only=True)
+    return results
+
+
+def peer_results(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the peer's one-process loss gives for the same features in float64."""
+    leaves = {key: value.double().requires_grad_() for key, value in global_batch(dtype).items()}
+    bias = {} if name == "softmax" else {"logit_bias": leaves["bias"]}
+    loss = PEERS[name](leaves["image"], leaves["text"], leaves["scale"], **bias)
+    loss.backward()
+    best = (leaves["image"] @ leaves["text"].T).argmax(1) == torch.arange(NUM_PAIRS)
+    found = {"loss": loss.detach(), "accuracy": best.double().mean()}
+    return found | {key: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for key, leaf in leaves.items()}
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative to the norm of what is expected."""
+    return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_loss_and_every_gradient_equal_the_peers_one_process_loss(ranks: Results, name: str, chunk: int) -> None:
+    found, expected = ranks[f"{name}-{chunk}-float32"], peer_results(name, torch.float32)
+    distances = {key: distance(found[key], expected[key]) for key in expected}
+    assert max(distances.values()) < 1e-6, distances
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_bf16_features_lose_nothing_inside_the_loss(ranks: Results, name: str, chunk: int) -> None:
+    found, expected = ranks[f"{name}-{chunk}-bfloat16"], peer_results(name, torch.bfloat16)
+    assert found["loss"].dtype == torch.float32
+    assert found["image"].dtype == torch.bfloat16
+    assert distance(found["loss"], expected["loss"]) < 1e-6
+    assert distance(found["image"], expected["image"]) < 4e-3  # the gradient itself is rounded to bf16
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_registered_loss_is_the_same_on_any_number_of_ranks_in_any_pieces(ranks: Results, name: str) -> None:
+    whole = ranks[f"{name}-{CHUNKS[0]}-float32"]
+    leaves = {key: value.double().requires_grad_() for key, value in global_batch(torch.float32).items()}
+    alone: LossOutput = LOSSES[name](chunk=NUM_PAIRS)(*leaves.values())
+    alone.loss.backward()
+    assert distance(whole["loss"], alone.loss.detach()) < 1e-6
+    for key in ("image", "text", "scale"):
+        gradient = leaves[key].grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        for chunk in CHUNKS:
+            assert distance(ranks[f"{name}-{chunk}-float32"][key], gradient) < 1e-6
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 8])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_gradients_are_right_in_float64(name: str, chunk: int) -> None:
+    batch = {
+        key: value[:7] if key in ("image", "text") else value for key, value in global_batch(torch.float64).items()
+    }
+    leaves = [value.requires_grad_() for value in batch.values()]
+    loss = LOSSES[name](chunk=chunk)
+    assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs).loss, leaves)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("setting", ["tf32", "bf16"])
+def test_neither_autocast_nor_reduced_products_reach_the_logits(name: str, setting: str) -> None:
+    def run() -> list[Tensor]:
+        leaves = [value.requires_grad_() for value in global_batch(torch.float32).values()]
+        output = LOSSES[name](chunk=8)(*leaves)
+        output.loss.backward()
+        return [output.loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    plain = run()
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if backend is backends[0] else setting
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            reduced = run()
+        assert torch.backends.mkldnn.matmul.fp32_precision == setting, "the caller's own setting is left as it was"
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+    for one, other in zip(plain, reduced, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_without_gradients_the_value_is_the_same(name: str) -> None:
+    batch = global_batch(torch.float32)
+    loss = LOSSES[name](chunk=8)
+    with torch.inference_mode():
+        value = loss(*batch.values())
+    graph = loss(*(tensor.requires_grad_() for tensor in batch.values()))
+    assert torch.equal(value.loss, graph.loss)
+    assert torch.equal(value.accuracy, graph.accuracy)
+
+
+@pytest.mark.parametrize("logit", [-60.0, 60.0])
+def test_sigmoid_holds_at_extreme_logits(logit: float) -> None:
+    image = text = torch.nn.functional.normalize(torch.ones(4, 8), dim=1)
+    value = LOSSES["sigmoid"](chunk=3)(image, text, torch.tensor([0.0]), torch.tensor([logit])).loss
+    assert value.item() == pytest.approx(3 * max(logit, 0) + max(-logit, 0), rel=1e-6)
+
+
+def test_softmax_of_features_that_say_nothing_is_the_chance_level() -> None:
+    image = text = torch.nn.functional.normalize(torch.ones(NUM_PAIRS, 8), dim=1)
+    output = LOSSES["softmax"](chunk=5)(image, text, torch.tensor([100.0]))
+    assert output.loss.item() == pytest.approx(math.log(NUM_PAIRS), rel=1e-6)
+    assert output.accuracy.item() == pytest.approx(1 / NUM_PAIRS)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_feature_that_is_no_number_is_seen_in_the_loss(name: str) -> None:
+    batch = global_batch(torch.float32)
+    batch["text"][5, 0] = torch.nan
+    assert not torch.isfinite(LOSSES[name](chunk=8)(*batch.values()).loss)
