@@ -6,7 +6,6 @@ antialiased bicubic on uint8, within one level of Pillow's. The transform for ev
 to `size`, the centre cut out.
 """
 
-import io
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_lightning.data.headers import HEAD_BYTES, jpeg_size, open_with_pillow
 from clip_lightning.data.layout import BadSample, Pixels
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _ORIENTATION = 0x0112  # EXIF tag
 _LONGEST = 8  # sides of an evaluated image: a longer one loses its ends before the resize, never what is cut out
-_HEADER = 1 << 16  # bytes of a JPEG that hold its header, nearly always
 
 
 class Opened(NamedTuple):
@@ -42,20 +40,15 @@ def open_image(content: bytes | Pixels, *, max_pixels: int = MAX_PIXELS, exif_ro
     if isinstance(content, np.ndarray):
         return Opened(content, content.shape[1], content.shape[0])
     picture = None
-    try:
-        if not content.startswith(b"\xff\xd8"):
-            raise ValueError("no JPEG")
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content[:_HEADER])
-        if colors not in ("YCbCr", "Gray", "RGB"):
-            raise ValueError("CMYK is converted by Pillow")
-    except ValueError:
-        picture = _open_with_pillow(content)
-        width, height = picture.size
+    if (size := jpeg_size(content[:HEAD_BYTES])) is None:
+        picture = open_with_pillow(content)
+        size = picture.size
+    width, height = size
     if width * height > max_pixels:
         raise BadSample("image too large", f"{width} x {height} pixels")
     orientation = 1
     if exif_rotation and (picture is not None or b"Exif" in content[:4096]):
-        orientation = _orientation(picture or _open_with_pillow(content))
+        orientation = _orientation(picture or open_with_pillow(content))
         if orientation >= 5:
             width, height = height, width
     return Opened(content, width, height, orientation, picture)
@@ -81,7 +74,7 @@ def pixels_of(opened: Opened, shrink: int = 1) -> Pixels:
         except ValueError:  # Pillow forgives more than libjpeg's strict mode; what it refuses is damaged
             pixels = None
     if pixels is None:
-        pixels = _decode_with_pillow(opened.picture or _open_with_pillow(content))
+        pixels = _decode_with_pillow(opened.picture or open_with_pillow(content))
     return _rotated(pixels, opened.orientation)
 
 
@@ -128,16 +121,6 @@ def _without_ends(pixels: Pixels) -> Pixels:
     return pixels[top : top + longest, left : left + longest]
 
 
-def _open_with_pillow(content: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadSample("image too large", str(error)) from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged header makes them stumble on
-        cause = "damaged image" if content.startswith(b"\xff\xd8") else "not an image"
-        raise BadSample(cause, f"{type(error).__name__}: {error}") from error
-
-
 def _decode_with_pillow(picture: Image.Image) -> Pixels:
     try:
         if picture.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion clips at 255
@@ -146,7 +129,7 @@ def _decode_with_pillow(picture: Image.Image) -> Pixels:
         if picture.mode == "P" and "transparency" in picture.info:
             picture = picture.convert("RGBA")
         return np.array(picture.convert("RGB"))
-    except Exception as error:  # as above, for damaged data
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble on
         cause = "truncated image" if "truncated" in str(error).lower() else "damaged image"
         raise BadSample(cause, f"{type(error).__name__}: {error}") from error
 

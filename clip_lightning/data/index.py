@@ -1,0 +1,290 @@
+"""The index of tar shards: one sidecar each (`00000.tar.idx`), written once, memory-mapped ever after.
+
+A sidecar holds what a shard looked like (size, time of change, digest), what was left out of it and why, and 40 bytes
+per sample. It stands beside its shard, or in an index folder where the data is read-only; it is written again when the
+shard has changed. `python -m clip_lightning.data.index PATH...` indexes ahead of a run; training does it when missing.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.layout import Problem, causes, digest
+from clip_lightning.data.sources import Source, cache_folder, list_sources
+from clip_lightning.data.tar_index import RECORD, ShardIndex, index_tar
+from clip_lightning.errors import DataError, UserError
+
+_MAGIC = b"CLIPIDX1"
+_ALIGN = 64
+_SHOWN = 20  # problems that are printed
+_SMALL = 1 << 28  # bytes that one process indexes before others would have started
+
+
+class Sidecar(NamedTuple):
+    """What is kept in memory of a shard's index.
+
+    Attributes:
+        path: its file.
+        num_samples: records in it, RECORD each, from byte `start` on.
+        digest: of the shard's headers and captions.
+        problems: name and cause of what is left out.
+    """
+
+    path: Path
+    num_samples: int
+    start: int
+    digest: str
+    problems: list[tuple[str, str]]
+
+    def records(self) -> npt.NDArray[np.void]:
+        """RECORD [num_samples], memory-mapped."""
+        if not self.num_samples:
+            return np.empty(0, RECORD)
+        return np.memmap(self.path, RECORD, "r", self.start, (self.num_samples,))
+
+
+class Keys(NamedTuple):
+    """Which members are images and captions: a sidecar is good for one choice."""
+
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Keys":
+        """The keys of a data config."""
+        return cls(tuple(config.image_keys), tuple(config.caption_keys))
+
+    def suffix(self) -> str:
+        """What is added to a shard's name: other keys than the default have sidecars of their own."""
+        is_default = self == Keys.of(DataConfig())
+        return ".idx" if is_default else f".{digest(*self.images, '', *self.captions)[:6]}.idx"
+
+
+def sidecar_of(source: Source, keys: Keys, index_folder: str | None) -> Sidecar | None:
+    """The shard's sidecar, if there is one that tells of the shard as it is."""
+    for path in sidecar_paths(source, keys, index_folder):
+        if (sidecar := _read(path, source)) is not None:
+            return sidecar
+    return None
+
+
+def sidecar_paths(source: Source, keys: Keys, index_folder: str | None) -> list[Path]:
+    """Where the shard's sidecar may stand, the first choice first."""
+    name = source.name + keys.suffix()
+    elsewhere = cache_folder(index_folder) / "index" / f"{digest(source.url)[:8]}-{name}"
+    if index_folder is not None or source.is_remote:
+        return [elsewhere]
+    beside = Path(source.url).with_name(name)
+    # Nobody's permission to write means read-only, also to root, whom the system would not stop.
+    is_open = beside.parent.stat().st_mode & 0o222
+    return [beside, elsewhere] if is_open or beside.exists() else [elsewhere]
+
+
+def index_sources(
+    sources: Sequence[Source],
+    keys: Keys,
+    *,
+    index_folder: str | None = None,
+    workers: int | None = None,
+    local: Callable[[Source], Path] = lambda source: Path(source.url),
+    force: bool = False,
+) -> list[Sidecar]:
+    """The sidecars of all shards, made where they are missing or out of date.
+
+    Args:
+        index_folder: where to write them; None is beside each shard, or the cache where that cannot be written.
+        workers: processes; None is one per core.
+        local: brings a remote shard to this machine.
+        force: makes all of them anew.
+    Raises: DataError where a shard cannot be read.
+    """
+    found = [None if force else sidecar_of(source, keys, index_folder) for source in sources]
+    if any(sidecar is None for sidecar in found):
+        # Other ranks on this machine wait here, and then find the work done.
+        with _locked(cache_folder(index_folder) / "index" / f"{digest(*(s.url for s in sources))}.lock"):
+            missing = [s for s, sidecar in zip(sources, found, strict=True) if sidecar is None]
+            if not force:
+                missing = [source for source in missing if sidecar_of(source, keys, index_folder) is None]
+            _make(missing, keys, index_folder, workers, local)
+        found = [sidecar or sidecar_of(s, keys, index_folder) for s, sidecar in zip(sources, found, strict=True)]
+    for source, sidecar in zip(sources, found, strict=True):
+        if sidecar is None:
+            raise DataError(f"{source.url} changed while it was indexed; wait until it is complete and start again.")
+    return [sidecar for sidecar in found if sidecar is not None]
+
+
+def problems_of(sources: Sequence[Source], sidecars: Sequence[Sidecar]) -> list[Problem]:
+    """What all sidecars left out."""
+    return [
+        Problem(source.url, name, cause)
+        for source, sidecar in zip(sources, sidecars, strict=True)
+        for name, cause in sidecar.problems
+    ]
+
+
+def _make(
+    sources: Sequence[Source],
+    keys: Keys,
+    index_folder: str | None,
+    workers: int | None,
+    local: Callable[[Source], Path],
+) -> None:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(sources))
+    remote = any(source.is_remote for source in sources)
+    with _progress(len(sources)) as advance:
+        if remote or workers <= 1 or sum(source.size for source in sources) < _SMALL:
+            for source in sources:
+                _make_one(source, local(source), keys, index_folder)
+                advance()
+            return
+        # Spawned, not forked: the run's process may hold threads by now. Nothing that they import is slow.
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            jobs = [pool.submit(_make_one, source, Path(source.url), keys, index_folder) for source in sources]
+            for job in as_completed(jobs):
+                job.result()
+                advance()
+
+
+def _make_one(source: Source, path: Path, keys: Keys, index_folder: str | None) -> None:
+    try:
+        index = index_tar(path, keys.images, keys.captions)
+    except OSError as error:
+        raise DataError(f"{source.url} cannot be read ({error.strerror}).") from error
+    candidates = sidecar_paths(source, keys, index_folder)
+    for candidate in candidates:
+        try:
+            candidate.parent.mkdir(parents=True, exist_ok=True)
+            _write(candidate, source, index)
+            return
+        except OSError as error:
+            if candidate == candidates[-1]:
+                raise DataError(
+                    f"{candidate} cannot be written ({error.strerror}); set data.index_folder to a folder that can."
+                ) from error
+
+
+def _write(path: Path, source: Source, index: ShardIndex) -> None:
+    """Writes a sidecar, complete or not at all."""
+    head = json.dumps(
+        {
+            "size": source.size,
+            "version": source.version,
+            "digest": index.digest,
+            "num_samples": len(index.records),
+            "problems": index.problems,
+        }
+    ).encode()
+    head += b" " * (-(len(_MAGIC) + 8 + len(head)) % _ALIGN)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(_MAGIC + len(head).to_bytes(8, "little") + head)
+            file.write(index.records.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, source: Source) -> Sidecar | None:
+    """A sidecar, or None where it is missing, damaged, or of another state of the shard."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+            length = int.from_bytes(start[8:16], "little")
+            if start[:8] != _MAGIC or length > os.fstat(file.fileno()).st_size:
+                return None
+            head = json.loads((start[16:] + file.read(max(0, length - len(start) + 16)))[:length])
+            complete = os.fstat(file.fileno()).st_size == 16 + length + head["num_samples"] * RECORD.itemsize
+    except (OSError, ValueError):
+        return None
+    # A copy of remote data may bring the sidecars of where it came from: they know no version of this store.
+    same = head["size"] == source.size and (head["version"] == source.version or not source.version)
+    if not complete or not same:
+        return None
+    problems = [(name, cause) for name, cause in head["problems"]]
+    return Sidecar(path, head["num_samples"], 16 + length, head["digest"], problems)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, elsewhere a line for each tenth; silent for a handful of shards."""
+    if total < 8:
+        yield lambda: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("indexing shards", total=total)
+            yield lambda: bar.advance(task)
+    else:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if done * 10 // total != (done - 1) * 10 // total:
+                print(f"indexed {done:,} of {total:,} shards", file=sys.stderr, flush=True)
+
+        yield advance
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    default = DataConfig()
+    parser = argparse.ArgumentParser(prog="python -m clip_lightning.data.index", description="Index tar shards.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="folder, tar, or pattern like {00000..00099}.tar")
+    parser.add_argument("--index-folder", help="where sidecars go, instead of beside the shards")
+    parser.add_argument("--image-keys", nargs="+", default=default.image_keys, help="extensions of images")
+    parser.add_argument(
+        "--caption-keys", nargs="+", default=default.caption_keys, help="members or JSON keys of captions"
+    )
+    parser.add_argument("--workers", type=int, help="processes; one per core if left out")
+    parser.add_argument("--force", action="store_true", help="make sidecars anew that are up to date")
+    arguments = parser.parse_args(argv)
+    try:
+        sources = [source for path in arguments.paths for source in list_sources(path, ".tar", "PATH")]
+        sidecars = index_sources(
+            sources,
+            Keys(tuple(arguments.image_keys), tuple(arguments.caption_keys)),
+            index_folder=arguments.index_folder,
+            workers=arguments.workers,
+            force=arguments.force,
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    problems = problems_of(sources, sidecars)
+    num_samples, left_out = sum(sidecar.num_samples for sidecar in sidecars), causes(problems) or "none"
+    print(f"{num_samples:,} samples in {len(sidecars):,} shards; left out: {left_out}")
+    for problem in problems[:_SHOWN]:
+        print(f"  {problem.shard}: {problem.name or 'the shard'}: {problem.cause}")
+    if len(problems) > _SHOWN:
+        print(f"  and {len(problems) - _SHOWN:,} more")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

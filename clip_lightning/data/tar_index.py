@@ -1,0 +1,299 @@
+"""Where the samples of a tar stand: a walk over its raw headers that unpacks nothing and trusts nothing.
+
+Reads USTAR, PAX and GNU long names. Links, devices and sparse members are refused, sizes are checked against the file,
+and whatever keeps a pair from being trained on is listed by cause. A key is a member's name up to the first dot after
+the last slash, as webdataset has it; members of one key may stand anywhere in the shard.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import adler32
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_lightning.data.headers import HEAD_BYTES, jpeg_size, open_with_pillow
+from clip_lightning.data.layout import BadSample
+
+# One sample: where its image and its caption stand, the image's size, the caption's length in characters, and which of
+# the caption keys it was found under, as a member of its own or inside the JSON.
+RECORD = np.dtype(
+    [
+        ("image_offset", "<u8"),
+        ("caption_offset", "<u8"),
+        ("image_size", "<u4"),
+        ("caption_size", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("caption_length", "<u4"),
+        ("caption_key", "u1"),
+        ("caption_in_json", "u1"),
+        ("unused", "<u2"),
+    ]
+)
+_BLOCK = 512
+_ADLER_MODULUS = 65521
+_CHUNK = 1 << 16
+_QUICK_HEAD = 1 << 12  # bytes of a JPEG that hold its header when it has no profile or thumbnail
+_ZEROS = bytes(_BLOCK)
+_REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device", b"S": "sparse member"}
+_LARGEST_HEADER = 1 << 20  # bytes of a PAX header or long name; more is damage
+_LARGEST = 1 << 32  # bytes of a member that a record can hold
+
+
+class ShardIndex(NamedTuple):
+    """The samples of one tar.
+
+    Attributes:
+        records: RECORD [samples], in the order of the images.
+        problems: name and cause of everything left out.
+        digest: of all headers and captions.
+    """
+
+    records: npt.NDArray[np.void]
+    problems: list[tuple[str, str]]
+    digest: str
+
+
+class _DamagedError(Exception):
+    """The tar cannot be read further; the argument is the cause."""
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+class _Sample:
+    """What was found under one key."""
+
+    __slots__ = ("captions", "image", "json")
+
+    def __init__(self) -> None:
+        self.image: _Member | None = None
+        self.json: _Member | None = None
+        self.captions: dict[int, _Member] = {}
+
+
+class _File:
+    """A file read at offsets, a chunk at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self.descriptor).st_size
+        self._start, self._chunk = 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer only where the file ends."""
+        begin = offset - self._start
+        if begin < 0 or begin + size > len(self._chunk):
+            self._chunk = os.pread(self.descriptor, max(size, _CHUNK), offset)
+            self._start, begin = offset, 0
+        return self._chunk[begin : begin + size]
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]) -> ShardIndex:
+    """Walks a tar.
+
+    Args:
+        image_keys: extensions of images, the first found is taken.
+        caption_keys: extensions of caption members or keys of the `.json` member, the first that is not empty is taken.
+    Raises: OSError where the file cannot be read.
+    """
+    file = _File(path)
+    try:
+        return _Walk(file, image_keys, caption_keys).index()
+    finally:
+        file.close()
+
+
+class _Walk:
+    def __init__(self, file: _File, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
+        self.file, self.image_keys, self.caption_keys = file, list(image_keys), list(caption_keys)
+        self.samples: dict[str, _Sample] = {}
+        self.problems: list[tuple[str, str]] = []
+        self.digest = hashlib.sha256()
+
+    def index(self) -> ShardIndex:
+        rows = []
+        try:
+            for member in self._members():
+                self._sort(member)
+        except _DamagedError as damage:
+            self.problems.append(("", str(damage)))
+        for key, sample in self.samples.items():
+            try:
+                rows.append(self._record(sample))
+            except BadSample as bad:
+                self.problems.append((key, bad.cause))
+        records = np.array(rows, RECORD)
+        records = records[np.argsort(records["image_offset"], kind="stable")]
+        return ShardIndex(records, self.problems, self.digest.hexdigest()[:16])
+
+    def _members(self) -> Iterator[_Member]:
+        """The regular members. Raises _DamagedError where the tar cannot be read to its end."""
+        file, offset, long_name, pax = self.file, 0, "", {}
+        if not file.size:
+            raise _DamagedError("empty shard")
+        if file.read(0, 2) == b"\x1f\x8b" or file.read(0, 4) in (b"\x28\xb5\x2f\xfd", b"BZh9"):
+            raise _DamagedError("compressed shard (unpack it to .tar)")
+        while True:
+            header = file.read(offset, _BLOCK)
+            if header == _ZEROS:
+                return
+            if len(header) < _BLOCK:
+                raise _DamagedError("truncated shard")
+            name, size, kind = _parse(header, offset)
+            self.digest.update(header)
+            if kind in (b"x", b"g", b"L", b"K"):
+                if size > min(_LARGEST_HEADER, file.size - offset):
+                    raise _DamagedError("truncated shard")
+                content = file.read(offset + _BLOCK, size)
+                if kind == b"x":
+                    pax = _parse_pax(content)
+                elif kind == b"L":
+                    long_name = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
+            else:
+                if pax or long_name:
+                    size, name = int(pax.get("size", size)), pax.get("path", "") or long_name or name
+                if offset + _BLOCK + size > file.size:
+                    raise _DamagedError("truncated shard")
+                if kind in _REFUSED or (pax and any(key.startswith("GNU.sparse") for key in pax)):
+                    self.problems.append((name, _REFUSED.get(kind, "sparse member")))
+                elif kind in (b"0", b"\0", b"7"):
+                    yield _Member(name, offset + _BLOCK, size)
+                long_name, pax = "", {}
+            offset += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+
+    def _sort(self, member: _Member) -> None:
+        """Puts a member to its key; a second one of the same kind is a problem, and the first one stands."""
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        extension = extension.lower()
+        is_image = extension in self.image_keys
+        if not is_image and extension not in self.caption_keys and extension != "json":
+            return
+        key = folder + slash + stem
+        if (sample := self.samples.get(key)) is None:
+            sample = self.samples[key] = _Sample()
+        if is_image:
+            # A second image under another extension is no damage: webdatasets carry previews.
+            if sample.image is None or not sample.image.name.lower().endswith(f".{extension}"):
+                sample.image = sample.image or member
+                return
+        elif extension == "json":
+            if sample.json is None:
+                sample.json = member
+                return
+        elif (number := self.caption_keys.index(extension)) not in sample.captions:
+            sample.captions[number] = member
+            return
+        self.problems.append((member.name, "duplicate key"))
+
+    def _record(self, sample: _Sample) -> tuple[int, ...]:
+        image = sample.image
+        if image is None:
+            raise BadSample("missing image")
+        if not image.size:
+            raise BadSample("empty image")
+        if image.size >= _LARGEST:
+            raise BadSample("image too large")
+        place, number, length, in_json = self._caption(sample)
+        width, height = self._size(image)
+        return (image.offset, place.offset, image.size, place.size, width, height, length, number, in_json, 0)
+
+    def _caption(self, sample: _Sample) -> tuple[_Member, int, int, int]:
+        """Where the caption stands, which key it has, its length in characters, and whether it is inside the JSON."""
+        document = None
+        found = False
+        for number, key in enumerate(self.caption_keys):
+            if (member := sample.captions.get(number)) is not None:
+                found = True
+                content = self.file.read(member.offset, member.size)
+                self.digest.update(content)
+                if text := decoded(content):
+                    return member, number, len(text), 0
+            if sample.json is not None:
+                if document is None:
+                    document = parsed(self.file.read(sample.json.offset, sample.json.size))
+                found = found or key in document
+                if texts := texts_of(document.get(key)):
+                    self.digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
+                    return sample.json, number, len(texts[0]), 1
+        raise BadSample("empty caption" if found else "missing caption")
+
+    def _size(self, image: _Member) -> tuple[int, int]:
+        for head in (_QUICK_HEAD, HEAD_BYTES):
+            if (size := jpeg_size(self.file.read(image.offset, min(head, image.size)))) is not None:
+                return size
+        width, height = open_with_pillow(self.file.read(image.offset, image.size)).size
+        return width, height
+
+
+def decoded(content: bytes) -> str:
+    """A caption's text without surrounding space. Raises BadSample where it is not UTF-8."""
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("caption is not UTF-8", str(error)) from error
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """The JSON of a sample. Raises BadSample where it is none, or no object."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("damaged json", str(error)) from error
+    if not isinstance(document, dict):
+        raise BadSample("damaged json", "no object")
+    return document
+
+
+def texts_of(value: object) -> list[str]:
+    """The captions in a JSON value: a text, or a list of texts; empty ones are left out."""
+    values = value if isinstance(value, list) else [value]
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+
+
+def _parse(header: bytes, offset: int) -> tuple[str, int, bytes]:
+    """Name, size and kind of a header block. Raises _DamagedError where its checksum is wrong."""
+    try:
+        # Adler-32's lower half is 1 + the sum of the bytes, modulo a prime: a checksum at the speed of C.
+        written = header[148:156]
+        checksum = int(written.strip(b" \0") or b"0", 8)
+        if ((adler32(header) & 0xFFFF) - 1 - sum(written) + 256 - checksum) % _ADLER_MODULUS:
+            raise ValueError("checksum")
+        field = header[124:136]
+        if field[0] & 0x80:  # GNU: a number in base 256
+            size = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+        else:
+            size = int(field.strip(b" \0") or b"0", 8)
+    except ValueError as error:
+        raise _DamagedError("damaged shard" if offset else "not a tar") from error
+    name = header[:100].partition(b"\0")[0]
+    if header[257:263] == b"ustar\0" and header[345]:
+        name = header[345:500].partition(b"\0")[0] + b"/" + name
+    return name.decode("utf-8", "backslashreplace"), size, header[156:157]
+
+
+def _parse_pax(content: bytes) -> dict[str, str]:
+    """The records `length key=value` of a PAX header. Raises _DamagedError where they are none."""
+    values = {}
+    while content and content[0]:
+        length, space, _ = content.partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(content):
+            raise _DamagedError("damaged shard")
+        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        values[key.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
+        content = content[int(length) :]
+    if not values.get("size", "0").isdigit():
+        raise _DamagedError("damaged shard")
+    return values
