@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from clip_lightning.evaluation.inference import normalised, refuse_broken
+from clip_lightning.evaluation.inference import refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
 from clip_lightning.evaluation.ranks import share
 from clip_lightning.loss.gather import all_reduce_sum
@@ -38,12 +39,9 @@ class ClassifierBuilder:
             self._batches = self._encode(tokenizer, [self.classnames[k] for k in classes])
             self._encoded_for = tokenizer, classes
         features_PD = torch.cat(
-            [
-                normalised(model.encode_text(tokens.to(device), lengths.to(device), normalize=False))
-                for tokens, lengths in self._batches
-            ]
+            [model.encode_text(tokens.to(device), lengths.to(device)) for tokens, lengths in self._batches]
         )
-        means = normalised(features_PD.unflatten(0, (-1, len(self.templates))).mean(1))
+        means = normalize(features_PD.unflatten(0, (-1, len(self.templates))).mean(1), dim=-1)
         weights_CD = means.new_zeros(len(self.classnames), means.shape[1])
         weights_CD[classes[:num_counted]] = means[:num_counted]
         all_reduce_sum(weights_CD)

@@ -1,6 +1,6 @@
 """How a model is asked without being changed: evaluation mode, no gradients, and every random state put back.
 
-Features leave the towers in whatever precision they ran; normalising and logits are float32 always.
+The towers may run in low precision; features come out in float32, and logits are float32 always.
 """
 
 import random
@@ -37,11 +37,6 @@ def inference(model: nn.Module, device: torch.device, precision: str = "fp32") -
             module.training = training
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def normalised(features: Tensor) -> Tensor:
-    """Features [n, D] on the unit sphere, float32."""
-    return nn.functional.normalize(features.float(), dim=-1)
 
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:

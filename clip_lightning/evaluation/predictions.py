@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clip_lightning.evaluation.classifier import ClassifierBuilder
-from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
+from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import ranks_of
 from clip_lightning.evaluation.prompts import fill
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -61,7 +61,7 @@ def predictions(
     labels = torch.as_tensor(task.labels)[list(indices)]
     with inference(model, device, precision):
         weights_CD = ClassifierBuilder(task.name, task.classnames, task.templates).build(model, tokenizer, device)
-        features_BD = normalised(model.encode_image(images.to(device), normalize=False))
+        features_BD = model.encode_image(images.to(device))
         logits_BC = (model.log_logit_scale.float().exp() * cosines(features_BD, weights_CD)).cpu()
     refuse_broken(int((~logits_BC.isfinite()).any(1).sum()), len(images), f"{task.name}, images")
     ranks = ranks_of(logits_BC, labels).tolist()

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import DataError
-from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
+from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import normal_interval, ranks_of, wilson
 from clip_lightning.evaluation.ranks import gather_rows
 from clip_lightning.evaluation.zero_shot import CACHE_BYTES
@@ -64,8 +65,8 @@ class RetrievalEvaluator:
         for start in range(0, pairs - group + 1, group):
             logits_KK = scale * cosines(images_ND[start : start + group], texts_ND[start : start + group])
             labels = torch.arange(group, device=device)
-            both = (logits_KK, logits_KK.T)
-            losses.append(sum(torch.nn.functional.cross_entropy(x, labels, reduction="none") for x in both) / 2)
+            both = logits_KK, logits_KK.T
+            losses.append(torch.stack([cross_entropy(x, labels, reduction="none") for x in both]).mean(0))
             ranks.append(torch.stack([ranks_of(x, labels) for x in both]))
         return self._records(torch.cat(losses), torch.cat(ranks, 1), group)
 
@@ -74,9 +75,8 @@ class RetrievalEvaluator:
         images, texts, positions = [], [], []
         kept, kept_bytes = [], 0
         for batch in self.batches:
-            images.append(normalised(model.encode_image(batch.images.to(device), normalize=False)))
-            tokens, lengths = batch.tokens.to(device), batch.lengths.to(device)
-            texts.append(normalised(model.encode_text(tokens, lengths, normalize=False)))
+            images.append(model.encode_image(batch.images.to(device)))
+            texts.append(model.encode_text(batch.tokens.to(device), batch.lengths.to(device)))
             positions.append(batch.positions.to(device))
             kept_bytes += batch.images.nbytes
             if kept_bytes <= self.cache_bytes:
@@ -92,19 +92,26 @@ class RetrievalEvaluator:
         return images_ND, texts_ND
 
     def _records(self, losses_N: Tensor, ranks_2N: Tensor, group: int) -> list[Record]:
-        shared = {"task": "validation", "split": "validation", "n": len(losses_N), "precision": self.precision}
-        low, high = normal_interval(losses_N)
-        loss = losses_N.double().mean().item()
-        records = [
-            Record(what=f"val_loss_{group}", value=loss, low=low, high=high, chance=math.log(group), **shared),
-            self._recall("recall_at_1", 1, ranks_2N.flatten(), group, shared),
-        ]
-        for direction, ranks in zip(("image_to_text", "text_to_image"), ranks_2N, strict=True):
-            records += [self._recall(f"{direction}_recall_at_{k}", k, ranks, group, shared) for k in DEPTHS]
+        recalls = [("recall_at_1", 1, ranks_2N)]
+        for direction, ranks_N in zip(("image_to_text", "text_to_image"), ranks_2N, strict=True):
+            recalls += [(f"{direction}_recall_at_{depth}", depth, ranks_N) for depth in DEPTHS]
+        n, loss = len(losses_N), losses_N.double().mean().item()
+        records = [self._record(f"val_loss_{group}", loss, normal_interval(losses_N), math.log(group), n)]
+        for what, depth, ranks in recalls:
+            value = (ranks < depth).double().mean().item()
+            # The two directions of a pair depend on each other, so the interval counts pairs, never queries.
+            records.append(self._record(what, value, wilson(value * n, n), min(1.0, depth / group), n))
         return records
 
-    def _recall(self, what: str, depth: int, ranks: Tensor, group: int, shared: dict) -> Record:
-        """The two directions of one pair are not independent, so an interval always counts pairs, not queries."""
-        value = (ranks < depth).double().mean().item()
-        low, high = wilson(value * shared["n"], shared["n"])
-        return Record(what=what, value=value, low=low, high=high, chance=min(1.0, depth / group), **shared)
+    def _record(self, what: str, value: float, interval: tuple[float, float], chance: float, n: int) -> Record:
+        return Record(
+            what=what,
+            value=value,
+            low=interval[0],
+            high=interval[1],
+            n=n,
+            chance=chance,
+            task="validation",
+            split="validation",
+            precision=self.precision,
+        )

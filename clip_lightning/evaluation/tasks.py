@@ -6,7 +6,6 @@ is a task named by the folder's name; its tars are read in place, by offset.
 
 import difflib
 import os
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,13 @@ from torch import Tensor
 from clip_lightning.data import scenes
 from clip_lightning.data.decode import decode_eval
 from clip_lightning.data.layout import BadSample
+from clip_lightning.data.tar_index import index_tar
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+LABEL_KEYS = ("cls",)
+MAX_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -149,65 +151,54 @@ class TarImages:
     """Labelled images in tars: where each one's bytes lie, and its label."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        """Reads the tars' headers and labels, not their images. Raises DataError with the problems of all tars."""
+        """Walks the tars' headers and reads the labels. Raises DataError with the problems of all tars."""
         self.shards = list(shards)
+        problems = [
+            f"{shard} is missing; nshards.txt beside it announces it." for shard in shards if not shard.is_file()
+        ]
+        if problems:
+            raise DataError(*problems)
         labels: list[int] = []
         places: list[tuple[int, int, int]] = []  # shard, offset, size
-        problems: list[str] = []
         for number, shard in enumerate(self.shards):
-            try:
-                for label, offset, size in _labelled_images(shard):
-                    labels.append(label)
-                    places.append((number, offset, size))
-            except DataError as error:
-                problems += error.problems
+            index = index_tar(shard, IMAGE_KEYS, LABEL_KEYS)
+            problems += _told(shard, index.problems)
+            for record in index.records:
+                label = read_at(shard, int(record["caption_offset"]), int(record["caption_size"])).strip()
+                if not label.isdigit():
+                    problems.append(f"{shard}: a label (.cls) is {label[:20]!r}, and must be a class number.")
+                    break
+                labels.append(int(label))
+                places.append((number, int(record["image_offset"]), int(record["image_size"])))
         if problems:
             raise DataError(*problems)
         self.labels = np.array(labels, dtype=np.int64)
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        self.places = places
 
     def read(self, k: int) -> bytes:
         """The encoded bytes of image k."""
-        number, offset, size = self.places[k].tolist()
-        return _read_at(self.shards[number], offset, size)
+        number, offset, size = self.places[k]
+        return read_at(self.shards[number], offset, size)
 
 
-def _labelled_images(shard: Path) -> list[tuple[int, int, int]]:
-    """(label, offset, size) of the images of a tar, in its order."""
-    if not shard.is_file():
-        raise DataError(f"{shard} is missing; nshards.txt beside it announces it.")
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                folder = member.name.rpartition("/")[0]
-                if member.isreg():
-                    samples.setdefault(f"{folder}/{key}", {})[suffix.lower()] = member
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{shard} is no complete uncompressed tar ({error}); copy it again.") from error
-    return [_labelled_image(shard, key, members) for key, members in samples.items()]
+def _told(shard: Path, problems: Sequence[tuple[str, str]]) -> list[str]:
+    """Sentences for what an index found, the first few of a tar: an evaluation leaves no image out."""
+    told = []
+    for name, cause in problems[:MAX_TOLD]:
+        where = f"{shard}: the sample {name}" if name else f"{shard}"
+        told.append(f"{where} has a fault ({cause.replace('caption', 'label')}); copy it again.")
+    if len(problems) > MAX_TOLD:
+        told.append(f"{shard} has {len(problems) - MAX_TOLD} more such samples.")
+    return told
 
 
-def _labelled_image(shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[int, int, int]:
-    name = key.strip("/")
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-    if image is None or "cls" not in members:
-        lacks = "no image (.jpg, .jpeg, .png, .webp)" if image is None else "no label (.cls)"
-        raise DataError(f"{shard}: the sample {name} has {lacks} beside {', '.join(sorted(members))}.")
-    label = _read_at(shard, members["cls"].offset_data, members["cls"].size).strip()
-    if not label.isdigit():
-        raise DataError(f"{shard}: the label of the sample {name} is {label[:20]!r}, and must be a class number.")
-    return int(label), image.offset_data, image.size
-
-
-def _read_at(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; safe from several threads, since no file position is shared."""
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; safe from several threads, since no file position is shared. Raises DataError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         content = os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
     if len(content) != size:
-        raise DataError(f"{path} ends within a member at byte {offset}; copy it again.")
+        raise DataError(f"{path} has become shorter while it was read; copy it again.")
     return content

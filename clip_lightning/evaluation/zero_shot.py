@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_lightning.evaluation.classifier import ClassifierBuilder
-from clip_lightning.evaluation.inference import cosines, inference, normalised, refuse_broken
+from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import ClassCounts
 from clip_lightning.evaluation.ranks import share
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -62,7 +62,7 @@ class ZeroShotEvaluator:
             weights_CD = self.classifier.build(model, tokenizer, device)
             start = 0
             for images in self._batches(samples):
-                features_BD = normalised(model.encode_image(images.to(device, non_blocking=True), normalize=False))
+                features_BD = model.encode_image(images.to(device, non_blocking=True))
                 counted = slice(0, max(0, min(len(images), num_counted - start)))
                 logits_BC = cosines(features_BD[counted], weights_CD)
                 broken += (~logits_BC.isfinite()).any(1).sum()

@@ -83,10 +83,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "template without class": (write(TEMPLATES, "a {c}\na photo\n"), r"the template 'a photo' has no \{c\}"),
     "not UTF-8": (write("classnames.txt", b"a\n\xff\n"), r"not UTF-8 text \(byte 2\)"),
     "label outside": (shard({"9.png": encoded(1), "9.cls": b"3"}), r"image 3 has label 3, and labels go from 0 to 2"),
-    "label no number": (shard({"9.png": encoded(1), "9.cls": b"cat"}), r"label of the sample 9 is b'cat'"),
-    "no label": (shard({"9.png": encoded(1)}), r"sample 9 has no label"),
-    "no image": (shard({"9.cls": b"1"}), r"sample 9 has no image"),
-    "no tar": (write("test/1.tar", b"\x1f\x8b" + b"?" * 2000), r"no complete uncompressed tar"),
+    "label no number": (shard({"9.png": encoded(1), "9.cls": b"cat"}), r"a label \(.cls\) is b'cat'"),
+    "no label": (shard({"9.png": encoded(1)}), r"the sample 9 has a fault \(missing label\)"),
+    "no image": (shard({"9.cls": b"1"}), r"the sample 9 has a fault \(missing image\)"),
+    "no tar": (write("test/1.tar", b"\x1f\x8b" + b"?" * 2000), r"1.tar has a fault \(compressed shard"),
 }
 
 
@@ -101,12 +101,12 @@ def test_a_wrong_folder_is_told_in_a_sentence(folder: Path, change: Callable[[Pa
 def test_a_cut_tar_is_told(folder: Path) -> None:
     path = folder / "test" / "0.tar"
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"0\.tar"):
+    with pytest.raises(DataError, match=r"0\.tar has a fault \(truncated shard\)"):
         folder_task(folder)
 
 
 def test_a_damaged_image_is_told(folder: Path) -> None:
-    write_tar(folder / "test" / "1.tar", {"9.png": encoded(1)[:40], "9.cls": b"1"})
+    write_tar(folder / "test" / "1.tar", {"9.png": encoded(1)[:50], "9.cls": b"1"})
     task = folder_task(folder)
     with pytest.raises(DataError, match="task colours: image 3 is damaged"):
         task.image(3, 4)
