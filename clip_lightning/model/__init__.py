@@ -1,0 +1,1 @@
+"""Models: two towers that map images and texts into one space."""

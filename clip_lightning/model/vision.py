@@ -1,0 +1,188 @@
+"""The image tower: any timm backbone, or the user's own, and a projection into the shared space.
+
+Owns what depends on the kind of backbone: building it at the image size, its pretrained weights, its width.
+"""
+
+import sys
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict, model_entrypoint
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clip_lightning.config.keys import did_you_mean, near
+from clip_lightning.config.schema import VisionConfig
+from clip_lightning.errors import UserError
+from clip_lightning.model import initialization
+
+
+class VisionTower(nn.Module):
+    """Pixels to a feature of the shared space, not yet normalised.
+
+    Args:
+        config: backbone, image size, pooling, projection.
+        embed_dim: width D of the shared space.
+
+    Raises:
+        UserError: unknown backbone, weights that cannot be had, a width or a batch norm that the config denies.
+    """
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = _build_backbone(config)
+        width = _width(self.backbone, config)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection == "linear":
+            self.projection = nn.Linear(width, embed_dim, bias=False)
+            nn.init.normal_(self.projection.weight, std=width**-0.5)
+        elif width != embed_dim:
+            raise UserError(
+                f"model.vision.projection=none: the tower gives {width} numbers and model.embed_dim={embed_dim}; "
+                f"write model.vision.projection=linear, or model.vision.options.num_classes={embed_dim}"
+            )
+        _check_batch_norm(self.backbone, config)
+        self.mean = nn.Buffer(torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.locked = config.locked
+        if config.locked:
+            self.backbone.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features.
+
+        Args:
+            images: uint8 [B, 3, S, S], or floats that are normalised already.
+
+        Returns:
+            Float [B, D].
+        """
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.mean) / self.std
+        with torch.no_grad() if self.locked else nullcontext():
+            # Under a sharding policy the weights are bfloat16, and images that come as bytes are not cast by it.
+            pooled = self.backbone(images.to(next(self.backbone.parameters()).dtype))
+        return self.projection(pooled)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        """As usual, but a locked backbone keeps its statistics and draws nothing at random."""
+        super().train(mode)
+        if self.locked:
+            self.backbone.eval()
+        return self
+
+
+def import_builder(path: str, key: str) -> Any:
+    """The user's own function or class by its import path.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}={path} cannot be imported ({error}); write package.module.name") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says went wrong, without the rest of its page."""
+    return str(error).strip().split("\n")[0]
+
+
+def _build_backbone(config: VisionConfig) -> nn.Module:
+    if config._target_ is not None:
+        return import_builder(config._target_, "model.vision._target_")(**config.options)
+    assert config.timm is not None, "checked with the config"
+    architecture = config.timm.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"model.vision.timm={config.timm} is no architecture of timm {timm.__version__}"
+            + did_you_mean(near(architecture, timm.list_models()))
+        )
+    arguments = _arguments(config)
+    on_meta = torch.get_default_device().type == "meta"
+    try:
+        backbone = timm.create_model(config.timm, pretrained=config.pretrained is True and not on_meta, **arguments)
+    except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        settings = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        weights = " and its published weights" if config.pretrained is True else ""
+        raise UserError(
+            f"model.vision.timm={config.timm} cannot be built with {settings}{weights}: {first_line(error)}"
+        ) from error
+    if isinstance(config.pretrained, str):
+        _load_weights(backbone, config.timm, Path(config.pretrained), only_check=on_meta)
+    elif config.pretrained is False and config.init != "timm":
+        initialization.VISION[config.init](backbone)
+    return backbone
+
+
+def _arguments(config: VisionConfig) -> dict[str, Any]:
+    """What timm.create_model is told."""
+    arguments: dict[str, Any] = {"num_classes": 0}
+    published = timm.get_pretrained_cfg(config.timm, allow_unregistered=True)
+    if published is not None and published.fixed_input_size:
+        arguments["img_size"] = config.image_size
+    if config.pool is not None:
+        arguments["global_pool"] = config.pool
+    if config.patch_dropout:
+        arguments["patch_drop_rate"] = config.patch_dropout
+    if config.drop_path:
+        arguments["drop_path_rate"] = config.drop_path
+    return arguments | config.options
+
+
+def _load_weights(backbone: nn.Module, name: str, path: Path, only_check: bool) -> None:
+    """Weights from a file of safetensors or of a plain state dict; position embeddings are resized to the image size.
+
+    Raises:
+        UserError: no such file, no such format, or weights of another architecture.
+    """
+    key = f"model.vision.pretrained={path}"
+    if not path.is_file():
+        raise UserError(f"{key} does not exist; write true for timm's weights, or the path of a file of weights")
+    if only_check:
+        return
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        adapt = getattr(sys.modules[model_entrypoint(name.split(".")[0]).__module__], "checkpoint_filter_fn", None)
+        state = adapt(state, backbone) if adapt is not None else state
+        heads = _classifiers(backbone)
+        own = backbone.state_dict()
+        state = {k: v for k, v in state.items() if not (k.startswith(heads) and k not in own)}
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{key} holds no weights of {name} ({first_line(error)}); name another file") from error
+    if missing or unexpected:
+        example = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the tower has not"
+        raise UserError(f"{key} holds weights of another architecture than {name}: {example}; name another file")
+
+
+def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    """Where the class scores of the published model are, which a tower without classes leaves out."""
+    named = getattr(backbone, "default_cfg", {}).get("classifier") or ()
+    return tuple(f"{layer}." for layer in ([named] if isinstance(named, str) else named))
+
+
+def _width(backbone: nn.Module, config: VisionConfig) -> int:
+    """Numbers that the backbone gives for an image."""
+    if config._target_ is None and config.options.get("num_classes"):
+        return int(config.options["num_classes"])
+    width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise UserError(f"model.vision._target_={config._target_} gives a module without `num_features`, its width")
+    return width
+
+
+def _check_batch_norm(backbone: nn.Module, config: VisionConfig) -> None:
+    found = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    if found != config.batch_norm:
+        raise UserError(
+            f"model.vision.batch_norm={str(config.batch_norm).lower()}, but {config.timm or config._target_} "
+            f"{'normalises' if found else 'does not normalise'} over the batch; write {str(found).lower()}"
+        )
