@@ -52,13 +52,15 @@ class Layout(ABC):
         num_samples: samples that can be read, ids 0 .. num_samples - 1.
         shard_sizes: int64 [shards], samples of each; sums to num_samples. A reader that has no files gives one shard.
         problems: what an index left out.
-        remote: True where shards come through a cache, so that samples are mixed in windows of few shards.
+        remote: True where shards come through a cache and are worth fetching ahead.
+        window_shards: shards mixed at a time where `data.window_shards` is null; None is all.
     """
 
     num_samples: int
     shard_sizes: Ids
     problems: Sequence[Problem] = ()
     remote: bool = False
+    window_shards: int | None = None
 
     @abstractmethod
     def read(self, sample_id: int) -> RawSample:

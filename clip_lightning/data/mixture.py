@@ -7,17 +7,18 @@ runs through its own epochs in its own order.
 """
 
 import heapq
+import json
 from collections.abc import Iterator
 
 import numpy as np
 
+from clip_lightning.config import compose
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.counter import MIXTURE, hashed, permuted
-from clip_lightning.data.layout import BadSample, Ids, Layout, Problem, RawSample, digest
+from clip_lightning.data.layout import BadSample, Ids, Layout, Problem, RawSample, build_layout, digest
 from clip_lightning.data.order import Located, Order, TrainingOrder
 
 BLOCK = 10_000
-REMOTE_WINDOW = 32  # shards in a window of remote data, where data.window_shards is null
 
 
 class Mixture(Layout):
@@ -149,6 +150,22 @@ def quotas(weights: list[float]) -> Ids:
     return places + 1
 
 
+def build_mixture(config: DataConfig) -> Mixture:
+    """The data options that `data.mixture` names, each with its own settings; paths are from `data.mixture_paths`.
+
+    Raises: UserError where an option is unknown, DataError where its data is missing.
+    """
+    parts: dict[str, Layout] = {}
+    for name in config.mixture:
+        settings = [f"data={name}"]
+        if (path := config.mixture_paths.get(name)) is not None:
+            settings.append(f"data.path={json.dumps(path)}")
+        part = compose.load("train", settings, check=False).data
+        part.cache, part.index_folder = config.cache, config.index_folder
+        parts[name] = build_layout(part)
+    return Mixture(parts, list(config.mixture.values()))
+
+
 def build_order(layout: Layout, config: DataConfig, *, seed: int, num_held_out: int, limit: int) -> TrainingOrder:
     """The order of a layout, or of a mixture of layouts.
 
@@ -162,7 +179,7 @@ def build_order(layout: Layout, config: DataConfig, *, seed: int, num_held_out: 
             one.shard_sizes,
             seed=own_seed,
             num_held_out=held,
-            window_shards=config.window_shards or (REMOTE_WINDOW if one.remote else None),
+            window_shards=config.window_shards or one.window_shards,
             resampled=config.resampled,
             limit=limit,
         )

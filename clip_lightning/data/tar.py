@@ -18,6 +18,7 @@ from clip_lightning.data.sources import Source, list_sources
 from clip_lightning.data.tar_index import decoded, parsed, texts_of
 from clip_lightning.errors import DataError
 
+_REMOTE_WINDOW = 32  # shards of remote data that are mixed at a time
 _MOST_OPEN = 256  # shards that a process keeps open
 _GAP = 1 << 14  # bytes between image and caption that are read along rather than asked for apart
 
@@ -49,6 +50,7 @@ class Tars(Layout):
         self.num_samples = int(self._ends[-1])
         self.problems = problems_of(sources, sidecars)
         self.remote = cache is not None
+        self.window_shards = _REMOTE_WINDOW if self.remote else None
         self._open: OrderedDict[int, tuple[int, npt.NDArray[np.void]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
