@@ -1,21 +1,23 @@
-"""Run by test_ranks.py as one process per rank: evaluates the small model and prints its records as JSON."""
+"""Run by test_ranks.py: evaluates the small model on one rank and on two, each rank a fork that writes its records."""
 
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from conftest import CharacterTokenizer, SmallTowers, make_pairs, make_task
 
-from clip_lightning.evaluation.ranks import rank_and_world, share
+from clip_lightning.evaluation.ranks import share
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 
 
-def main(rank: int, world: int, rendezvous: str) -> None:
+def evaluate(rank: int, world: int, folder: Path) -> None:
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.manual_seed(0)
     model, tokenizer, device = SmallTowers(), CharacterTokenizer(), torch.device("cpu")
     zero_shot = ZeroShotEvaluator(make_task(num_samples=103), 8, batch=20)
@@ -25,10 +27,11 @@ def main(rank: int, world: int, rendezvous: str) -> None:
     records = [
         record for evaluator in (zero_shot, few_images, pairs) for record in evaluator.run(model, tokenizer, device)
     ]
-    print(json.dumps({"rank": rank_and_world()[0], "records": [asdict(record) for record in records]}))
+    (folder / f"{rank}_of_{world}.json").write_text(json.dumps([asdict(record) for record in records]))
     if world > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    for size in (1, 2):
+        torch.multiprocessing.start_processes(evaluate, (size, Path(sys.argv[1])), nprocs=size, start_method="fork")
