@@ -4,7 +4,6 @@ The whole state is `samples_seen`. Positions are cut into steps of the global ba
 slices into pieces that one loader process makes; none of these cuts changes what stands at a position.
 """
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -264,4 +263,3 @@ def _begin_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
