@@ -1,0 +1,50 @@
+"""Activations given up in the forward pass and computed again in the backward pass, block by block."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from clip_lightning.errors import UserError
+from clip_lightning.model.clip import CLIP
+
+_aten = torch.ops.aten
+# What costs most to compute again: matrix products and attention. Norms, activations and sums are cheap.
+EXPENSIVE = {
+    op.default
+    for op in (
+        _aten.mm,
+        _aten.addmm,
+        _aten.bmm,
+        _aten.baddbmm,
+        _aten.linear,
+        _aten.convolution,
+        _aten._scaled_dot_product_flash_attention,
+        _aten._scaled_dot_product_efficient_attention,
+        _aten._scaled_dot_product_cudnn_attention,
+        _aten._scaled_dot_product_flash_attention_for_cpu,
+    )
+}
+
+
+def apply(model: CLIP, kind: str) -> None:
+    """Wraps the forward pass of every block; names in the state dict stay as they are.
+
+    Args:
+        kind: none; full, a block keeps its input alone; selective, it keeps the results of `EXPENSIVE` too.
+    Raises: UserError for another kind.
+    """
+    if kind == "none":
+        return
+    if kind not in ("full", "selective"):
+        raise UserError(f"cluster.activation_checkpointing={kind} is not known: write none, full or selective")
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    for block in model.blocks():
+        block.forward = partial(checkpoint, block.forward, **settings)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

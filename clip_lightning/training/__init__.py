@@ -1,0 +1,1 @@
+"""The training step: gradients, optimizer, schedule, guards, and evaluation while it goes."""

@@ -1,0 +1,52 @@
+"""A running average of the weights (EMA), evaluated beside the raw ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class AveragedWeights:
+    """average = decay x average + (1 - decay) x weight after every step, for each parameter that is trained.
+
+    Attributes:
+        average: by parameter name, of the parameter's shape, dtype and device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.average: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Starts from the weights as they are, unless an average was loaded."""
+        self.average = self.average or {name: weight.detach().clone() for name, weight in self._trained().items()}
+
+    @torch.no_grad()
+    def update(self, is_skipped: Tensor) -> None:
+        """Takes the weights in, unless the step was skipped (1 in a float tensor [], on the device)."""
+        weight = (1 - self.decay) * (1 - is_skipped)
+        for name, parameter in self._trained().items():
+            self.average[name].lerp_(parameter, weight)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model computes with the average."""
+        raw = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(raw)
+
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Goes on from a saved average."""
+        self.average = {name: average[name].to(parameter) for name, parameter in self._trained().items()}
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self._trained().items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,219 @@
+"""One optimizer step of CLIP under Lightning: gradients, clipping, guard, AdamW, clamp; and the state of a run.
+
+Optimization is manual: a step is one global batch whatever the micro-batch, and its learning rate, its random draws and
+its place in the data are pure functions of (seed, samples seen). Precision is the module's own, since Lightning's would
+scale and clip behind its back: the Trainer stays at 32-true. Nothing in a step waits for the device.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from clip_lightning.config.schema import Config
+from clip_lightning.data.batches import Batch
+from clip_lightning.errors import UserError
+from clip_lightning.loss import LossOutput, build_loss
+from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
+from clip_lightning.model.clip import CLIP, Features, build_clip
+from clip_lightning.reliability.nan_guard import NanGuard
+from clip_lightning.training import sample_randomness
+from clip_lightning.training.averaged_weights import AveragedWeights
+from clip_lightning.training.gradient_cache import cached_gradients, split
+from clip_lightning.training.optimizer import build_optimizer
+from clip_lightning.training.sample_randomness import sample_keys
+from clip_lightning.training.schedule import build_schedule
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Pairs(NamedTuple):
+    """What the towers read of b pairs: images [b, 3, S, S], tokens [b, L], lengths [b], keys of random draws [b]."""
+
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step's numbers; the tensors are [] on the device, and reading one waits for it.
+
+    Attributes:
+        loss, accuracy: of the global batch; accuracy is image to text, top 1, within the batch.
+        chance_loss: ln N, what guessing costs under the softmax loss; None under others.
+        gradient_norm: before clipping.
+        logit_scale: after the step.
+        is_skipped: 1 where loss or gradient was not finite and the step did nothing.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    chance_loss: float | None
+    gradient_norm: Tensor
+    learning_rate: float
+    logit_scale: Tensor
+    is_skipped: Tensor
+    samples_seen: int
+
+
+class ClipModule(LightningModule):
+    """The model with its loss and everything that a training step needs.
+
+    Attributes:
+        model: the towers and the scale.
+        samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
+        last_step: numbers of the newest step.
+        averaged: the running average of weights, where `compute.ema_decay` asks for one.
+    """
+
+    last_step: StepMetrics
+
+    def __init__(self, config: Config, *, total_samples: int, epoch_samples: int) -> None:
+        """Args: total_samples: of the run. epoch_samples: training pairs of an epoch.
+
+        Raises: UserError for what cannot be built or does not fit.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.total_samples, self.epoch_samples = config, total_samples, epoch_samples
+        self.global_batch = config.compute.global_batch
+        self.samples_seen = 0
+        with torch.random.fork_rng():
+            torch.manual_seed(config.compute.seed)
+            self.model: CLIP = build_clip(config.model, config.loss)
+        self.loss = build_loss(config.loss)
+        self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
+        self.micro_batch = config.cluster.micro_batch
+        self.guard = NanGuard(config.compute.nonfinite_limit)
+        decay = config.compute.ema_decay
+        self.averaged = AveragedWeights(self.model, decay) if decay is not None else None
+        self._randomness = sample_randomness.apply(self.model)
+        self._scaler: torch.amp.GradScaler | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; its learning rate is set before every step."""
+        if self.config.compute.precision == "fp16":
+            self._scaler = torch.amp.GradScaler(self.device.type)
+        return build_optimizer(self.model, self.config.optimizer, self.schedule.peak, self.device)
+
+    def on_train_start(self) -> None:
+        """Begins the average of weights from where the run stands."""
+        if self.averaged is not None:
+            self.averaged.begin()
+
+    def forward(self, pairs: Pairs) -> Features:
+        """Features of pairs in the precision of the run; float32."""
+        self._randomness.keys = pairs.keys
+        with self.autocast():
+            return self.model(pairs.images, pairs.tokens, pairs.lengths)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of the towers."""
+        dtype = AUTOCAST[self.config.compute.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on this rank's share of the global batch; see `last_step` for its numbers."""
+        optimizer: Any = self.optimizers()
+        learning_rate = self.schedule.learning_rate(self.samples_seen)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
+        output = self._gradients(self._pairs(batch))
+        loss = all_reduce_sum(output.loss.detach().clone()) / rank_and_world()[1]
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer.optimizer)
+        norm = self._clip()
+        is_skipped = (~(loss.isfinite() & norm.isfinite())).float()
+        optimizer.optimizer.found_inf = is_skipped
+        optimizer.step()
+        if self._scaler is not None:
+            self._scaler.update()
+        self.model.clamp_logit_scale()
+        if self.averaged is not None:
+            self.averaged.update(is_skipped)
+        self.guard.record(is_skipped, self.samples_seen, batch.sample_ids)
+        self.samples_seen += self.global_batch
+        self.last_step = StepMetrics(
+            loss=loss,
+            accuracy=output.accuracy,
+            chance_loss=math.log(self.global_batch) if self.config.loss.name == "softmax" else None,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            logit_scale=self.model.log_logit_scale.detach().exp().reshape(()),
+            is_skipped=is_skipped,
+            samples_seen=self.samples_seen,
+        )
+
+    def on_train_end(self) -> None:
+        """Reads the last steps' flags."""
+        self.guard.flush()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is neither a weight nor the optimizer's."""
+        self.guard.flush()
+        checkpoint["samples_seen"] = self.samples_seen
+        checkpoint["micro_batch"] = self.micro_batch
+        checkpoint["num_skipped"], checkpoint["skipped_in_a_row"] = self.guard.num_skipped, self.guard.in_a_row
+        if self.averaged is not None:
+            checkpoint["averaged_weights"] = self.averaged.average
+        if self._scaler is not None:
+            checkpoint["scaler"] = self._scaler.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from what `on_save_checkpoint` kept."""
+        self.samples_seen = checkpoint["samples_seen"]
+        self.micro_batch = checkpoint["micro_batch"]
+        self.guard.num_skipped, self.guard.in_a_row = checkpoint["num_skipped"], checkpoint["skipped_in_a_row"]
+        if self.averaged is not None:
+            self.averaged.load(checkpoint["averaged_weights"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(checkpoint["scaler"])
+
+    def _pairs(self, batch: Batch) -> Pairs:
+        """The batch as the towers read it, with the keys of its random draws."""
+        expected = self.global_batch // rank_and_world()[1]
+        if len(batch.images) != expected:
+            raise UserError(
+                f"a rank's share has {len(batch.images)} pairs instead of {expected}, "
+                f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
+            )
+        seed, rank = self.config.compute.seed, rank_and_world()[0]
+        # What no key reaches (a user's own random layer) still depends on the step alone.
+        torch.manual_seed(int(sample_keys(seed, torch.tensor([self.samples_seen]), torch.tensor([rank]))))
+        keys = sample_keys(seed, batch.positions // self.epoch_samples, batch.sample_ids)
+        return Pairs(batch.images, batch.tokens, batch.lengths, keys)
+
+    def _gradients(self, pairs: Pairs) -> LossOutput:
+        """Puts the gradient of the global batch's loss into the parameters."""
+        micro_batch = self.micro_batch or len(pairs.images)
+        if micro_batch < len(pairs.images):
+            pieces = [Pairs(*piece) for piece in split(pairs, micro_batch)]
+            return cached_gradients(
+                self, self.loss, pieces, backward=self._backward, no_sync=self._no_sync, device=self.device
+            )
+        output: LossOutput = self.loss(*self(pairs))
+        self._backward(output.loss)
+        return output
+
+    def _backward(self, value: Tensor) -> None:
+        self.manual_backward(value if self._scaler is None else self._scaler.scale(value))
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        no_sync = getattr(self.trainer.model, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()
+
+    def _clip(self) -> Tensor:
+        """Scales the gradient down to `compute.gradient_clip`; returns its norm before, [] float32."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        largest = self.config.compute.gradient_clip
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if largest is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm.detach()

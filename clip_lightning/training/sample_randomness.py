@@ -1,0 +1,118 @@
+"""Dropout that depends on the sample and nothing else: not on the rank, the micro-batch, or what was drawn before.
+
+torch draws for a whole batch from one hidden state, so cutting the batch in another way changes what is dropped. Here
+every draw is a hash of (seed, epoch, sample id, layer, element), so that a step is the same on 1 and 64 ranks, in one
+piece or in a thousand, and again after a resume. The layers of the towers are exchanged from outside; their parameters,
+of which they have none, and names in the state dict stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath, PatchDropout
+from torch import Tensor, nn
+
+_FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers as int64
+_STEP = -7046029254386353131
+
+
+def mixed(words: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64 (Steele, Lea, Flood 2014): a bijection that scatters every bit."""
+    words = (words ^ _shifted(words, 30)) * _FIRST
+    words = (words ^ _shifted(words, 27)) * _SECOND
+    return words ^ _shifted(words, 31)
+
+
+def combined(words: Tensor, part: Tensor | int) -> Tensor:
+    """A hash of `words` and one more number; int64, broadcast."""
+    return mixed(words * _FIRST + part + _STEP)
+
+
+def sample_keys(seed: int, epochs: Tensor, sample_ids: Tensor) -> Tensor:
+    """One int64 key [b] for each sample of a batch; `epochs` and `sample_ids` are int64 [b]."""
+    return combined(combined(combined(torch.zeros_like(sample_ids), seed), epochs), sample_ids)
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right: torch's own keeps the sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class SampleRandomness:
+    """Where the layers of one model find the keys of the samples that pass through them."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+
+    def uniforms(self, layer: int, shape: torch.Size) -> Tensor:
+        """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits."""
+        assert self.keys is not None, "the keys are set before a forward pass in training"
+        assert len(self.keys) == shape[0], "one key for each sample"
+        num = shape[1:].numel()
+        elements = torch.arange(num, device=self.keys.device)
+        words = combined(combined(self.keys, layer)[:, None], elements)
+        return (_shifted(words, 40).float() * 2.0**-24).view(shape)
+
+
+class _SampleLayer(nn.Module):
+    """A layer that draws by sample in training and passes its input on otherwise."""
+
+    def __init__(self, source: SampleRandomness, layer: int, replaced: Any) -> None:
+        super().__init__()
+        self.source, self.layer, self.replaced = source, layer, (replaced,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._draw(x, self.replaced[0]) if self.training else x
+
+    def _draw(self, x: Tensor, settings: Any) -> Tensor:
+        """`x` [B, ...] with something left out, by the settings of the layer that this one replaced."""
+        raise AssertionError("each kind of layer draws in its own way")
+
+
+class SamplePatchDropout(_SampleLayer):
+    """Leaves out a share of the patches of each image (FLIP, arXiv 2212.00794)."""
+
+    def _draw(self, x: Tensor, settings: PatchDropout) -> Tensor:
+        prefix, patches = x[:, : settings.num_prefix_tokens], x[:, settings.num_prefix_tokens :]
+        num_kept = max(1, int(patches.shape[1] * (1 - settings.prob)))
+        order = self.source.uniforms(self.layer, patches.shape[:2]).argsort(dim=1, stable=True)
+        kept = order[:, :num_kept].sort(dim=1).values
+        return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))], dim=1)
+
+
+class SampleDropPath(_SampleLayer):
+    """Leaves out the whole branch of some samples (stochastic depth, arXiv 1603.09382)."""
+
+    def _draw(self, x: Tensor, settings: DropPath) -> Tensor:
+        keep = 1 - settings.drop_prob
+        kept = self.source.uniforms(self.layer, torch.Size((x.shape[0],))) < keep
+        factor = kept.to(x.dtype) / (keep if settings.scale_by_keep else 1.0)
+        return x * factor.view(-1, *[1] * (x.ndim - 1))
+
+
+class SampleDropout(_SampleLayer):
+    """Leaves out single numbers."""
+
+    def _draw(self, x: Tensor, settings: nn.Dropout) -> Tensor:
+        kept = self.source.uniforms(self.layer, x.shape) >= settings.p
+        return x * kept / (1 - settings.p)
+
+
+def apply(model: nn.Module) -> SampleRandomness:
+    """Exchanges every layer of `model` that drops at random; returns where its keys are to be set."""
+    source = SampleRandomness()
+    kinds = {PatchDropout: SamplePatchDropout, DropPath: SampleDropPath, nn.Dropout: SampleDropout}
+    layer = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            kind = kinds.get(type(child))
+            if kind is not None and _probability(child) > 0:
+                parent.add_module(name, kind(source, layer, child).train(child.training))
+                layer += 1
+    return source
+
+
+def _probability(layer: Any) -> float:
+    if isinstance(layer, PatchDropout):
+        return float(layer.prob)
+    return float(layer.drop_prob if isinstance(layer, DropPath) else layer.p)
