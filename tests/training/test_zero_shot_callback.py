@@ -1,0 +1,165 @@
+"""Evaluation during training: when it happens, what it hands on, and that training never notices it."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from clip_lightning.config import compose
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.evaluation.retrieval import RetrievalEvaluator
+from clip_lightning.evaluation.tasks import build_task
+from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+from clip_lightning.model.clip import CLIP
+from clip_lightning.records import Record
+from clip_lightning.tokenizer import Tokenizer, build_tokenizer
+from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.zero_shot_callback import ZeroShotCallback
+
+BATCH, STEPS = 16, 6
+SETTINGS = [
+    "model=tiny",
+    "data=scenes",
+    "tracker=none",
+    f"compute.global_batch={BATCH}",
+    f"compute.duration={STEPS} steps",
+    "compute.warmup=0 samples",
+    "compute.precision=fp32",
+    "data.validation.num_samples=40",
+]
+
+
+class Counting:
+    """An evaluator that counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        self.runs += 1
+        return [Record(what="runs", value=float(self.runs))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    captions = [f"a {color} {shape}" for color in ("red", "green") for shape in ("circle", "star", "square")]
+    config = compose.load("train", SETTINGS)
+    return build_tokenizer(config.model.text, tmp_path_factory.mktemp("tokenizer"), captions)
+
+
+Train = Callable[..., ClipModule]
+
+
+@pytest.fixture
+def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
+    def run(
+        make: Callable[[ContrastiveDataModule], ZeroShotCallback] | None, *, steps: int = STEPS, seen: int = 0
+    ) -> ClipModule:
+        config = compose.load("train", SETTINGS)
+        assert isinstance(config, Config)
+        datamodule = ContrastiveDataModule(
+            config.data,
+            image_size=config.model.vision.image_size,
+            tokenizer=tokenizer,
+            seed=0,
+            global_batch=BATCH,
+            total_samples=BATCH * STEPS,
+            workers=0,
+        )
+        datamodule.samples_seen = seen
+        seed_everything(0, verbose=False)
+        module = ClipModule(config, total_samples=BATCH * STEPS, epoch_samples=datamodule.num_samples)
+        module.samples_seen = seen
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[make(datamodule)] if make else [],
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, datamodule.train_dataloader())
+        return module
+
+    return run
+
+
+def counting(tokenizer: Tokenizer, sink: list[list[Record]], every: int) -> ZeroShotCallback:
+    return ZeroShotCallback([Counting()], tokenizer, sink.append, every=every, total_samples=BATCH * STEPS)
+
+
+@pytest.mark.parametrize(
+    ("every", "places"),
+    [
+        (0, [96]),
+        (BATCH, [16, 32, 48, 64, 80, 96]),
+        (2 * BATCH, [32, 64, 96]),
+        (40, [48, 80, 96]),
+        (10_000, [96]),
+    ],
+)
+def test_evaluates_past_each_multiple_and_once_at_the_end(
+    train: Train, tokenizer: Tokenizer, every: int, places: list[int]
+) -> None:
+    sink: list[list[Record]] = []
+    train(lambda _: counting(tokenizer, sink, every))
+    assert [records[0].samples_seen for records in sink] == places
+    assert all([record.what for record in records] == ["runs", "evaluation_seconds"] for records in sink)
+
+
+def test_a_resumed_run_evaluates_where_the_uninterrupted_one_does(train: Train, tokenizer: Tokenizer) -> None:
+    sink: list[list[Record]] = []
+    train(lambda _: counting(tokenizer, sink, 40), steps=STEPS - 3, seen=3 * BATCH)
+    assert [records[0].samples_seen for records in sink] == [80, 96]
+
+
+def test_a_run_that_stops_early_is_not_evaluated_at_its_end(train: Train, tokenizer: Tokenizer) -> None:
+    sink: list[list[Record]] = []
+    train(lambda _: counting(tokenizer, sink, 0), steps=3)
+    assert sink == []
+
+
+def test_a_second_call_at_the_same_place_repeats_nothing(train: Train, tokenizer: Tokenizer) -> None:
+    sink: list[list[Record]] = []
+    callbacks: list[ZeroShotCallback] = []
+
+    def make(_: ContrastiveDataModule) -> ZeroShotCallback:
+        callbacks.append(counting(tokenizer, sink, 0))
+        return callbacks[0]
+
+    module = train(make)
+    assert callbacks[0].evaluate(module) == [Record(what="runs", value=1.0, samples_seen=96)]
+    assert len(sink) == 1
+    assert callbacks[0].seconds == pytest.approx(sink[0][1].value)
+
+
+def test_training_does_not_notice_evaluation(train: Train, tokenizer: Tokenizer) -> None:
+    sink: list[list[Record]] = []
+
+    def make(datamodule: ContrastiveDataModule) -> ZeroShotCallback:
+        size = datamodule.image_size
+        task = build_task("shape")
+        task = replace(task, labels=task.labels[:50])
+        evaluators = [ZeroShotEvaluator(task, size), RetrievalEvaluator(datamodule.val_dataloader())]
+        return ZeroShotCallback(evaluators, tokenizer, sink.append, every=2 * BATCH, total_samples=BATCH * STEPS)
+
+    alone = train(None)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    evaluated = train(make)
+    assert [len(records) for records in sink] == [3 + 8 + 1] * 3
+    assert {record.what for record in sink[-1]} >= {"acc1", "acc5", "mean_per_class", "val_loss_40", "recall_at_1"}
+    for (name, expected), (_, value) in zip(alone.state_dict().items(), evaluated.state_dict().items(), strict=True):
+        assert torch.equal(expected, value), name
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
