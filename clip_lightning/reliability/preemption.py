@@ -1,0 +1,100 @@
+"""Signals that ask a run to leave: they set a flag, and all ranks act on it together between two steps.
+
+SIGINT (Ctrl-C), SIGTERM (a scheduler) and SIGUSR2 (a scheduler's warning; NCCL takes USR1) mean the same: finish this
+step, save, leave. A second Ctrl-C leaves at once. Nothing is saved and no collective is called inside a handler.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopSignals:
+    """While entered, the three signals only set `received`.
+
+    Attributes:
+        received: the signal that asked to stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Sets the handlers (again): Lightning puts its own in their place when a fit begins."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells have it; 0 when none came."""
+        return 128 + self.received if self.received else 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nleft at once; the newest checkpoint stands\n")
+            os._exit(128 + number)
+        self.received = self.received or signal.Signals(number)
+
+
+class PreemptionCallback(Callback):
+    """Stops training on all ranks after the same step once any of them was asked to.
+
+    With several ranks the flags travel in a small all-reduce in the background, which is looked at one step later:
+    no step waits for it.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self._group: Any = None
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._pending: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals back from Lightning, and opens the ranks' own channel on the CPU."""
+        self.signals.install()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares flags; every rank sees the same answer after the same step."""
+        if self._agreed():
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves no all-reduce open."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+
+    def _agreed(self) -> bool:
+        if self._group is None:
+            return self.signals.received is not None
+        stop = False
+        if self._pending is not None:
+            self._pending.wait()
+            if number := int(self._flag.item()):
+                self.signals.received = self.signals.received or signal.Signals(number)
+                stop = True
+        self._flag.fill_(self.signals.received or 0)
+        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return stop

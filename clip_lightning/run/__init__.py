@@ -1,0 +1,1 @@
+"""Assembles a run from the other rooms: its directory, its trackers, what it prints, training, and evaluation."""

@@ -1,0 +1,112 @@
+"""The card of a run: what is printed before the first step. Values in, lines out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+
+from clip_lightning.config import compose, identity
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
+from clip_lightning.run.preflight import Preflight
+from clip_lightning.run.progress import count
+
+WIDTH = 100
+# Where and whether to run, not what.
+_NO_SETTINGS = ("runs", "fresh", "dry_run")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card shows besides the config and the preflight.
+
+    Attributes:
+        state: new, or "resumed at 51.2k samples".
+        commit: as `provenance.Commit` words it.
+        device: name of the device.
+        seconds: that checks took.
+        words: the settings of the command line.
+    """
+
+    run: str
+    state: str
+    commit: str
+    device: str
+    seconds: float
+    words: Sequence[str]
+
+
+def card(config: Config, found: Preflight, facts: CardFacts) -> str:
+    """The lines of the card."""
+    head = f"clip_lightning {version('clip-lightning')}  {facts.commit}"
+    run = f"run {facts.run}  [{facts.state}]"
+    lines = [
+        f"{head}{' ' * max(2, WIDTH - len(head) - len(run))}{run}",
+        f"science  {_science(config, found)}",
+        f"machine  {_machine(config, found, facts)}",
+        f"changed  {'; '.join(changed(config, facts.words)) or 'nothing'}  (full config: config.yaml)",
+        f"checks   config, {found.num_checks} preflight: passed in {facts.seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def cost_table(config: Config, found: Preflight) -> str:
+    """What a dry run prints: parameters, FLOPs, steps, memory."""
+    total, batch, memory = found.lengths.total, config.compute.global_batch, found.memory
+    rows = [
+        ("parameters", f"{found.parameters:,}"),
+        ("forward FLOPs", f"{count(found.flops.image, 'G')} image + {count(found.flops.text, 'G')} text per sample"),
+        ("training FLOPs", f"{count(found.training_flops, 'G')} per sample, {found.training_flops * total:.3g} in all"),
+        ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.datamodule.num_samples:,}"),
+        *((f"memory: {part.name}", _gib(getattr(memory, part.name))) for part in fields(memory)),
+        ("memory per process", f"{_gib(memory.total)} estimated, libraries left out"),
+        ("checkpoint", _gib(memory.weights + memory.optimizer)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def changed(config: Config, words: Sequence[str]) -> list[str]:
+    """What the settings of the command line changed against the chosen options: "key before -> after"."""
+    options = [word for word in words if not word.startswith("-") and "." not in word.partition("=")[0]]
+    try:
+        before = compose.load("train", options, check=False)
+    except UserError:  # the options alone are no run: a key that they leave open is among the settings
+        return [f"{word} (command line)" for word in words if word not in options]
+    return [
+        f"{line.replace(':', '', 1)} (command line)"
+        for line in identity.diff(asdict(before), asdict(config))
+        if line.partition(":")[0] not in _NO_SETTINGS
+    ]
+
+
+def _science(config: Config, found: Preflight) -> str:
+    compute, total = config.compute, found.lengths.total
+    pairs = found.datamodule.num_samples
+    epochs = total / pairs
+    parts = [
+        f"{identity.model_name(config)} {count(found.parameters)} parameters",
+        f"{config.data.name} {count(pairs)} pairs",
+        f"{count(total)} samples = {epochs:.3g} epochs = {total // compute.global_batch:,} steps x "
+        f"{compute.global_batch:,}",
+        config.loss.name,
+        compute.precision,
+        f"seed {compute.seed}",
+    ]
+    return " | ".join(parts)
+
+
+def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
+    cluster = config.cluster
+    ranks = cluster.nodes * cluster.devices
+    share = config.compute.global_batch // ranks
+    micro = min(cluster.micro_batch or share, share)
+    nodes = f"{cluster.nodes} nodes x " if cluster.nodes > 1 else ""
+    processes = f"{cluster.devices} process{'es' * (cluster.devices > 1)}"
+    return (
+        f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
+        f"{found.training_flops * found.lengths.total:.2g} FLOPs, {_gib(found.memory.total)}/process"
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,207 @@
+"""The directory of a run: named by its science, made once, owned by one process at a time, resumed by its own command.
+
+    config.yaml  git.txt  patch.diff  versions.json   frozen at the first start
+    data.json            fingerprint of the data and number of pairs
+    starts.jsonl         one line per start: when, where, which code, what machine settings differ from config.yaml
+    status.json          new, running, finished, stopped or failed, and why
+    checkpoints/  tokenizer.json  metrics.jsonl  records.parquet  summary.json  figures/
+
+Rank 0 alone writes here. `runs/latest` points to the run that began last.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clip_lightning.config import compose, identity
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import DataError, UserError
+from clip_lightning.reliability.checkpoint import sync_folder, write_atomically
+from clip_lightning.run.provenance import Commit
+
+_LOCK = ".lock"
+
+
+class RunDirectory:
+    """One run's directory, locked for as long as this object or its process lives.
+
+    Attributes:
+        path: the directory.
+        state: status when it was opened: new, running (its process died), stopped, failed, or finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Makes and locks the directory.
+
+        Raises:
+            UserError: another process is at work in it, or it cannot be made.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"runs={path.parent}: the directory {path} cannot be made ({error.strerror})") from error
+        self._lock: int | None = _locked(path)
+        self.state = str(read_json(path / "status.json").get("status", "new"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def num_starts(self) -> int:
+        """How often training began or went on here."""
+        starts = self.path / "starts.jsonl"
+        return len(starts.read_text(encoding="utf-8").splitlines()) if starts.exists() else 0
+
+    def begin(
+        self,
+        config: Config,
+        *,
+        commit: Commit,
+        versions: dict[str, str],
+        data: dict[str, Any],
+        words: Sequence[str] = (),
+    ) -> None:
+        """Freezes a new run's config, code and data, or compares them with an earlier start's; notes this start.
+
+        Args:
+            data: `fingerprint` and `num_samples` of the data.
+            words: the settings of the command line.
+        Raises: DataError when the data is no longer what the run began with.
+        """
+        frozen = self.path / "config.yaml"
+        changed: list[str] = []
+        if not frozen.exists():
+            write_atomically(self.path / "data.json", json.dumps(data, indent=1) + "\n")
+            write_atomically(self.path / "versions.json", json.dumps(versions, indent=1) + "\n")
+            write_atomically(self.path / "git.txt", "\n".join([str(commit), *commit.changed]) + "\n")
+            write_atomically(self.path / "patch.diff", commit.patch)
+            write_atomically(frozen, compose.dump(config))
+        else:
+            self._compare_data(data)
+            changed = identity.diff(asdict(compose.read(frozen)), asdict(config))
+        start = {
+            "time": now(),
+            "host": socket.gethostname(),
+            "commit": str(commit),
+            "command": list(words),
+            "changed": changed,
+        }
+        with (self.path / "starts.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(start) + "\n")
+        point_to(self.path, self.path.parent / "latest")
+
+    def _compare_data(self, data: dict[str, Any]) -> None:
+        before = read_json(self.path / "data.json")
+        if changes := [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]]:
+            raise DataError(
+                f"{self.path}: the data is not what this run began with ({', '.join(changes)}); put the earlier data "
+                "back, or start over with fresh=true"
+            )
+
+    def tracker_id(self) -> str:
+        """This run's name for its tracker, made once: two users may have runs of one science."""
+        file = self.path / "wandb_id.txt"
+        if not file.exists():
+            write_atomically(file, uuid.uuid4().hex[:12] + "\n")
+        return file.read_text(encoding="utf-8").strip()
+
+    def close(self) -> None:
+        """Gives the directory free."""
+        if self._lock is not None:
+            _unlock(self._lock)
+            self._lock = None
+
+
+def write_status(path: Path, status: str, reason: str = "", **numbers: int) -> None:
+    """Notes in a run's directory how it stands; numbers such as samples_seen stay until they are given anew."""
+    before = read_json(path / "status.json")
+    content = {**before, "status": status, "reason": reason, "time": now(), **numbers}
+    write_atomically(path / "status.json", json.dumps(content, indent=1) + "\n")
+
+
+def directory_of(config: Config) -> Path:
+    """Where a config's run lives, whether or not it exists."""
+    return Path(config.runs).expanduser().absolute() / identity.run_name(config)
+
+
+def move_aside(path: Path) -> Path | None:
+    """Renames an earlier run to `<name>.old-<k>`, so that nothing is lost; returns the new path, None without a run.
+
+    Raises:
+        UserError: a process is at work in it.
+    """
+    if not path.exists():
+        return None
+    lock = _locked(path)
+    taken = {int(old.suffix[5:]) for old in path.parent.glob(f"{path.name}.old-*") if old.suffix[5:].isdecimal()}
+    aside = path.with_name(f"{path.name}.old-{max(taken, default=0) + 1}")
+    path.rename(aside)
+    sync_folder(path.parent)
+    _unlock(lock)
+    return aside
+
+
+def point_to(target: Path, link: Path) -> None:
+    """Makes `link` a relative symbolic link to `target`, in one step; a file or folder of that name is left alone."""
+    if link.exists() and not link.is_symlink():
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in a JSON file of ours; empty when there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# Descriptors of locks held here. A forked loader process would keep a lock after its parent's death: it closes them.
+_HELD: set[int] = set()
+
+
+def _close_held() -> None:
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_held)
+
+
+def _unlock(descriptor: int) -> None:
+    os.close(descriptor)
+    _HELD.discard(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """An exclusive lock on the directory; the kernel frees it when the process ends, however it does."""
+    file = path / _LOCK
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        owner = file.read_text(encoding="utf-8").strip()
+        raise UserError(f"{path}: another process is at work in this run ({owner}); wait for it, or stop it") from error
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _HELD.add(descriptor)
+    return descriptor

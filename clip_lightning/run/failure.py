@@ -1,0 +1,32 @@
+"""What is left of a run that failed: its reason in `status.json`, and the traceback of what was no user's mistake."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clip_lightning.errors import UserError
+from clip_lightning.run.directory import write_status
+
+FILE = "failure.txt"
+
+
+@contextmanager
+def noted(path: Path, rank: int) -> Iterator[None]:
+    """Notes in the run's directory why its body failed, and lets the error pass; the first rank to fail is heard.
+
+    Args:
+        path: the run's directory.
+        rank: of this process.
+    """
+    try:
+        yield
+    except UserError as error:
+        write_status(path, "failed", "; ".join(error.problems))
+        raise
+    except Exception as error:
+        with suppress(FileExistsError), (path / FILE).open("x", encoding="utf-8") as stream:
+            stream.write(f"rank {rank}\n{''.join(traceback.format_exception(error))}")
+        first_line = (str(error).strip() or "no message").split("\n")[0]
+        write_status(path, "failed", f"{type(error).__name__} on rank {rank}: {first_line} (traceback in {FILE})")
+        raise

@@ -1,0 +1,53 @@
+"""The figures of a run, drawn from its records: loss, zero-shot over samples, predictions on single images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from clip_lightning.evaluation.predictions import Prediction, predictions
+from clip_lightning.evaluation.tasks import ZeroShotTask
+from clip_lightning.plots.predictions import prediction_panels
+from clip_lightning.plots.training import loss_curve, zero_shot_curves
+from clip_lightning.records import Record, to_frame
+from clip_lightning.tokenizer import Tokenizer
+from clip_lightning.training.clip_module import ClipModule
+
+IMAGES_PER_TASK = 3
+
+
+def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Prediction]) -> list[Path]:
+    """Writes the figures that the records and predictions allow, as PNG; returns their paths."""
+    folder.mkdir(exist_ok=True)
+    table = to_frame(records)
+    drawn: dict[str, Figure] = {}
+    if (table.what == "loss").any():
+        drawn["loss"] = loss_curve(table)
+    if (table.what == "acc1").any():
+        drawn["zero_shot"] = zero_shot_curves(table)
+    if shown:
+        drawn["predictions"] = prediction_panels(shown)
+    paths = []
+    for name, figure in drawn.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1])
+    return paths
+
+
+def example_predictions(
+    module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], image_size: int
+) -> list[Prediction]:
+    """Predictions on a few images of each task, evenly spread over it. To be called on every rank."""
+    return [
+        row
+        for task in tasks
+        for row in predictions(
+            module.model,
+            tokenizer,
+            task,
+            np.linspace(0, task.num_samples - 1, IMAGES_PER_TASK + 2).astype(int)[1:-1].tolist(),
+            module.device,
+            image_size=image_size,
+        )
+    ]

@@ -1,0 +1,234 @@
+"""What can fail before the first step, tried before the first step, and everything wrong told at once.
+
+The data is indexed, the model is built on the meta device (names, shapes, pretrained files, parameters, FLOPs,
+activations: no memory), the tokenizer and the evaluation tasks are looked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from clip_lightning.config import duration
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.errors import DataError, UserError
+from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
+from clip_lightning.model.clip import CLIP, build_clip
+from clip_lightning.model.flops import Flops, count_flops
+from clip_lightning.run.tracker import wandb_mode
+from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
+
+# Captions that a tokenizer of the run's own is trained on.
+TOKENIZER_CAPTIONS = 100_000
+_Built = TypeVar("_Built")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The durations of a config in samples; whole steps each."""
+
+    total: int
+    checkpoint_every: int
+    eval_every: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank's training step, estimated: everything but the library's own."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What stands before training begins.
+
+    Attributes:
+        flops: forward FLOPs of one sample by tower.
+        num_checks: how many things were tried.
+    """
+
+    datamodule: ContrastiveDataModule
+    lengths: Lengths
+    tasks: list[ZeroShotTask]
+    wandb: tuple[str, str]
+    parameters: int
+    flops: Flops
+    memory: Memory
+    num_checks: int
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of one sample in training: forward, and a backward of twice that."""
+        return 3 * (self.flops.image + self.flops.text)
+
+
+def preflight(config: Config) -> Preflight:
+    """Tries everything.
+
+    Raises:
+        UserError: all that was found wrong; a DataError when only data was.
+    """
+    trials = _Trials()
+    datamodule = trials.run(lambda: build_datamodule(config))
+    tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
+    model = trials.run(lambda: build_on_meta(config))
+    flops = trials.run(lambda: count_flops(config.model, config.loss)) if model else None
+    tracking = trials.run(lambda: wandb_mode(config.tracker))
+    if config.model.text.tokenizer.kind != "trained":
+        trials.run(lambda: build_tokenizer(config.model.text, None, None))
+    lengths = trials.run(lambda: lengths_of(config, datamodule.num_samples)) if datamodule else None
+    trials.finish()
+    if datamodule is None or model is None or flops is None or lengths is None or tracking is None or tasks is None:
+        raise AssertionError("every trial that told no problem has a result")
+    return Preflight(
+        datamodule=datamodule,
+        lengths=lengths,
+        tasks=tasks,
+        wandb=tracking,
+        parameters=num_parameters(model),
+        flops=flops,
+        memory=estimate_memory(config, model),
+        num_checks=trials.count,
+    )
+
+
+class _Trials:
+    """Runs builders and gathers what a user can mend."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.errors: list[UserError] = []
+
+    def run(self, build: Callable[[], _Built]) -> _Built | None:
+        self.count += 1
+        try:
+            return build()
+        except UserError as error:
+            self.errors.append(error)
+            return None
+
+    def finish(self) -> None:
+        if self.errors:
+            kind = DataError if all(isinstance(error, DataError) for error in self.errors) else UserError
+            raise kind(*(problem for error in self.errors for problem in error.problems)) from self.errors[0]
+
+
+def build_datamodule(config: Config) -> ContrastiveDataModule:
+    """The data of a run, as long as the run is; its tokenizer is set later.
+
+    Raises:
+        UserError: the data cannot be trained on, or the run's length cannot be told.
+    """
+
+    def build(total_samples: int) -> ContrastiveDataModule:
+        return ContrastiveDataModule(
+            config.data,
+            image_size=config.model.vision.image_size,
+            tokenizer=None,
+            seed=config.compute.seed,
+            global_batch=config.compute.global_batch,
+            total_samples=total_samples,
+            workers=config.cluster.workers,
+            overfit_samples=config.debug.overfit_samples,
+        )
+
+    if duration.parse(config.compute.duration).unit != "epochs":
+        return build(lengths_of(config, None).total)
+    # How long the run is in samples follows from how many pairs the index finds.
+    num_samples = build(config.compute.global_batch).num_samples
+    return build(lengths_of(config, num_samples).total)
+
+
+def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
+    """The durations of a config in samples. Raises UserError when one cannot be told."""
+    batch = config.compute.global_batch
+
+    def samples(text: str, total: int | None) -> int:
+        return duration.to_samples(text, global_batch=batch, epoch_samples=epoch_samples, total_samples=total)
+
+    total = samples(config.compute.duration, None)
+    if not total:
+        raise UserError(f"compute.duration={config.compute.duration} is no step of {batch} samples; make it longer")
+    return Lengths(
+        total=total,
+        checkpoint_every=samples(config.cluster.checkpoint_every, total),
+        eval_every=samples(config.eval.every, total),
+        log_every=max(batch, samples(config.tracker.log_every, total)),
+    )
+
+
+def build_on_meta(config: Config) -> CLIP:
+    """The model without memory. Raises UserError for names and shapes that do not fit."""
+    with torch.device("meta"):
+        return build_clip(config.model, config.loss)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """All parameters, trained or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
+    """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`."""
+    text = config.model.text
+    if text.tokenizer.kind != "trained":
+        return build_tokenizer(text, None, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = (folder / FILE_NAME).exists()
+    return build_tokenizer(text, folder, None if known else datamodule.captions(TOKENIZER_CAPTIONS))
+
+
+def estimate_memory(config: Config, model: CLIP) -> Memory:
+    """Bytes of one rank's step: float32 weights, gradients and AdamW's two moments, and what autograd keeps.
+
+    What autograd keeps is counted on the meta device in float32 and halved under 16-bit autocast, which keeps most of
+    it in 16 bits.
+    """
+    weights = 4 * num_parameters(model)
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    ranks = config.cluster.nodes * config.cluster.devices
+    share = config.compute.global_batch // ranks
+    batch = min(config.cluster.micro_batch or share, share)
+    width = 1 if config.compute.precision == "fp32" else 2
+    return Memory(
+        weights=weights * (2 if config.compute.ema_decay else 1),
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=batch * _saved_bytes(model, config) // width,
+    )
+
+
+def _saved_bytes(model: CLIP, config: Config) -> int:
+    """Float32 bytes that autograd keeps for one pair, weights left out."""
+    size, length = config.model.vision.image_size, config.model.text.context_length
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    pairs = 2  # batch normalisation refuses one
+    images = torch.zeros(pairs, 3, size, size, device="meta")
+    tokens = torch.zeros(pairs, length, dtype=torch.int64, device="meta")
+    lengths = torch.full((pairs,), length, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = model.train()(images, tokens, lengths)
+    del features
+    return sum(storage.nbytes() for storage in kept.values()) // pairs

@@ -1,0 +1,191 @@
+"""What every rank does in a run: model, callbacks in their order, Lightning's Trainer, fit, final evaluation."""
+
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
+from clip_lightning.evaluation.predictions import Prediction
+from clip_lightning.evaluation.retrieval import RetrievalEvaluator
+from clip_lightning.evaluation.tasks import ZeroShotTask
+from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+from clip_lightning.parallel import activation_checkpointing, compile, ddp
+from clip_lightning.records import Record
+from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
+from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
+from clip_lightning.run.figures import example_predictions
+from clip_lightning.run.hardware import num_cores
+from clip_lightning.run.meter import Costs, Meter
+from clip_lightning.run.preflight import Lengths
+from clip_lightning.run.progress import Interval
+from clip_lightning.tokenizer import Tokenizer
+from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.zero_shot_callback import Evaluator, ZeroShotCallback
+
+
+class Sink:
+    """Where measurements go; this one is for ranks that report nothing."""
+
+    def interval(self, interval: Interval, records: list[Record]) -> None:
+        """Takes the numbers of an interval."""
+
+    def evaluation(self, records: list[Record]) -> None:
+        """Takes the records of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a fit ended.
+
+    Attributes:
+        seconds: of all starts together.
+        bad_samples: number by cause, of all ranks, in this start.
+        shown: example predictions of a run that is complete.
+    """
+
+    samples_seen: int
+    complete: bool
+    seconds: float
+    bad_samples: Counter[str]
+    shown: list[Prediction]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One rank's part of a run: what it needs, and the run itself."""
+
+    config: Config
+    path: Path
+    datamodule: ContrastiveDataModule
+    lengths: Lengths
+    tasks: Sequence[ZeroShotTask]
+    tokenizer: Tokenizer
+
+    def run(
+        self,
+        checkpoint: CheckpointCallback,
+        costs: Costs,
+        sink: Sink,
+        signals: StopSignals,
+        seconds_before: float = 0.0,
+    ) -> Outcome:
+        """Trains from the checkpoint that `checkpoint` resumes to the end, or until a signal asks to leave."""
+        config, datamodule = self.config, self.datamodule
+        datamodule.tokenizer = self.tokenizer
+        module = ClipModule(config, total_samples=self.lengths.total, epoch_samples=datamodule.num_samples)
+        activation_checkpointing.apply(module.model, config.cluster.activation_checkpointing)
+        if config.cluster.compile:
+            compile.apply(module.model)
+        zero_shot = ZeroShotCallback(
+            evaluators(config, self.tasks, datamodule),
+            self.tokenizer,
+            sink.evaluation,
+            every=self.lengths.eval_every,
+            total_samples=self.lengths.total,
+        )
+        meter = Meter(
+            sink.interval,
+            datamodule,
+            costs,
+            every=self.lengths.log_every,
+            pauses=lambda: zero_shot.seconds + checkpoint.seconds,
+            seconds_before=seconds_before,
+        )
+        # Numbers are written before the checkpoint at the same place: a run that is killed in between resumes from an
+        # older one and repeats them, instead of missing them.
+        trainer = build_trainer(config, [meter, zero_shot, PreemptionCallback(signals), checkpoint], self.path)
+        with signals:
+            try:
+                trainer.fit(module, datamodule=datamodule)
+            finally:
+                datamodule.write_quarantine(self.path / "quarantine.jsonl")
+            module.to(trainer.strategy.root_device)
+            complete = module.samples_seen >= self.lengths.total
+            shown: list[Prediction] = []
+            if complete:
+                zero_shot.evaluate(module)
+                shown = example_predictions(module, self.tokenizer, self.tasks, config.model.vision.image_size)
+        return Outcome(module.samples_seen, complete, meter.seconds, _all_bad_samples(datamodule), shown)
+
+
+def evaluators(
+    config: Config, tasks: Sequence[ZeroShotTask], datamodule: ContrastiveDataModule | None
+) -> list[Evaluator]:
+    """One evaluator per task, and one of the validation pairs where there are any."""
+    size, precision = config.model.vision.image_size, config.compute.precision
+    found: list[Evaluator] = [
+        ZeroShotEvaluator(task, size, batch=config.eval.batch, precision=precision) for task in tasks
+    ]
+    if datamodule is not None and config.data.validation.num_samples:
+        found.append(RetrievalEvaluator(_Validation(datamodule), precision=precision))
+    return found
+
+
+class _Validation:
+    """This rank's validation batches; the loader is made when it is clear which rank this is."""
+
+    def __init__(self, datamodule: ContrastiveDataModule) -> None:
+        self.datamodule = datamodule
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.datamodule.val_dataloader())
+
+
+def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer:
+    """A Trainer that only trains: the loader's length is the run's; saving, logging and evaluating are ours."""
+    cluster = config.cluster
+    if cluster.threads or cluster.devices > 1:
+        cores = min(num_cores(), torch.get_num_threads())
+        torch.set_num_threads(cluster.threads or max(1, cores // cluster.devices))
+    return Trainer(
+        accelerator=cluster.accelerator,
+        devices=cluster.devices,
+        num_nodes=cluster.nodes,
+        strategy=ddp.strategy(cluster),
+        deterministic=config.compute.deterministic,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        min_epochs=0,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+
+
+def quiet_libraries() -> None:
+    """Lightning's advice and notices are no part of what a run prints; its errors are."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+def rank_of_process() -> int:
+    """The rank that a launcher gave this process: torchrun's, SLURM's, or Lightning's own; 0 without one."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def _all_bad_samples(datamodule: ContrastiveDataModule) -> Counter[str]:
+    counts = [datamodule.bad_samples]
+    if dist.is_initialized():
+        counts *= dist.get_world_size()
+        dist.all_gather_object(counts, datamodule.bad_samples)
+    return sum(counts, Counter())

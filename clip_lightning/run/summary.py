@@ -1,0 +1,169 @@
+"""The end of a run in numbers: `summary.json`, and the table that is printed. Both are computed from its records."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clip_lightning.records import Record
+from clip_lightning.run.progress import clock, count, percent
+
+SCORES = ("acc1", "acc5", "mean_per_class")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        status: finished, stopped, failed; `reason` says why in a few words.
+        seconds: of all starts together.
+        device_hours: devices times hours; `gpu` says what they are.
+        records: all records of the run.
+        bad_samples: number by cause.
+    """
+
+    run: str
+    path: Path
+    status: str
+    reason: str
+    samples: int
+    total_samples: int
+    seconds: float
+    parameters: int
+    science: str
+    num_devices: int
+    gpu: bool
+    restarts: int
+    records: Sequence[Record]
+    bad_samples: Mapping[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `summary.json` holds: accuracies and shares as fractions of 1."""
+        latest = latest_scores(self.records)
+        return {
+            "run": self.run,
+            "status": self.status,
+            "reason": self.reason,
+            "zeroshot": zero_shot(latest),
+            "validation": {record.what: record.value for record in latest if record.task == "validation"},
+            "samples": self.samples,
+            "total_samples": self.total_samples,
+            "seconds": self.seconds,
+            "parameters": self.parameters,
+            "science": self.science,
+            "loss": last_value(self.records, "loss"),
+            "samples_per_second": median(self.records, "samples_per_second"),
+            "mfu": median(self.records, "mfu"),
+            "data_wait": mean(self.records, "data_wait"),
+            "memory_gib": largest(self.records, "memory_gib"),
+            "cut_captions": mean(self.records, "cut_captions"),
+            "restarts": self.restarts,
+            "bad_samples": dict(self.bad_samples),
+        }
+
+
+def end_table(summary: Summary, command: Sequence[str] = ()) -> str:
+    """The table at the end of a run. `command`: the settings of the command line that started it."""
+    content = summary.as_json()
+    hours = summary.seconds * summary.num_devices / 3600
+    bad = ", ".join(f"{number} {cause}" for cause, number in summary.bad_samples.items()) or "none"
+    rows = [
+        ("status", summary.status + (f": {summary.reason}" if summary.reason else "")),
+        ("samples", f"{summary.samples:,} of {summary.total_samples:,}"),
+        ("time", f"{clock(summary.seconds)} ({hours:.2f} {'GPU' if summary.gpu else 'CPU process'} hours)"),
+        ("throughput", f"{_shown(content['samples_per_second'], count)} samples/s (median)"),
+        ("MFU", _shown(content["mfu"], percent) if summary.gpu else "the peak of a CPU is not known"),
+        ("peak memory", f"{_shown(content['memory_gib'], '{:.2f}'.format)} GiB per process"),
+        ("data waits", f"{_shown(content['data_wait'], percent)} of training time"),
+        ("cut captions", _shown(content["cut_captions"], percent)),
+        ("restarts", str(summary.restarts)),
+        ("bad samples", bad),
+        *_score_rows(summary.records),
+        ("directory", str(summary.path)),
+        ("evaluate", f"python evaluate.py run={summary.path}"),
+        ("resume" if summary.status != "finished" else "run again", " ".join(["python train.py", *command])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def latest_scores(records: Sequence[Record]) -> list[Record]:
+    """Of each task and quantity the record with the most samples seen, the later of two with the same."""
+    found: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = record.task, record.what
+        if record.task and (key not in found or record.samples_seen >= found[key].samples_seen):
+            found[key] = record
+    return list(found.values())
+
+
+def zero_shot(latest: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Accuracies of each task with chance and n, by task."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for record in latest:
+        if record.what in SCORES:
+            tasks.setdefault(record.task, {})[record.what] = record.value
+            if record.what == "acc1":
+                tasks[record.task] |= {"chance": record.chance, "n": record.n, "low": record.low, "high": record.high}
+    return tasks
+
+
+def score_table(records: Sequence[Record]) -> str:
+    """One row per task of an evaluation."""
+    rows = _score_rows(records)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _score_rows(records: Sequence[Record]) -> list[tuple[str, str]]:
+    latest = latest_scores(records)
+    rows = [
+        (
+            task,
+            f"top-1 {percent(scores['acc1'])} [{percent(scores['low'])}, {percent(scores['high'])}]  "
+            f"top-5 {percent(scores['acc5'])}  mean per class {percent(scores['mean_per_class'])}  "
+            f"(n={scores['n']:,}, chance {percent(scores['chance'])})",
+        )
+        for task, scores in zero_shot(latest).items()
+    ]
+    validation = {record.what: record for record in latest if record.task == "validation"}
+    if validation:
+        n = next(iter(validation.values())).n or 0
+        losses = [f"{what} {record.value:.3f}" for what, record in validation.items() if what.startswith("val_loss")]
+        recall = validation.get("recall_at_1")
+        recalls = [f"recall@1 {percent(recall.value)}"] if recall else []
+        rows.append(("validation", f"{'  '.join(losses + recalls)}  (n={n:,})"))
+    return rows
+
+
+def values(records: Sequence[Record], what: str) -> list[float]:
+    """The values of one quantity of training, in order."""
+    return [record.value for record in records if record.what == what and not record.task]
+
+
+def last_value(records: Sequence[Record], what: str) -> float | None:
+    """The last value of a quantity of training; None without any."""
+    return (values(records, what) or [None])[-1]  # type: ignore[list-item]
+
+
+def median(records: Sequence[Record], what: str) -> float | None:
+    """The median of a quantity of training; None without any."""
+    found = values(records, what)
+    return statistics.median(found) if found else None
+
+
+def mean(records: Sequence[Record], what: str) -> float | None:
+    """The mean of a quantity of training over logged intervals; None without any."""
+    found = values(records, what)
+    return statistics.fmean(found) if found else None
+
+
+def largest(records: Sequence[Record], what: str) -> float | None:
+    """The largest value of a quantity of training; None without any."""
+    return max(values(records, what), default=None)
+
+
+def _shown(value: float | None, form: Any) -> str:
+    return "not measured" if value is None else form(value)

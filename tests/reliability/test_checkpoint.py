@@ -1,0 +1,156 @@
+"""Checkpoints: whole or not at all, newest that verifies, nothing lost to a kill or a full disk."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_lightning.errors import CheckpointError
+from clip_lightning.reliability.checkpoint import MANIFEST, CheckpointFolder, name_of, open_checkpoint
+
+
+def parts(value: float) -> dict[str, dict]:
+    return {"weights": {"w": torch.full((50, 40), value)}, "training": {"optimizers": [{"step": value}]}}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, said: list[str]) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints", keep_last=2, notify=said.append)
+
+
+def test_what_was_saved_is_loaded(folder: CheckpointFolder) -> None:
+    folder.save(512, parts(1.5), {"science": "abc"})
+    found = folder.newest()
+    assert found is not None
+    assert (found.samples_seen, found.about) == (512, {"science": "abc"})
+    assert torch.equal(found.load("weights")["w"], torch.full((50, 40), 1.5))
+    assert found.load("training") == {"optimizers": [{"step": 1.5}]}
+
+
+def test_the_newest_are_kept_and_no_other_file(folder: CheckpointFolder) -> None:
+    for k in range(1, 6):
+        folder.save(k * 100, parts(k), {})
+    assert sorted(os.listdir(folder.path)) == [name_of(400), name_of(500)]
+
+
+def test_there_is_no_newest_without_any(folder: CheckpointFolder) -> None:
+    assert folder.newest() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest cut", "no manifest"])
+def test_a_damaged_newest_is_named_and_passed_over(folder: CheckpointFolder, said: list[str], damage: str) -> None:
+    folder.save(100, parts(1), {})
+    folder.save(200, parts(2), {})
+    newest = folder.path / name_of(200)
+    file = newest / (MANIFEST if "manifest" in damage else "weights.pt")
+    content = file.read_bytes()
+    if damage in ("missing", "no manifest"):
+        file.unlink()
+    elif damage == "flip":
+        file.write_bytes(content[:-900] + bytes([content[-900] ^ 1]) + content[-899:])
+    else:
+        file.write_bytes(content[: len(content) // 2])
+    found = folder.newest()
+    assert found is not None
+    assert found.samples_seen == 100
+    assert len(said) == 1
+    assert str(newest) in said[0]
+
+
+def test_pruning_keeps_the_last_one_that_verifies(folder: CheckpointFolder) -> None:
+    folder.save(100, parts(1), {})
+    for number in (200, 300):
+        (folder.path / name_of(number)).mkdir()
+    folder._prune(2)
+    assert folder.numbers() == [300, 200, 100]
+
+
+def test_a_pickle_from_outside_is_refused(folder: CheckpointFolder, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    folder.save(100, {"weights": Evil()}, {})
+    found = folder.newest()
+    assert found is not None
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        found.load("weights")
+    assert not (tmp_path / "was here").exists()
+
+
+def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        open_checkpoint(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": 99, "files": {}, "samples_seen": 1, "about": {}}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_full_disk_loses_neither_the_last_checkpoint_nor_the_run(
+    folder: CheckpointFolder, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save(100, parts(1), {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        # A file may hold 4 kB: the write of the weights fails half-way, as on a disk that is full.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        assert folder.save(200, parts(2), {}) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(said) == 1
+    assert "no checkpoint at 200 samples" in said[0]
+    found = folder.newest()
+    assert found is not None
+    assert found.samples_seen == 100
+    assert os.listdir(folder.path) == [name_of(100)]
+    folder.save(300, parts(3), {})
+    assert folder.numbers() == [300, 100]
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from clip_lightning.reliability.checkpoint import CheckpointFolder
+folder = CheckpointFolder(Path(sys.argv[1]), keep_last=2)
+print("ready", flush=True)
+number = max(folder.numbers(), default=0)
+while True:
+    number += 1
+    folder.save(number, {"weights": {"w": torch.full((200_000,), float(number))}}, {})
+"""
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, said: list[str]) -> None:
+    draw, reached = random.Random(0), 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.1 + 0.3 * draw.random())
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        folder = CheckpointFolder(tmp_path, keep_last=2, notify=said.append)
+        found = folder.newest()
+        assert found is not None
+        assert found.samples_seen >= reached
+        assert torch.equal(found.load("weights")["w"], torch.full((200_000,), float(found.samples_seen)))
+        reached = found.samples_seen
+    assert not said
+    folder.remove_temporary()
+    assert all(child.isdecimal() for child in os.listdir(tmp_path))
