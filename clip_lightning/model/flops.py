@@ -1,0 +1,63 @@
+"""Floating-point operations of a forward pass, counted by torch on the `meta` device, where nothing is computed.
+
+A multiplication with its addition counts as 2; matrix products, convolutions and attention count, nothing else does:
+the convention of fvcore and of published tables. `python -m clip_lightning.model.flops [MODEL ...]` prints a table.
+"""
+
+import argparse
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clip_lightning.config.schema import LossConfig, ModelConfig
+from clip_lightning.model.clip import build_clip
+from clip_lightning.model.named import load, names
+
+# Batch norm refuses a batch of one where a feature map is one pixel.
+_BATCH = 2
+
+
+class Flops(NamedTuple):
+    """Operations of one image and of one text of the full context; training takes three times as many."""
+
+    image: float
+    text: float
+
+
+def count_flops(model: ModelConfig, loss: LossConfig) -> Flops:
+    """Operations of a forward pass in training, per sample.
+
+    Raises:
+        UserError: a tower cannot be built.
+    """
+    with torch.device("meta"):
+        clip = build_clip(model, loss).requires_grad_(False)
+        # Whether a mask hides anything is asked of its values, which are not there; products are the same without it.
+        clip.text.mask_padding = False  # type: ignore[assignment]
+        pixels, context = model.vision.image_size, model.text.context_length
+        images = torch.zeros(_BATCH, 3, pixels, pixels)
+        tokens = torch.zeros(_BATCH, context, dtype=torch.long)
+        lengths = torch.full((_BATCH,), context)
+        return Flops(_count(clip.vision, images), _count(clip.text, tokens, lengths))
+
+
+def _count(tower: nn.Module, *inputs: torch.Tensor) -> float:
+    with FlopCounterMode(display=False) as counter:
+        tower(*inputs)
+    return counter.get_total_flops() / _BATCH
+
+
+def main() -> None:
+    """Prints the operations of named models."""
+    parser = argparse.ArgumentParser(description="Forward GFLOPs of named models, an image and a text apart.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names below conf/model (default: all)")
+    print(f"{'model':16}{'image':>10}{'text':>10}{'pair':>10}  GFLOPs")
+    for name in parser.parse_args().models or names():
+        flops = count_flops(*load(name))
+        print(f"{name:16}{flops.image / 1e9:10.2f}{flops.text / 1e9:10.2f}{sum(flops) / 1e9:10.2f}")
+
+
+if __name__ == "__main__":
+    main()

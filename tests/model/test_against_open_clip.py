@@ -1,0 +1,243 @@
+"""The paper's architectures and their beginnings are open_clip's: the same weights give the same features in both."""
+
+import copy
+import re
+from functools import partial
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import LayerNorm, TextTransformer
+from torch import Tensor, nn
+
+from clip_lightning.config.schema import ModelConfig
+from clip_lightning.model.clip import CLIP, build_clip
+from clip_lightning.model.named import load
+from clip_lightning.model.text import TextTower
+
+PIXELS, CONTEXT, VOCABULARY = 64, 20, 120
+END = VOCABULARY - 1  # open_clip pools where the largest id is
+
+TEXT_NAMES = [
+    (r"token_embedding\.weight", "embeddings.token_embedding.weight"),
+    (r"positional_embedding", "embeddings.position_embedding.weight"),
+    (r"ln_final\.(\w+)", r"final_layer_norm.\1"),
+    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(\w+)", r"encoder.layers.\1.layer_norm\2.\3"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(\w+)", r"encoder.layers.\1.self_attn.out_proj.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)", r"encoder.layers.\1.mlp.fc1.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)", r"encoder.layers.\1.mlp.fc2.\2"),
+]
+VIT_NAMES = [
+    (r"class_embedding", "cls_token"),
+    (r"positional_embedding", "pos_embed"),
+    (r"conv1\.weight", "patch_embed.proj.weight"),
+    (r"ln_pre\.(\w+)", r"norm_pre.\1"),
+    (r"ln_post\.(\w+)", r"norm.\1"),
+    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(\w+)", r"blocks.\1.attn.qkv.\2"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+]
+RESNET_NAMES = [
+    (r"conv([123])\.weight", r"stem.conv\1.conv.weight"),
+    (r"bn([123])\.(\w+)", r"stem.conv\1.bn.\2"),
+    (r"layer(\d)\.(\d+)\.conv([13])\.weight", r"stages.\1.\2.conv\3_1x1.conv.weight"),
+    (r"layer(\d)\.(\d+)\.conv2\.weight", r"stages.\1.\2.conv2_kxk.conv.weight"),
+    (r"layer(\d)\.(\d+)\.bn([13])\.(\w+)", r"stages.\1.\2.conv\3_1x1.bn.\4"),
+    (r"layer(\d)\.(\d+)\.bn2\.(\w+)", r"stages.\1.\2.conv2_kxk.bn.\3"),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.weight", r"stages.\1.\2.shortcut.conv.conv.weight"),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"stages.\1.\2.shortcut.conv.bn.\3"),
+    (r"attnpool\.positional_embedding", "head.pos_embed"),
+    (r"attnpool\.([qkv])_proj\.(\w+)", r"head.\1.\2"),
+    (r"attnpool\.c_proj\.(\w+)", r"head.proj.\1"),
+]
+
+
+def renamed(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise KeyError(name)
+
+
+def convert_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text tower of OpenAI's layout in ours; attention in three parts."""
+    ours = {}
+    for name, value in state.items():
+        if name.startswith("text_projection"):
+            kind = name.partition(".")[2]
+            ours[f"projection.{kind or 'weight'}"] = value if kind else value.T
+        elif found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(\w+)", name):
+            for part, values in zip("qkv", value.chunk(3), strict=True):
+                ours[f"encoder.encoder.layers.{found[1]}.self_attn.{part}_proj.{found[2]}"] = values
+        else:
+            ours[f"encoder.{renamed(name, TEXT_NAMES)}"] = value
+    return ours
+
+
+def convert_vision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A vision transformer or ResNet of OpenAI's layout in ours."""
+    rules = VIT_NAMES if "class_embedding" in state else RESNET_NAMES
+    ours = {}
+    for name, value in state.items():
+        if name == "proj":
+            ours["projection.weight"] = value.T
+            continue
+        new = renamed(name, rules)
+        if found := re.fullmatch(r"stages\.(\d)\.(.*)", new):  # counted from 0 here
+            new = f"stages.{int(found[1]) - 1}.{found[2]}"
+        leading = {"cls_token": (None, None), "pos_embed": (None,)}.get(new, ())
+        ours[f"backbone.{new}"] = value[leading] if leading else value
+    return ours
+
+
+def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of OpenAI's CLIP, as open_clip keeps it, in ours."""
+    vision = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+    text = {name: value for name, value in state.items() if not name.startswith(("visual.", "logit_"))}
+    ours = {f"vision.{name}": value for name, value in convert_vision(vision).items()}
+    ours |= {f"text.{name}": value for name, value in convert_text(text).items()}
+    return ours | {"log_logit_scale": state["logit_scale"].reshape(1)}
+
+
+def small(name: str, width: int = 128) -> ModelConfig:
+    """A named model of the paper, with small towers."""
+    model, _ = load(name)
+    model.embed_dim = 48
+    model.vision.image_size = PIXELS
+    if model.vision.init == "openai_vit":
+        model.vision.options = {"embed_dim": width, "depth": 2, "num_heads": width // 64}
+    else:
+        model.vision.options["num_classes"] = model.embed_dim
+    model.text.config |= {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2}
+    model.text.config |= {"num_attention_heads": width // 64, "vocab_size": VOCABULARY, "bos_token_id": END - 1}
+    model.text.config |= {"eos_token_id": END, "max_position_embeddings": CONTEXT}
+    model.text.tokenizer.vocab_size, model.text.context_length = VOCABULARY, CONTEXT
+    return model
+
+
+def peer(name: str, width: int = 128) -> nn.Module:
+    """The same in open_clip."""
+    vision: dict[str, Any] = {"layers": 2, "width": width, "patch_size": 32, "image_size": PIXELS}
+    if name == "rn50":
+        vision = {"layers": (3, 4, 6, 3), "width": 64, "image_size": PIXELS}
+    text = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": width, "heads": width // 64, "layers": 2}
+    quick = name in ("vit_b32", "rn50")
+    return open_clip.model.CLIP(48, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text), quick_gelu=quick)
+
+
+def rn50_peer_activation(model: nn.Module) -> None:
+    """open_clip's QuickGELU acts in the text tower alone; the ResNet's ReLUs are the paper's."""
+    assert {type(module) for name, module in model.visual.named_modules() if ".act" in name} == {nn.ReLU}
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(7)
+    lengths = torch.tensor([3, 9, CONTEXT, 14])
+    tokens = torch.zeros(4, CONTEXT, dtype=torch.long)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[: length - 1] = torch.randint(1, END, (int(length) - 1,))
+        row[length - 1] = END
+    return torch.randn(4, 3, PIXELS, PIXELS), tokens, lengths
+
+
+def loaded_pair(name: str) -> tuple[CLIP, nn.Module]:
+    torch.manual_seed(1)
+    _, loss = load(name)
+    ours, theirs = build_clip(small(name), loss), peer(name)
+    generator = torch.Generator().manual_seed(3)
+    for module in theirs.modules():  # else the last norm of every residual branch is 0 and hides the branch
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    ours.load_state_dict(convert(theirs.state_dict()))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", ["vit_b32", "vit_m32", "rn50"])
+def test_features_and_logits_are_open_clips(name: str) -> None:
+    ours, theirs = loaded_pair(name)
+    images, tokens, lengths = batch()
+    with torch.no_grad():
+        features = ours.eval()(images, tokens, lengths)
+        logits = features.logit_scale * features.image @ features.text.T
+        expected, _ = theirs.eval().get_logits(images, tokens)
+        torch.testing.assert_close(features.image, theirs.encode_image(images, normalize=True), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(features.text, theirs.encode_text(tokens, normalize=True), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1, "features that are all alike would agree too"
+
+
+def test_resnet_in_training_normalises_as_open_clips() -> None:
+    ours, theirs = loaded_pair("rn50")
+    rn50_peer_activation(theirs)
+    images, _, _ = batch()
+    with torch.no_grad():
+        image, expected = ours.train().encode_image(images), theirs.train().encode_image(images, normalize=True)
+    torch.testing.assert_close(image, expected, atol=2e-6, rtol=1e-5)
+    statistics = convert_vision({k: v for k, v in theirs.visual.state_dict().items() if "running" in k or k == "proj"})
+    for name, value in statistics.items():
+        torch.testing.assert_close(ours.vision.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_that_is_cut_changes_no_text_feature() -> None:
+    ours, _ = loaded_pair("vit_b32")
+    _, tokens, lengths = batch()
+    rows = lengths <= 14
+    with torch.no_grad():
+        long = ours.eval().encode_text(tokens, lengths)[rows]
+        short = ours.encode_text(tokens[rows, :14], lengths[rows])
+    torch.testing.assert_close(short, long, atol=2e-6, rtol=0)
+
+
+def siglip_text() -> tuple[TextTower, nn.Module]:
+    model, _ = load("siglip_b16")
+    model.text.config |= {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+    model.text.config |= {"num_attention_heads": 1, "max_position_embeddings": CONTEXT}
+    model.text.tokenizer.vocab_size, model.text.context_length = VOCABULARY, CONTEXT
+    norm = partial(LayerNorm, eps=1e-6)
+    kind = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_layer": norm}
+    theirs = TextTransformer(CONTEXT, VOCABULARY, width=64, heads=1, layers=2, output_dim=48, **kind)
+    return TextTower(model.text, 48), theirs
+
+
+def test_siglip_text_is_open_clips() -> None:
+    torch.manual_seed(2)
+    ours, theirs = siglip_text()
+    ours.load_state_dict(convert_text(theirs.state_dict()))
+    _, tokens, lengths = batch()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(tokens, lengths), theirs.eval()(tokens), atol=1e-6, rtol=1e-5)
+
+
+def check_beginnings(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Constants equal; random tensors alike in mean, spread and kind of distribution, within sampling error."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        value, n = ours[name].float(), expected.numel()
+        expected = expected.float()
+        if n == 1 or expected.std() == 0:
+            torch.testing.assert_close(value, expected.reshape(value.shape), msg=f"{name} begins constant")
+            continue
+        spread = expected.std()
+        assert abs(value.std() / spread - 1) < 6 / n**0.5, f"{name}: std {value.std()} against {spread}"
+        assert abs(value.mean() - expected.mean()) < 8 * spread / n**0.5, f"{name}: mean"
+        if n >= 1000:  # uniform numbers end at 1.73 standard deviations, normal ones go on
+            assert (value.abs().max() > 2 * value.std()) == (expected.abs().max() > 2 * spread), f"{name}: distribution"
+
+
+@pytest.mark.parametrize("name", ["vit_b32", "vit_m32", "rn50"])
+def test_every_tensor_begins_as_open_clips(name: str) -> None:
+    torch.manual_seed(4)
+    _, loss = load(name)
+    ours, theirs = build_clip(small(name, 192), loss), peer(name, 192)
+    check_beginnings(ours.state_dict(), convert(copy.deepcopy(theirs.state_dict())))
+
+
+def test_every_tensor_of_siglips_text_begins_as_open_clips() -> None:
+    torch.manual_seed(5)
+    ours, theirs = siglip_text()
+    check_beginnings(ours.state_dict(), convert_text(theirs.state_dict()))
