@@ -1,0 +1,98 @@
+"""The gradient of a global batch is one object: whatever the ranks, the micro-batch and what is dropped at random."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+from tests.training.small_run import GLOBAL_BATCH, Recorder, Stream, fit, global_batch, small_config, small_module
+
+PEERS = {"softmax": ClipLoss(), "sigmoid": SigLipLoss()}
+MICRO_BATCHES = {1: (None, 8, 7), 2: (None, 6, 5), 4: (None, 3, 4)}  # whole, even, with a smaller last one
+Run = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The first step of every case on 2 and on 4 ranks."""
+    found = {}
+    for world in (2, 4):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        cases = [
+            {"loss": loss, "micro_batch": micro_batch, "drop": drop}
+            for loss in PEERS
+            for micro_batch in MICRO_BATCHES[world]
+            for drop in (0.0, 0.4)
+        ]
+        command = [sys.executable, "-m", "tests.training.small_run", str(world), str(folder), json.dumps(cases)]
+        subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
+        results = torch.load(folder / "results.pt", weights_only=True)
+        for k, case in enumerate(cases):
+            found[f"{world}-{case['loss']}-{case['micro_batch']}-{case['drop']}"] = results[str(k)]
+    return found
+
+
+def one_rank(loss: str, micro_batch: int | None, drop: float) -> Run:
+    config = small_config(loss)
+    config.cluster.micro_batch = micro_batch
+    config.model.vision.patch_dropout = config.model.vision.drop_path = drop
+    module = small_module(config)
+    fit(module, Stream(0, 1))
+    gradients = {f"gradient {name}": gradient for name, gradient in module.gradients.items()}
+    return {"losses": module.steps[0].loss.reshape(1), **gradients}
+
+
+def peer(loss: str) -> Run:
+    """One process, the whole batch, the peer's loss."""
+    module: Recorder = small_module(small_config(loss))
+    batch, model = global_batch(0), module.model
+    features = model(batch.images, batch.tokens, batch.lengths)
+    bias = {} if features.logit_bias is None else {"logit_bias": features.logit_bias}
+    value = PEERS[loss](features.image, features.text, features.logit_scale, **bias)
+    value.backward()
+    gradients = {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"losses": value.detach().reshape(1), **gradients}
+
+
+def check_equal(found: Run, expected: Run, tolerance: float) -> None:
+    """Relative to the tensor's norm, or where that is small (0 for the bias of keys) to 1 % of the whole gradient's."""
+    whole = torch.stack([value.double().norm() for key, value in expected.items() if key != "losses"]).norm()
+    for key, value in expected.items():
+        floor = 1e-2 * whole if key != "losses" else 0.0
+        distance = (found[key].double() - value).norm() / value.double().norm().clamp(min=floor)
+        assert distance < tolerance, (key, distance)
+
+
+@pytest.mark.parametrize("loss", sorted(PEERS))
+def test_one_process_gives_the_peers_gradient(loss: str) -> None:
+    check_equal(one_rank(loss, None, 0.0), peer(loss), 1e-6)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+@pytest.mark.parametrize("micro_batch", [8, 7])
+@pytest.mark.parametrize("loss", sorted(PEERS))
+def test_micro_batches_give_the_whole_batchs_gradient(loss: str, micro_batch: int, drop: float) -> None:
+    check_equal(one_rank(loss, micro_batch, drop), one_rank(loss, None, drop), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+@pytest.mark.parametrize("loss", sorted(PEERS))
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_give_one_process_gradient(ranks: dict[str, Run], world: int, loss: str, drop: float) -> None:
+    expected = one_rank(loss, None, drop)
+    for micro_batch in MICRO_BATCHES[world]:
+        check_equal(ranks[f"{world}-{loss}-{micro_batch}-{drop}"], expected, 1e-6)
+
+
+def test_patch_dropout_and_drop_path_change_the_gradient() -> None:
+    """Else the tests above would show nothing."""
+    dropped, whole = one_rank("softmax", None, 0.4), one_rank("softmax", None, 0.0)
+    assert (dropped["losses"] - whole["losses"]).abs() > 1e-2
+    assert GLOBAL_BATCH % 7, "the last micro-batch is smaller"

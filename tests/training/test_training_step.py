@@ -1,0 +1,227 @@
+"""A training step is open_clip's where both mean the same, repeats to the bit, and survives what is not finite."""
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from open_clip.loss import ClipLoss
+from open_clip_train.scheduler import cosine_lr
+from open_clip_train.train import train_one_epoch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from clip_lightning.data.batches import Batch
+from clip_lightning.errors import UserError
+from clip_lightning.reliability.nan_guard import DELAY, NanGuard
+from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.optimizer import decays
+from tests.model.test_against_open_clip import CONTEXT, END, PIXELS, loaded_pair, small
+from tests.training.small_run import GLOBAL_BATCH, Recorder, Stream, fit, global_batch, small_config, small_module
+
+NUM_STEPS = 20
+
+
+class PeerLoss(ClipLoss):
+    """open_clip's loss, which also notes every value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+
+    def forward(self, *arguments: Tensor, **settings: object) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = super().forward(*arguments, **settings)
+        self.values.append(losses["contrastive_loss"].detach())
+        return losses
+
+
+class Floats(IterableDataset[Batch]):
+    """Batches of normalised images and of captions that end with the largest id, as open_clip pools them."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(5)
+        for step in range(NUM_STEPS):
+            positions = step * GLOBAL_BATCH + torch.arange(GLOBAL_BATCH)
+            lengths = torch.randint(3, CONTEXT + 1, (GLOBAL_BATCH,), generator=generator)
+            tokens = torch.randint(1, END, (GLOBAL_BATCH, CONTEXT), generator=generator)
+            tokens[torch.arange(GLOBAL_BATCH), lengths - 1] = END
+            tokens[torch.arange(CONTEXT) >= lengths[:, None]] = 0
+            images = torch.randn(GLOBAL_BATCH, 3, PIXELS, PIXELS, generator=generator)
+            yield Batch(images, tokens, lengths, positions, positions, 0)
+
+
+def test_twenty_steps_give_open_clips_losses() -> None:
+    config = small_config(duration=f"{NUM_STEPS} steps", gradient_clip=1.0)
+    config.model = small("vit_b32")
+    module = Recorder(config, total_samples=NUM_STEPS * GLOBAL_BATCH, epoch_samples=1000)
+    towers, peer = loaded_pair("vit_b32")
+    module.model.load_state_dict(towers.state_dict())
+    fit(module, Floats())
+
+    named = list(peer.named_parameters())
+    matrices = [p for n, p in named if decays(n, p)]
+    others = [p for n, p in named if not decays(n, p)]
+    groups = [{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+    batches = [(batch.images, batch.tokens) for batch in Floats()]
+    loader = SimpleNamespace(num_batches=NUM_STEPS, num_samples=NUM_STEPS * GLOBAL_BATCH)
+    data = SimpleNamespace(dataloader=_Listed(batches, loader), set_epoch=lambda epoch: None)
+    arguments = SimpleNamespace(
+        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=False, horovod=False,
+        grad_clip_norm=1.0, rank=0, local_rank=0, log_local=False, log_every_n_steps=1, world_size=1,
+        batch_size=GLOBAL_BATCH, wandb=False,
+    )  # fmt: skip
+    loss, schedule = PeerLoss(), cosine_lr(optimizer, 1e-3, 4, NUM_STEPS)
+    peer.output_dict = True
+    train_one_epoch(peer, {"train": data}, loss, 0, optimizer, None, schedule, None, arguments)
+
+    ours = torch.stack([step.loss for step in module.steps])
+    assert ours[-1] != ours[0]
+    torch.testing.assert_close(ours, torch.stack(loss.values), rtol=1e-5, atol=1e-5)
+
+
+class _Listed:
+    """A list of batches with the sizes that open_clip reads off its loader."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]], sizes: SimpleNamespace) -> None:
+        self.batches, self.num_batches, self.num_samples = batches, sizes.num_batches, sizes.num_samples
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+def weights(module: ClipModule) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_runs_agree_to_the_bit(precision: str) -> None:
+    runs = []
+    for _ in range(2):
+        config = small_config(precision=precision)
+        config.model.vision.patch_dropout = 0.4
+        config.cluster.micro_batch = 7
+        torch.manual_seed(torch.seed() % 1000)  # the caller's own random state has no part in it
+        module = small_module(config)
+        fit(module, Stream(0, 3))
+        runs.append(weights(module))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit() -> None:
+    config = small_config(ema_decay=0.9, gradient_clip=1.0)
+    config.model.vision.patch_dropout = 0.4
+    whole = small_module(config)
+    fit(whole, Stream(0, 6))
+    first = small_module(config)
+    trainer = fit(first, Stream(0, 3))
+    kept: dict[str, Any] = {}
+    first.on_save_checkpoint(kept)
+    restore = Restore(weights(first), trainer.optimizers[0].state_dict(), kept)
+
+    second = small_module(config)
+    fit(second, Stream(3, 6), callbacks=[restore])
+    assert second.samples_seen == whole.samples_seen
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(second).items())
+    assert whole.averaged is not None
+    assert second.averaged is not None
+    assert all(torch.equal(v, whole.averaged.average[n]) for n, v in second.averaged.average.items())
+    assert [step.learning_rate for step in second.steps] == [step.learning_rate for step in whole.steps[3:]]
+
+
+class Restore(Callback):
+    """Goes on from a state that was kept."""
+
+    def __init__(self, weights: dict[str, Tensor], optimizer: dict[str, Any], kept: dict[str, Any]) -> None:
+        self.weights, self.optimizer, self.kept = weights, optimizer, kept
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Recorder) -> None:  # type: ignore[override]
+        pl_module.model.load_state_dict(self.weights)
+        trainer.optimizers[0].load_state_dict(self.optimizer)
+        pl_module.on_load_checkpoint(self.kept)
+
+
+class Poisoned(Stream):
+    """A stream in which some steps have an image that is no number."""
+
+    def __init__(self, first: int, last: int, poisoned: set[int]) -> None:
+        super().__init__(first, last)
+        self.poisoned = poisoned
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in self.steps:
+            batch = global_batch(step)
+            images = batch.images.float() / 255
+            if step in self.poisoned:
+                images[3, 0, 0, 0] = torch.nan
+            yield batch._replace(images=images)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted() -> None:
+    config = small_config(ema_decay=0.9, gradient_clip=1.0)
+    module, before = small_module(config), small_module(config)
+    fit(before, Poisoned(0, 2, set()))
+    fit(module, Poisoned(0, 3, {2}))
+    assert all(torch.equal(value, weights(before)[name]) for name, value in weights(module).items())
+    assert module.averaged is not None
+    assert before.averaged is not None
+    assert all(torch.equal(value, before.averaged.average[name]) for name, value in module.averaged.average.items())
+    assert [step.is_skipped.item() for step in module.steps] == [0, 0, 1]
+    assert module.guard.num_skipped == 1
+    assert module.samples_seen == 3 * GLOBAL_BATCH, "the samples are passed over"
+    fit(module, Poisoned(3, 5, set()))
+    assert all(math.isfinite(step.loss) for step in module.steps[3:])
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run_with_its_samples() -> None:
+    module = small_module(small_config(nonfinite_limit=3))
+    with pytest.raises(UserError, match=r"3 steps in a row.*sample ids"):
+        fit(module, Poisoned(0, 20, set(range(2, 20))))
+    assert module.samples_seen <= (2 + 3 + DELAY) * GLOBAL_BATCH
+
+
+def test_the_guard_counts_steps_in_a_row() -> None:
+    guard = NanGuard(limit=3)
+    for step, skipped in enumerate([1, 1, 0, 1, 1, 0]):
+        guard.record(torch.tensor(skipped), step, torch.arange(3))
+    guard.flush()
+    assert (guard.num_skipped, guard.in_a_row) == (4, 0)
+
+
+def test_the_scale_never_passes_its_maximum() -> None:
+    config = small_config(learning_rate=1.0, warmup="0 samples")
+    config.loss.logit_scale_max = math.log(20)
+    module = small_module(config)
+    fit(module, Stream(0, 6))
+    assert max(step.logit_scale.item() for step in module.steps) <= 20 * (1 + 1e-6)
+
+
+def test_the_norm_is_of_the_gradient_before_clipping() -> None:
+    free, clipped = (small_module(small_config(gradient_clip=limit)) for limit in (None, 0.1))
+    for module in (free, clipped):
+        fit(module, Stream(0, 1))
+    assert clipped.steps[0].gradient_norm == free.steps[0].gradient_norm > 0.1
+    gradients = [parameter.grad for parameter in clipped.model.parameters() if parameter.grad is not None]
+    assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_share_of_the_wrong_size_is_refused() -> None:
+    module = small_module(small_config())
+    module.global_batch = 2 * GLOBAL_BATCH
+    with pytest.raises(UserError, match=r"compute\.global_batch"):
+        fit(module, Stream(0, 1))
+
+
+def test_averaged_weights_stand_in_and_leave() -> None:
+    module = small_module(small_config(ema_decay=0.5))
+    fit(module, Stream(0, 2))
+    assert module.averaged is not None
+    raw = weights(module)
+    with module.averaged.in_place():
+        inside = weights(module)
+        assert torch.equal(inside["log_logit_scale"], module.averaged.average["log_logit_scale"])
+    assert not torch.equal(inside["vision.projection.weight"], raw["vision.projection.weight"])
+    assert all(torch.equal(value, raw[name]) for name, value in weights(module).items())
