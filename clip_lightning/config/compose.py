@@ -20,12 +20,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clip_lightning.config import checks, command_line, keys, overrides
+from clip_lightning.config import checks, command_line, identity, keys, overrides, presets
 from clip_lightning.config.schema import Config, EvaluateConfig, Recipe
 from clip_lightning.errors import CheckpointError, DataError, UserError
 
@@ -43,10 +42,11 @@ for _name, _schema in SCHEMAS.items():
 
 
 class Composition(NamedTuple):
-    """A composed config, still with interpolations, and which option each group has."""
+    """A composed config, still with interpolations; which option each group has; which keys presets leave open."""
 
     config: DictConfig
     choices: dict[str, str | None]
+    required: set[str]
 
 
 def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
@@ -84,10 +84,13 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
         UserError: a preset or a user's own file does not fit the schema.
     """
     settings = [overrides.to_hydra(word, grammar) for word in words]
-    if len(grammar.folders) > 1:
-        settings.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in grammar.folders[1:])}]")
+    settings += _search_path(grammar.folders[1:])
     # What belongs to a model or recipe that is not yet chosen waits for the second round.
-    waiting = [word for word in settings if word.startswith(("model/", "compute.recipes."))]
+    given = [word.key_or_group for word in words]
+    belonging = {"model": "model/", "compute": "compute.recipes."}
+    waiting = [
+        word for word in settings for group, head in belonging.items() if word.startswith(head) and group not in given
+    ]
     chosen = [word for word in settings if word not in waiting]
     with _hydra():
         composed = _compose(config_name, chosen, grammar)
@@ -99,7 +102,8 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
             if named or waiting:
                 composed = _compose(config_name, chosen, grammar)
             waiting = []
-    return composed
+        left = presets.required(config_name, chosen, composed.choices, grammar) - {word.key_or_group for word in words}
+    return composed._replace(required=left)
 
 
 def main(config_name: str, task: Task) -> None:
@@ -107,7 +111,7 @@ def main(config_name: str, task: Task) -> None:
 
     Args:
         config_name: train or evaluate.
-        task: called with the checked config and the settings of the command line; returns the exit code.
+        task: called with the checked config and the arguments that made it; returns the exit code.
     """
     inherited = os.environ.get(_RANK_VARIABLE)
     argv = json.loads(inherited) if inherited else sys.argv[1:]
@@ -151,7 +155,7 @@ def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
     flags, words = command_line.split(argv)
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     if flags.help:
-        print(command_line.help_page(config_name, grammar.groups()))
+        print(command_line.help_page(config_name, grammar.groups))
     elif flags.multirun:
         return _sweep(config_name, words, flags.config_dirs, task)
     elif flags.hydra_arguments:
@@ -168,7 +172,7 @@ def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
     config = load(config_name, argv)
     os.environ[_RANK_VARIABLE] = json.dumps(list(argv))
     try:
-        return task(config, command_line.split(argv)[1])
+        return task(config, argv)
     finally:
         del os.environ[_RANK_VARIABLE]
 
@@ -179,7 +183,7 @@ def _sweep(config_name: str, words: Sequence[str], folders: Sequence[Path], task
     good, problems = overrides.check(words, grammar, sweep=True)
     directories = [f"--config-dir={folder}" for folder in folders]
     if not problems:
-        problems = _sweep_problems(config_name, good, directories, grammar)
+        problems = _sweep_problems(config_name, good, directories)
     if problems:
         raise UserError(*problems)
     exit_codes = []
@@ -196,9 +200,7 @@ def _sweep(config_name: str, words: Sequence[str], folders: Sequence[Path], task
     return max(exit_codes, default=0)
 
 
-def _sweep_problems(
-    config_name: str, words: Sequence[Override], directories: Sequence[str], grammar: overrides.Grammar
-) -> list[str]:
+def _sweep_problems(config_name: str, words: Sequence[Override], directories: Sequence[str]) -> list[str]:
     problems: list[str] = []
     for point in command_line.sweep_points(words):
         try:
@@ -212,9 +214,8 @@ def _call_hydra(
     config_name: str, arguments: Sequence[str], folders: Sequence[Path], job: Callable[[DictConfig], Any]
 ) -> None:
     """Hydra's own command line, with this project's folders."""
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     before = sys.argv
-    sys.argv = [before[0], *arguments, *search]
+    sys.argv = [before[0], *arguments, *_search_path(folders)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except HydraException as error:
@@ -233,6 +234,12 @@ def _show(config_name: str, argv: Sequence[str], flags: command_line.Flags) -> N
         if not OmegaConf.is_config(part):
             raise UserError(f"--package {flags.package}: there is no such section; write one like model.vision")
         print(OmegaConf.to_yaml(part), end="")
+
+
+def _search_path(folders: Sequence[Path]) -> list[str]:
+    """The setting that makes Hydra look into a user's folders too."""
+    listed = ",".join(f"'file://{folder}'" for folder in folders)
+    return [f"hydra.searchpath=[{listed}]"] if folders else []
 
 
 @contextmanager
@@ -254,7 +261,7 @@ def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) 
         config = hydra.compose(config_name, settings, return_hydra_config=True)
     except MissingConfigException as error:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        near = keys.did_you_mean(keys.near(option, grammar.groups().get(group, [])))
+        near = keys.did_you_mean(keys.near(option, grammar.groups.get(group, [])))
         raise UserError(f"a preset names {group}={option}: there is no such option{near}") from error
     except YAMLError as error:
         raise UserError(f"a preset is not YAML that can be read: {' '.join(str(error).split())}") from error
@@ -263,38 +270,16 @@ def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) 
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    return Composition(config, choices)
+    return Composition(config, choices, set())
 
 
 def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar, error: Exception) -> list[str]:
     """Every key in the composed files that does not fit the schema; Hydra's own words where that is not the cause."""
     own_words = " ".join(first_line(cause) for cause in (error, error.__cause__) if cause is not None)
     try:
-        files = (
-            GlobalHydra.instance().config_loader().compute_defaults_list(config_name, settings, RunMode.RUN).defaults
-        )
+        return presets.problems(config_name, settings, grammar) or [own_words]
     except HydraException:
         return [own_words]
-    problems = []
-    for file in files:
-        paths = [folder / f"{file.config_path}.yaml" for folder in grammar.folders]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is not None and not file.is_self:
-            problems += _file_problems(path, file.package or "", grammar)
-    return problems or [own_words]
-
-
-def _file_problems(path: Path, package: str, grammar: overrides.Grammar) -> list[str]:
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(content, dict):
-        return [f"{path}: this file holds no keys with values"]
-    prefix = f"{package}." if package else ""
-    return [
-        problem
-        for key, value in content.items()
-        if key not in ("defaults", "hydra")
-        for problem in grammar.key_problems(prefix + str(key), value, str(path))
-    ]
 
 
 def _is_open(composed: Composition, group: str) -> bool:
@@ -302,7 +287,7 @@ def _is_open(composed: Composition, group: str) -> bool:
 
 
 def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[str]:
-    groups = grammar.groups()
+    groups = grammar.groups
     return [
         f"{_CHOSEN_BY[group]}={option}: there is no such option of {group}"
         + keys.did_you_mean(keys.near(str(option), groups[group]))
@@ -314,7 +299,8 @@ def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[s
 def _resolve(composed: Composition, problems: list[str]) -> Any:
     """The composed config as typed objects, with what other groups own filled in; adds to `problems`."""
     try:
-        if missing := sorted(OmegaConf.missing_keys(composed.config)):
+        plain = identity.flatten(OmegaConf.to_container(composed.config, resolve=False))  # type: ignore[arg-type]
+        if missing := [key for key, value in plain.items() if value == MISSING or key in composed.required]:
             raise UserError(*(f"{key} has no value; write {key}=VALUE, or add it to the preset" for key in missing))
         config = OmegaConf.to_object(composed.config)
     except OmegaConfBaseException as error:

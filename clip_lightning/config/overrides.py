@@ -5,6 +5,7 @@ the schema and the options on disk before Hydra sees it.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Grammar:
         self.keys = keys.table(schema)
         self.sections = keys.sections(schema)
 
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Every group and its options."""
         found: dict[str, set[str]] = {"experiment": set()}
@@ -82,7 +84,7 @@ class Grammar:
 def check(words: Sequence[str], grammar: Grammar, *, sweep: bool) -> tuple[list[Override], list[str]]:
     """Reads the words; returns those that can be composed, and a sentence for each that cannot."""
     good, problems = [], []
-    groups = grammar.groups()
+    groups = grammar.groups
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)

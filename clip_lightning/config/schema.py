@@ -184,9 +184,7 @@ class ComputeConfig:
     batch_norm_samples: int = 256  # samples that share batch statistics (towers with batch norm)
     deterministic: bool = False  # deterministic GPU kernels
     ema_decay: float | None = None  # per step; null: no average of weights
-    nonfinite_limit: int = (
-        10  # steps in a row without a finite loss and gradient (each is skipped) before the run stops
-    )
+    nonfinite_limit: int = 10  # skipped steps in a row (loss or gradient not finite) that stop the run
 
 
 @dataclass

@@ -40,6 +40,7 @@ _ABOVE_0 = [
     "compute.learning_rate",
     "compute.gradient_clip",
     "compute.batch_norm_samples",
+    "compute.nonfinite_limit",
     "compute.cooldown_power",
     "optimizer.eps",
     "loss.chunk",

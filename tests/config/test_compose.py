@@ -258,3 +258,12 @@ def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
     assert done.returncode == 2
     assert "did you mean wandb?" in done.stderr
     assert "did you mean eval" in done.stderr
+
+
+def test_what_a_preset_leaves_open_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/open.yaml").write_text("defaults: [mine]\nname: open\ntext: {pool: '???'}\n", encoding="utf-8")
+    words = [*MINE, f"--config-dir={tmp_path}", "model=open", "compute.learning_rate=1"]
+    with pytest.raises(UserError, match=r"^model.text.pool has no value; write model.text.pool=VALUE"):
+        compose.load("train", words, check=False)
+    assert compose.load("train", [*words, "model.text.pool=mean"], check=False).model.text.pool == "mean"
