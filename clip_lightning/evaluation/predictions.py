@@ -43,6 +43,12 @@ class Prediction:
     correct: int | None
 
 
+def example_indices(task: ZeroShotTask, num_images: int) -> list[int]:
+    """Images picked by chance, as in the paper's figure; the same for every model, so that runs compare."""
+    picked = np.random.default_rng(0).permutation(task.num_samples)[:num_images]
+    return sorted(picked.tolist())
+
+
 def predictions(
     model: CLIP,
     tokenizer: Tokenizer,

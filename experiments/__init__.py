@@ -1,0 +1,1 @@
+"""Programs beside the library: figures, studies, benchmarks. Left out of the wheel."""

@@ -1,0 +1,1 @@
+"""Figures of runs and of the paper, one runnable module each."""
