@@ -6,7 +6,7 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import EvaluateConfig
 
 
-def task(config: EvaluateConfig, overrides: Sequence[str]) -> int:
+def task(config: EvaluateConfig, arguments: Sequence[str]) -> int:
     """Evaluates; torch is imported only here, when the config is known to be right."""
     from clip_lightning.run.evaluate import evaluate
 

@@ -6,11 +6,11 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
 
 
-def task(config: Config, overrides: Sequence[str]) -> int:
+def task(config: Config, arguments: Sequence[str]) -> int:
     """Trains; torch is imported only here, when the config is known to be right."""
     from clip_lightning.run.train import train
 
-    return train(config, overrides)
+    return train(config, arguments)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ _ABOUT = {
 _EXAMPLES = {
     "train": (
         ("", "the embedded default, in minutes on a CPU"),
-        ("model=vit_b32 data=cc12m compute=openclip_cc12m", "a named model on a named data set by a published recipe"),
+        ("model=vit_b32 data=cc12m compute=openclip_cc12m", "a named model, data set and recipe"),
         ("compute.learning_rate=1e-3 cluster=ddp cluster.devices=8", "other values, other machine"),
-        ("-m model=vit_b32,vit_b16 compute.seed=0,1", "a sweep: one run for each combination"),
+        ("-m model=vit_b32,vit_b16 compute.seed=0,1", "a sweep: one run each"),
         ("model=vit_l14 data=yfcc --cfg job", "print the whole config and stop"),
         ("model=vit_l14 data=yfcc dry_run=true", "check, count and stop"),
     ),

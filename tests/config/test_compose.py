@@ -189,9 +189,9 @@ def test_a_foreign_config_is_refused(text: str, told: str, tmp_path: Path) -> No
 def test_torch_is_not_loaded_before_the_task_and_its_code_is_the_exit_code(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = call([*MINE, "compute.seed=3", "loss._target_=json.loads"], tmp_path, root)
-    name, seed, loss, overrides, _, torch_loaded = json.loads(done.stdout)
+    name, seed, loss, arguments, _, torch_loaded = json.loads(done.stdout)
     assert (name, seed, loss, torch_loaded) == ("mine", 3, "mine", False)
-    assert overrides == ["data=mine", "compute.seed=3", "loss._target_=json.loads"]
+    assert arguments == [*MINE, "compute.seed=3", "loss._target_=json.loads"]
     assert done.returncode == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.py", "shards"]
 
