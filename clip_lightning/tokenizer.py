@@ -8,12 +8,15 @@ import gzip
 import html
 import json
 import os
+import socket
 import string
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import ftfy
 import numpy as np
@@ -319,9 +322,23 @@ def _hub(text: TextConfig) -> Tokenizer:
     )
 
 
+def skip_the_hub_where_it_is_out_of_reach() -> None:
+    """Makes the hub's client read only its cache where the hub's address has no name: it would retry for a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():  # behind a proxy names are resolved elsewhere
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+
+
 def _load_hugging_face(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    if not Path(name).is_dir():
+        skip_the_hub_where_it_is_out_of_reach()
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

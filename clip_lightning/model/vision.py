@@ -20,6 +20,7 @@ from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import initialization
+from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
 
 
 class VisionTower(nn.Module):
@@ -107,6 +108,8 @@ def _build_backbone(config: VisionConfig) -> nn.Module:
         )
     arguments = _arguments(config)
     on_meta = torch.get_default_device().type == "meta"
+    if config.pretrained is True:
+        skip_the_hub_where_it_is_out_of_reach()
     try:
         backbone = timm.create_model(config.timm, pretrained=config.pretrained is True and not on_meta, **arguments)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
