@@ -22,7 +22,7 @@ def strategy(cluster: ClusterConfig) -> str | Strategy:
     if cluster.strategy == "ddp":
         return DDPStrategy(
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             timeout=COLLECTIVE_TIMEOUT,
         )
     if cluster.strategy != "single":

@@ -21,7 +21,7 @@ from clip_lightning.loss import LossOutput, build_loss
 from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
 from clip_lightning.reliability.nan_guard import NanGuard
-from clip_lightning.training import sample_randomness
+from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.optimizer import build_optimizer
@@ -86,7 +86,7 @@ class ClipModule(LightningModule):
         self.samples_seen = 0
         with torch.random.fork_rng():
             torch.manual_seed(config.compute.seed)
-            self.model: CLIP = build_clip(config.model, config.loss)
+            self.model: CLIP = build_clip(config.model, config.loss).to(memory_format=torch.channels_last)
         self.loss = build_loss(config.loss)
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
         self.micro_batch = config.cluster.micro_batch
@@ -94,6 +94,13 @@ class ClipModule(LightningModule):
         decay = config.compute.ema_decay
         self.averaged = AveragedWeights(self.model, decay) if decay is not None else None
         self._randomness = sample_randomness.apply(self.model)
+        share = self.global_batch // (config.cluster.nodes * config.cluster.devices)
+        self._batch_statistics = batch_norm.apply(
+            self.model,
+            group=min(config.compute.batch_norm_samples, self.global_batch),
+            share=share,
+            micro_batch=self.micro_batch or share,
+        )
         self._scaler: torch.amp.GradScaler | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -103,7 +110,8 @@ class ClipModule(LightningModule):
         return build_optimizer(self.model, self.config.optimizer, self.schedule.peak, self.device)
 
     def on_train_start(self) -> None:
-        """Begins the average of weights from where the run stands."""
+        """Connects ranks that share batch statistics; begins the average of weights from where the run stands."""
+        self._batch_statistics.connect()
         if self.averaged is not None:
             self.averaged.begin()
 
@@ -136,6 +144,7 @@ class ClipModule(LightningModule):
         if self._scaler is not None:
             self._scaler.update()
         self.model.clamp_logit_scale()
+        self._batch_statistics.commit(is_skipped)
         if self.averaged is not None:
             self.averaged.update(is_skipped)
         self.guard.record(is_skipped, self.samples_seen, batch.sample_ids)

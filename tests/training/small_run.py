@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from clip_lightning.config.schema import (
@@ -64,6 +65,20 @@ def small_config(loss: str = "softmax", **compute: Any) -> Config:
         loss=LossConfig(name=loss, chunk=7, **(sigmoid if loss == "sigmoid" else {})),
         cluster=ClusterConfig(name="small", accelerator="cpu"),
     )
+
+
+def config_with_batch_norm(group: int, micro_batch: int | None = None) -> Config:
+    config = small_config()
+    config.model.vision = VisionConfig(
+        name="small",
+        timm="resnet18",
+        image_size=16,
+        batch_norm=True,
+        options={"channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 8},
+    )
+    config.compute.batch_norm_samples = group
+    config.cluster.micro_batch = micro_batch
+    return config
 
 
 def global_batch(step: int) -> Batch:
@@ -140,8 +155,17 @@ def fit(module: Recorder, stream: IterableDataset[Batch], strategy: Any = "auto"
     return lightning
 
 
+def check_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Relative to the tensor's norm, or where that is small (0 for the bias of keys) to 1 % of the whole gradient's."""
+    whole = torch.stack([value.double().norm() for key, value in expected.items() if key != "losses"]).norm()
+    for key, value in expected.items():
+        floor = 1e-2 * whole if key != "losses" else 0.0
+        distance = (found[key].double() - value).norm() / value.double().norm().clamp(min=floor)
+        assert distance < tolerance, (key, distance)
+
+
 def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) -> None:
-    """Trains every case under DDP and saves rank 0's losses, first gradients and last weights."""
+    """Trains every case under DDP and saves rank 0's losses, first gradients and last buffers."""
     from clip_lightning.parallel import ddp
 
     torch.set_num_threads(1)
@@ -149,6 +173,8 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
     results = {}
     for k, case in enumerate(cases):
         config = small_config(case["loss"])
+        if "batch_norm_samples" in case:
+            config = config_with_batch_norm(case["batch_norm_samples"])
         config.cluster.micro_batch = case["micro_batch"]
         config.cluster.strategy, config.cluster.devices = "ddp", world
         config.model.vision.patch_dropout = config.model.vision.drop_path = case.get("drop", 0.0)
@@ -160,7 +186,7 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
             "losses": torch.stack([step.loss for step in module.steps]),
             "accuracies": torch.stack([step.accuracy for step in module.steps]),
             **{f"gradient {name}": gradient for name, gradient in module.gradients.items()},
-            **{f"weight {name}": parameter.detach() for name, parameter in module.model.named_parameters()},
+            **{f"buffer {name}": value for name, value in module.model.named_buffers()},
         }
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
