@@ -41,6 +41,9 @@ format: setup ## Format the code and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+figures: setup ## Draw the figures of the newest run again
+	@$(BIN)/python -m experiments.figures.run_figures runs/latest
+
 config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"
 	@$(BIN)/python train.py $(RUN) --cfg job
 
