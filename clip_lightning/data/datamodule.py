@@ -40,6 +40,7 @@ class ContrastiveDataModule(LightningDataModule):
         layout: the data.
         order: what stands at which position.
         num_samples: training pairs in an epoch.
+        held_out: int64 [n], ids of the pairs that are never trained on.
         fingerprint: 16 hex digits that change when the data changes.
         tokenizer: must be set before a loader is asked for.
         samples_seen: where the training loader begins; set it to resume.
@@ -75,7 +76,7 @@ class ContrastiveDataModule(LightningDataModule):
         self._quarantine = Quarantine(self.layout, data.max_bad_share)
         held_out = data.validation.num_samples if data.validation.path is None else 0
         order = build_order(self.layout, data, seed=seed, num_held_out=held_out, limit=overfit_samples)
-        self._held_out = order.held_out()
+        self.held_out = order.held_out()
         if not order.num_samples:
             raise DataError(f"data.path={data.path} holds no sample to train on.")
         if data.length_buckets > 1:
@@ -128,7 +129,7 @@ class ContrastiveDataModule(LightningDataModule):
             raise RuntimeError("the tokenizer must be set before a loader is asked for")
         return BatchMaker(
             self.layout,
-            self.order if training else FixedOrder(self._held_out),
+            self.order if training else FixedOrder(self.held_out),
             self.tokenizer,
             self.data,
             image_size=self.image_size,

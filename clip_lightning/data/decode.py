@@ -2,8 +2,8 @@
 
 JPEG goes through simplejpeg, all else (PNG, WebP, GIF, BMP, CMYK, 16 bits, palettes, alpha, animations: the first
 frame) through Pillow. Sizes are read from the header first, so that no bomb is ever unpacked. The one resize is torch's
-antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is open_clip's: the short side
-to `size`, the centre cut out.
+antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is open_clip's: the
+short side to `size`, the centre cut out.
 """
 
 from typing import NamedTuple

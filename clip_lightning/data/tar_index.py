@@ -5,6 +5,7 @@ and whatever keeps a pair from being trained on is listed by cause. A key is a m
 the last slash, as webdataset has it; members of one key may stand anywhere in the shard.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ _ADLER_MODULUS = 65521
 _CHUNK = 1 << 16
 _QUICK_HEAD = 1 << 12  # bytes of a JPEG that hold its header when it has no profile or thumbnail
 _ZEROS = bytes(_BLOCK)
+_IMAGE, _JSON = -1, -2  # what an extension stands for; others are numbers of caption keys
 _REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device", b"S": "sparse member"}
 _LARGEST_HEADER = 1 << 20  # bytes of a PAX header or long name; more is damage
 _LARGEST = 1 << 32  # bytes of a member that a record can hold
@@ -63,21 +65,21 @@ class _DamagedError(Exception):
     """The tar cannot be read further; the argument is the cause."""
 
 
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
-
-
 class _Sample:
-    """What was found under one key."""
+    """What was found under one key.
+
+    Attributes:
+        image: offset, size, width and height; or why it is none.
+        json: offset and size.
+        captions: by number of the caption key: offset, size and text; or why it is none.
+    """
 
     __slots__ = ("captions", "image", "json")
 
     def __init__(self) -> None:
-        self.image: _Member | None = None
-        self.json: _Member | None = None
-        self.captions: dict[int, _Member] = {}
+        self.image: tuple[int, int, int, int] | BadSample | None = None
+        self.json: tuple[int, int] | None = None
+        self.captions: dict[int, tuple[int, int, str] | BadSample] = {}
 
 
 class _File:
@@ -109,15 +111,22 @@ def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]
     Raises: OSError where the file cannot be read.
     """
     file = _File(path)
+    # A walk makes many small objects and no cycle: looking for some would take a fifth of its time.
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
         return _Walk(file, image_keys, caption_keys).index()
     finally:
         file.close()
+        if was_enabled:
+            gc.enable()
 
 
 class _Walk:
     def __init__(self, file: _File, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
-        self.file, self.image_keys, self.caption_keys = file, list(image_keys), list(caption_keys)
+        self.file, self.caption_keys = file, list(caption_keys)
+        self.roles = {"json": _JSON} | dict.fromkeys(image_keys, _IMAGE)
+        self.roles |= {key: number for number, key in enumerate(caption_keys)}
         self.samples: dict[str, _Sample] = {}
         self.problems: list[tuple[str, str]] = []
         self.digest = hashlib.sha256()
@@ -125,8 +134,8 @@ class _Walk:
     def index(self) -> ShardIndex:
         rows = []
         try:
-            for member in self._members():
-                self._sort(member)
+            for name, offset, size in self._members():
+                self._sort(name, offset, size)
         except _DamagedError as damage:
             self.problems.append(("", str(damage)))
         for key, sample in self.samples.items():
@@ -138,9 +147,13 @@ class _Walk:
         records = records[np.argsort(records["image_offset"], kind="stable")]
         return ShardIndex(records, self.problems, self.digest.hexdigest()[:16])
 
-    def _members(self) -> Iterator[_Member]:
-        """The regular members. Raises _DamagedError where the tar cannot be read to its end."""
-        file, offset, long_name, pax = self.file, 0, "", {}
+    def _members(self) -> Iterator[tuple[str, int, int]]:
+        """Name, offset and size of the regular members.
+
+        Raises: _DamagedError where the tar cannot be read to its end.
+        """
+        file, offset = self.file, 0
+        long_name, pax = "", dict[str, str]()
         if not file.size:
             raise _DamagedError("empty shard")
         if file.read(0, 2) == b"\x1f\x8b" or file.read(0, 4) in (b"\x28\xb5\x2f\xfd", b"BZh9"):
@@ -152,8 +165,8 @@ class _Walk:
             if len(header) < _BLOCK:
                 raise _DamagedError("truncated shard")
             name, size, kind = _parse(header, offset)
-            self.digest.update(header)
-            if kind in (b"x", b"g", b"L", b"K"):
+            self.digest.update(header[:157])  # name, owner, size, time, checksum of all of it, and kind
+            if kind in b"xgLK":
                 if size > min(_LARGEST_HEADER, file.size - offset):
                     raise _DamagedError("truncated shard")
                 content = file.read(offset + _BLOCK, size)
@@ -168,74 +181,75 @@ class _Walk:
                     raise _DamagedError("truncated shard")
                 if kind in _REFUSED or (pax and any(key.startswith("GNU.sparse") for key in pax)):
                     self.problems.append((name, _REFUSED.get(kind, "sparse member")))
-                elif kind in (b"0", b"\0", b"7"):
-                    yield _Member(name, offset + _BLOCK, size)
+                elif kind in b"0\0" + b"7":
+                    yield name, offset + _BLOCK, size
                 long_name, pax = "", {}
             offset += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
 
-    def _sort(self, member: _Member) -> None:
+    def _sort(self, name: str, offset: int, size: int) -> None:
         """Puts a member to its key; a second one of the same kind is a problem, and the first one stands."""
-        folder, slash, base = member.name.rpartition("/")
+        folder, slash, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
-        extension = extension.lower()
-        is_image = extension in self.image_keys
-        if not is_image and extension not in self.caption_keys and extension != "json":
+        if (role := self.roles.get(extension)) is None and (role := self.roles.get(extension.lower())) is None:
             return
         key = folder + slash + stem
         if (sample := self.samples.get(key)) is None:
             sample = self.samples[key] = _Sample()
-        if is_image:
-            # A second image under another extension is no damage: webdatasets carry previews.
-            if sample.image is None or not sample.image.name.lower().endswith(f".{extension}"):
-                sample.image = sample.image or member
-                return
-        elif extension == "json":
-            if sample.json is None:
-                sample.json = member
-                return
-        elif (number := self.caption_keys.index(extension)) not in sample.captions:
-            sample.captions[number] = member
-            return
-        self.problems.append((member.name, "duplicate key"))
+        if role == _IMAGE and sample.image is None:
+            sample.image = self._image(offset, size)
+        elif role == _JSON and sample.json is None:
+            sample.json = offset, size
+        elif role >= 0 and role not in sample.captions:
+            sample.captions[role] = self._caption(offset, size)
+        else:
+            self.problems.append((name, "duplicate key"))
+
+    def _image(self, offset: int, size: int) -> tuple[int, int, int, int] | BadSample:
+        if not size or size >= _LARGEST:
+            return BadSample("image too large" if size else "empty image")
+        for head in (_QUICK_HEAD, HEAD_BYTES):
+            if (found := jpeg_size(self.file.read(offset, min(head, size)))) is not None:
+                return offset, size, *found
+        try:
+            return offset, size, *open_with_pillow(self.file.read(offset, size)).size
+        except BadSample as bad:
+            return bad
+
+    def _caption(self, offset: int, size: int) -> tuple[int, int, str] | BadSample:
+        content = self.file.read(offset, size)
+        self.digest.update(content)
+        try:
+            return offset, size, decoded(content)
+        except BadSample as bad:
+            return bad
 
     def _record(self, sample: _Sample) -> tuple[int, ...]:
         image = sample.image
         if image is None:
             raise BadSample("missing image")
-        if not image.size:
-            raise BadSample("empty image")
-        if image.size >= _LARGEST:
-            raise BadSample("image too large")
-        place, number, length, in_json = self._caption(sample)
-        width, height = self._size(image)
-        return (image.offset, place.offset, image.size, place.size, width, height, length, number, in_json, 0)
+        offset, size, number, length, in_json = self._chosen(sample)
+        if isinstance(image, BadSample):
+            raise image
+        return (image[0], offset, image[1], size, image[2], image[3], length, number, in_json, 0)
 
-    def _caption(self, sample: _Sample) -> tuple[_Member, int, int, int]:
-        """Where the caption stands, which key it has, its length in characters, and whether it is inside the JSON."""
-        document = None
-        found = False
+    def _chosen(self, sample: _Sample) -> tuple[int, int, int, int, int]:
+        """Offset and size of the caption, the number of its key, its characters, and whether it is in the JSON."""
+        document, found = None, False
         for number, key in enumerate(self.caption_keys):
-            if (member := sample.captions.get(number)) is not None:
+            if (caption := sample.captions.get(number)) is not None:
+                if isinstance(caption, BadSample):
+                    raise caption
+                if caption[2]:
+                    return *caption[:2], number, len(caption[2]), 0
                 found = True
-                content = self.file.read(member.offset, member.size)
-                self.digest.update(content)
-                if text := decoded(content):
-                    return member, number, len(text), 0
             if sample.json is not None:
                 if document is None:
-                    document = parsed(self.file.read(sample.json.offset, sample.json.size))
-                found = found or key in document
+                    document = parsed(self.file.read(*sample.json))
                 if texts := texts_of(document.get(key)):
                     self.digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
-                    return sample.json, number, len(texts[0]), 1
+                    return *sample.json, number, len(texts[0]), 1
+                found = found or key in document
         raise BadSample("empty caption" if found else "missing caption")
-
-    def _size(self, image: _Member) -> tuple[int, int]:
-        for head in (_QUICK_HEAD, HEAD_BYTES):
-            if (size := jpeg_size(self.file.read(image.offset, min(head, image.size)))) is not None:
-                return size
-        width, height = open_with_pillow(self.file.read(image.offset, image.size)).size
-        return width, height
 
 
 def decoded(content: bytes) -> str:
@@ -268,20 +282,23 @@ def _parse(header: bytes, offset: int) -> tuple[str, int, bytes]:
     try:
         # Adler-32's lower half is 1 + the sum of the bytes, modulo a prime: a checksum at the speed of C.
         written = header[148:156]
-        checksum = int(written.strip(b" \0") or b"0", 8)
-        if ((adler32(header) & 0xFFFF) - 1 - sum(written) + 256 - checksum) % _ADLER_MODULUS:
+        if ((adler32(header) & 0xFFFF) - 1 - sum(written) + 256 - _octal(written)) % _ADLER_MODULUS:
             raise ValueError("checksum")
         field = header[124:136]
         if field[0] & 0x80:  # GNU: a number in base 256
             size = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
         else:
-            size = int(field.strip(b" \0") or b"0", 8)
+            size = int(field[:11], 8) if field[11] == 0 and field[0] == 48 else _octal(field)
     except ValueError as error:
         raise _DamagedError("damaged shard" if offset else "not a tar") from error
     name = header[:100].partition(b"\0")[0]
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].partition(b"\0")[0] + b"/" + name
     return name.decode("utf-8", "backslashreplace"), size, header[156:157]
+
+
+def _octal(field: bytes) -> int:
+    return int(field.strip(b" \0") or b"0", 8)
 
 
 def _parse_pax(content: bytes) -> dict[str, str]:
