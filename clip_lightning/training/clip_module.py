@@ -24,6 +24,7 @@ from clip_lightning.reliability.nan_guard import NanGuard
 from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
+from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
 from clip_lightning.training.optimizer import build_optimizer
 from clip_lightning.training.sample_randomness import sample_keys
 from clip_lightning.training.schedule import build_schedule
@@ -32,12 +33,19 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pairs(NamedTuple):
-    """What the towers read of b pairs: images [b, 3, S, S], tokens [b, L], lengths [b], keys of random draws [b]."""
+    """What the towers read of b pairs.
+
+    Attributes:
+        images: [b, 3, S, S], tokens: [b, L], lengths: [b].
+        keys: [b], of random draws.
+        lengths_on_host: [b], the lengths once more, on the CPU.
+    """
 
     images: Tensor
     tokens: Tensor
     lengths: Tensor
     keys: Tensor
+    lengths_on_host: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,10 @@ class ClipModule(LightningModule):
             share=share,
             micro_batch=self.micro_batch or share,
         )
+        self._length_groups = None
+        if can_group(config.model.text, sample_randomness.is_random(self.model.text)):
+            self._length_groups = LengthGroups(self.model.text)
+        self._lengths_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -118,13 +130,23 @@ class ClipModule(LightningModule):
     def forward(self, pairs: Pairs) -> Features:
         """Features of pairs in the precision of the run; float32."""
         self._randomness.keys = pairs.keys
+        if self._length_groups is not None:
+            self._length_groups.plan = plan_groups(pairs.lengths_on_host, self.device)
         with self.autocast():
-            return self.model(pairs.images, pairs.tokens, pairs.lengths)
+            features: Features = self.model(pairs.images, pairs.tokens, pairs.lengths)
+        if self._length_groups is not None:
+            self._length_groups.plan = None
+        return features
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the towers."""
         dtype = AUTOCAST[self.config.compute.precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Keeps the lengths, from which groups are planned, where reading them waits for nothing."""
+        self._lengths_on_host = batch.lengths
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step on this rank's share of the global batch; see `last_step` for its numbers."""
@@ -197,7 +219,7 @@ class ClipModule(LightningModule):
         # What no key reaches (a user's own random layer) still depends on the step alone.
         torch.manual_seed(int(sample_keys(seed, torch.tensor([self.samples_seen]), torch.tensor([rank]))))
         keys = sample_keys(seed, batch.positions // self.epoch_samples, batch.sample_ids)
-        return Pairs(batch.images, batch.tokens, batch.lengths, keys)
+        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self._lengths_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
         """Puts the gradient of the global batch's loss into the parameters."""

@@ -112,6 +112,11 @@ def apply(model: nn.Module) -> SampleRandomness:
     return source
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether a layer below `module` drops at random, after `apply`."""
+    return any(isinstance(layer, _SampleLayer) for layer in module.modules())
+
+
 def _probability(layer: Any) -> float:
     if isinstance(layer, PatchDropout):
         return float(layer.prob)

@@ -156,12 +156,19 @@ def fit(module: Recorder, stream: IterableDataset[Batch], strategy: Any = "auto"
 
 
 def check_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Relative to the tensor's norm, or where that is small (0 for the bias of keys) to 1 % of the whole gradient's."""
-    whole = torch.stack([value.double().norm() for key, value in expected.items() if key != "losses"]).norm()
-    for key, value in expected.items():
-        floor = 1e-2 * whole if key != "losses" else 0.0
-        distance = (found[key].double() - value).norm() / value.double().norm().clamp(min=floor)
-        assert distance < tolerance, (key, distance)
+    """The loss, and all gradients as one vector, to a relative `tolerance`.
+
+    A single tensor, in which float32 towers round more, to three times that, or where it is small (it is 0 for the bias
+    of keys) relative to 1 % of the whole gradient.
+    """
+    gradients = {name: value.double() for name, value in expected.items() if name != "losses"}
+    whole = torch.cat([value.flatten() for value in gradients.values()]).norm()
+    apart = {name: (found[name].double() - value).norm() for name, value in gradients.items()}
+    assert torch.stack(list(apart.values())).norm() < tolerance * whole
+    for name, value in gradients.items():
+        assert apart[name] < 3 * tolerance * value.norm().clamp(min=0.01 * whole), (name, apart[name], value.norm())
+    if "losses" in expected:
+        torch.testing.assert_close(found["losses"], expected["losses"], rtol=tolerance, atol=0)
 
 
 def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) -> None:

@@ -1,0 +1,91 @@
+"""Captions grouped by length inside a forward pass, each group cut at its own longest: no token is computed in vain.
+
+Exact where padding reaches no feature, which is so for causal encoders pooled at the end of the text and for encoders
+that mask padding. Captions of 14 tokens on average cost 26 to 41 when a batch of 64 to 1024 is padded to its longest.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clip_lightning.config.schema import TextConfig
+
+MOST_GROUPS = 4
+GROUP_TOKENS = 64  # what one more group costs, in tokens: small matrix products and launches
+
+
+class Plan(NamedTuple):
+    """groups: the samples of each, int64 [n], and where its texts are cut; back: int64 [b], undoes their order."""
+
+    groups: list[tuple[Tensor, int]]
+    back: Tensor
+
+
+def can_group(text: TextConfig, has_random_layers: bool) -> bool:
+    """Whether cutting and reordering texts leaves every feature as it is."""
+    is_exact = not text.pad_to_context and text.pool != "last" and text._target_ is None
+    return is_exact and not has_random_layers
+
+
+def plan_groups(lengths: Tensor, device: torch.device) -> Plan:
+    """The cheapest groups of texts.
+
+    Args:
+        lengths: int64 [b], on the CPU.
+        device: of the plan.
+    """
+    values, counts = np.unique(lengths.numpy(), return_counts=True)
+    bounds = [values[last - 1] for last in _cheapest_cuts(values, counts)]
+    order = torch.argsort(lengths, stable=True)
+    ends = torch.searchsorted(lengths[order], torch.tensor(bounds), right=True).tolist()
+    groups = [
+        (order[first:last].to(device, non_blocking=True), int(bound))
+        for first, last, bound in zip([0, *ends[:-1]], ends, bounds, strict=True)
+    ]
+    return Plan(groups, torch.argsort(order).to(device, non_blocking=True))
+
+
+class LengthGroups:
+    """Stands before a text tower's forward pass; without a plan it only passes on.
+
+    Attributes:
+        plan: of the next forward pass.
+    """
+
+    def __init__(self, text: nn.Module) -> None:
+        self.plan: Plan | None = None
+        self._forward: Any = text.forward
+        text.forward = self
+
+    def __call__(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """The tower's own result [B, D], in the order given."""
+        if self.plan is None:
+            return self._forward(tokens_BL, lengths_B)
+        parts = [self._forward(tokens_BL[rows, :longest], lengths_B[rows]) for rows, longest in self.plan.groups]
+        return torch.cat(parts)[self.plan.back]
+
+
+def _cheapest_cuts(values: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Ends of groups of neighbouring lengths, as positions in `values`, for the fewest tokens (dynamic programming).
+
+    Args:
+        values: different lengths, ascending. counts: how often each occurs.
+    """
+    num = len(values)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    cost = (before[None, 1:] - before[:-1, None]) * values[None] + GROUP_TOKENS  # of a group from i to j inclusive
+    cost = np.where(np.tri(num, k=-1, dtype=bool), np.inf, cost)
+    best, firsts = cost[0], [np.zeros(num, dtype=np.int64)]
+    totals = [best[-1]]
+    for _ in range(min(MOST_GROUPS, num) - 1):
+        through = np.concatenate([[np.inf], best[:-1]])[:, None] + cost
+        firsts.append(through.argmin(0))
+        best = through.min(0)
+        totals.append(best[-1])
+    ends, last = [], num
+    for step in range(int(np.argmin(totals)), -1, -1):
+        ends.append(last)
+        last = int(firsts[step][last - 1])
+    return ends[::-1]
