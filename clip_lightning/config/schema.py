@@ -62,7 +62,7 @@ class TextConfig:
 
     name: str = MISSING  # the tower's name in messages and in the name of a pair
     huggingface: str | None = None  # hub name or local folder, of the configuration or, beside `config`, of the weights
-    config: dict[str, Any] = field(default_factory=dict)  # Hugging Face configuration (whole: has model_type); or of _target_
+    config: dict[str, Any] = field(default_factory=dict)  # of Hugging Face (whole: has model_type), or of _target_
     context_length: int = 77  # tokens, start and end token included
     pool: str = "eot"  # eot, cls, mean, last
     mask_padding: bool = False  # padding is masked in attention (bidirectional encoders)
