@@ -85,6 +85,7 @@ def _architecture(config: TextConfig) -> PreTrainedConfig:
             raise UserError(f"model.text.config does not fit model_type={model_type}: {first_line(error)}") from error
     else:
         architecture = _published_config(config.huggingface, inline)
+        architecture = getattr(architecture, "text_config", architecture)  # of a model of images and texts, its texts'
     for key, value in architecture.to_dict().items():
         if "drop" in key and key not in inline and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(architecture, key, 0.0)

@@ -243,6 +243,17 @@ def test_a_folder_gives_an_encoders_architecture_and_only_when_asked_its_weights
     assert torch.equal(loaded.eval()(*texts()), loaded.train()(*texts())), "published dropout is off"
 
 
+@pytest.mark.parametrize(("model_type", "kind"), [("clip", "clip_text_model"), ("siglip", "siglip_text_model")])
+def test_a_published_clip_gives_its_text_tower(tmp_path: Path, model_type: str, kind: str) -> None:
+    text = {**ENCODERS[kind], "vocab_size": WORDS}
+    source = AutoModel.from_config(AutoConfig.for_model(model_type, text_config=text, vision_config=_BERT))
+    source.save_pretrained(tmp_path)
+    tower = TextTower(text_config(config={}, huggingface=str(tmp_path), pretrained=True, mask_padding=False), 16)
+    assert type(tower.encoder) is type(source.text_model)
+    theirs = source.text_model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in tower.encoder.state_dict().items())
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_backbone_weights_come_from_a_file_at_another_image_size(tmp_path: Path, suffix: str) -> None:
     import timm
