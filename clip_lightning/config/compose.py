@@ -156,13 +156,17 @@ def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     if flags.help:
         print(command_line.help_page(config_name, grammar.groups))
-    elif flags.multirun:
-        return _sweep(config_name, words, flags.config_dirs, task)
     elif flags.hydra_arguments:
         settings = [] if "--hydra-help" in flags.hydra_arguments else words
         _call_hydra(config_name, [*flags.hydra_arguments, *settings], flags.config_dirs, lambda _: 0)
+    elif flags.cfg and flags.multirun:
+        for point in command_line.sweep_points(_swept(words, grammar)):
+            print(f"# {' '.join(point)}")
+            _show(config_name, [*point, *_directories(flags.config_dirs)], flags)
     elif flags.cfg:
         _show(config_name, argv, flags)
+    elif flags.multirun:
+        return _sweep(config_name, words, grammar, task)
     else:
         return _run(config_name, argv, task)
     return 0
@@ -177,14 +181,23 @@ def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
         del os.environ[_RANK_VARIABLE]
 
 
-def _sweep(config_name: str, words: Sequence[str], folders: Sequence[Path], task: Task) -> int:
-    """Runs every point of a sweep through Hydra's launcher, after all of them have been checked."""
-    grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *folders])
+def _swept(words: Sequence[str], grammar: overrides.Grammar) -> list[Override]:
+    """The settings of a sweep. Raises UserError for what the schema does not know."""
     good, problems = overrides.check(words, grammar, sweep=True)
-    directories = [f"--config-dir={folder}" for folder in folders]
-    if not problems:
-        problems = _sweep_problems(config_name, good, directories)
     if problems:
+        raise UserError(*problems)
+    return good
+
+
+def _directories(folders: Sequence[Path]) -> list[str]:
+    return [f"--config-dir={folder}" for folder in folders]
+
+
+def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, task: Task) -> int:
+    """Runs every point of a sweep through Hydra's launcher, after all of them have been checked."""
+    good, folders = _swept(words, grammar), grammar.folders[1:]
+    directories = _directories(folders)
+    if problems := _sweep_problems(config_name, good, directories):
         raise UserError(*problems)
     exit_codes = []
 

@@ -240,6 +240,7 @@ def test_a_rank_of_a_sweeps_run_composes_that_run(tmp_path: Path, root: Path) ->
         (["--version"], "clip_lightning "),
         (["--cfg", "job"], "duration: 2 epochs"),
         (["--cfg", "job", "--package", "model.text"], "context_length: 77"),
+        (["-m", "compute.seed=3,4", "--cfg", "job"], "seed: 4"),
         (["--cfg", "hydra"], "job_logging"),
         (["--info", "defaults"], "Defaults List"),
         (["--hydra-help"], "Hydra"),
