@@ -206,7 +206,7 @@ class LossConfig:
     logit_scale_init: float = 2.6592600369327779  # ln(1 / 0.07) (paper section 2.5)
     logit_scale_max: float | None = 4.605170185988092  # ln 100 (paper section 2.5); null: not clamped
     logit_bias_init: float | None = None  # null: no bias
-    chunk: int = machine(1024)  # rows of logits held at a time
+    chunk: int = machine(256)  # rows of logits held at a time
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loss
     _target_: str | None = None  # import path of the user's own loss; never taken from a checkpoint
 

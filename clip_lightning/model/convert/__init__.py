@@ -1,0 +1,1 @@
+"""Weights between this project's models and other libraries'."""
