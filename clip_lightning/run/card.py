@@ -24,7 +24,7 @@ class CardFacts:
         commit: as `provenance.Commit` words it.
         device: name of the device.
         seconds: that checks took.
-        words: the settings of the command line.
+        argv: the arguments of the command.
     """
 
     run: str
@@ -32,7 +32,7 @@ class CardFacts:
     commit: str
     device: str
     seconds: float
-    words: Sequence[str]
+    argv: Sequence[str]
 
 
 def card(config: Config, found: Preflight, facts: CardFacts) -> str:
@@ -43,7 +43,7 @@ def card(config: Config, found: Preflight, facts: CardFacts) -> str:
         f"{head}{' ' * max(2, WIDTH - len(head) - len(run))}{run}",
         f"science  {_science(config, found)}",
         f"machine  {_machine(config, found, facts)}",
-        f"changed  {'; '.join(changed(config, facts.words)) or 'nothing'}  (full config: config.yaml)",
+        f"changed  {_changed(config, facts.argv)}",
         f"checks   config, {found.num_checks} preflight: passed in {facts.seconds:.1f} s",
     ]
     return "\n".join(lines)
@@ -65,18 +65,15 @@ def cost_table(config: Config, found: Preflight) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def changed(config: Config, words: Sequence[str]) -> list[str]:
+def changed(config: Config, argv: Sequence[str]) -> list[str]:
     """What the settings of the command line changed against the chosen options: "key before -> after"."""
-    options = [word for word in words if not word.startswith("-") and "." not in word.partition("=")[0]]
+    options = [word for word in argv if word.startswith("-") or "." not in word.partition("=")[0]]
     try:
         before = compose.load("train", options, check=False)
     except UserError:  # the options alone are no run: a key that they leave open is among the settings
-        return [f"{word} (command line)" for word in words if word not in options]
-    return [
-        f"{line.replace(':', '', 1)} (command line)"
-        for line in identity.diff(asdict(before), asdict(config))
-        if line.partition(":")[0] not in _NO_SETTINGS
-    ]
+        return [word for word in argv if word not in options]
+    lines = identity.diff(asdict(before), asdict(config))
+    return [line.replace(":", "", 1) for line in lines if line.partition(":")[0] not in _NO_SETTINGS]
 
 
 def _science(config: Config, found: Preflight) -> str:
@@ -106,6 +103,12 @@ def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
         f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
         f"{found.training_flops * found.lengths.total:.2g} FLOPs, {_gib(found.memory.total)}/process"
     )
+
+
+def _changed(config: Config, argv: Sequence[str]) -> str:
+    lines = [f"{line} (command line)" for line in changed(config, argv)] or ["nothing"]
+    lines[0] += f"{' ' * max(2, 60 - len(lines[0]))}full config: config.yaml"
+    return "\n         ".join(lines)
 
 
 def _gib(size: float) -> str:

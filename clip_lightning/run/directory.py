@@ -4,7 +4,8 @@
     data.json            fingerprint of the data and number of pairs
     starts.jsonl         one line per start: when, where, which code, what machine settings differ from config.yaml
     status.json          new, running, finished, stopped or failed, and why
-    checkpoints/  tokenizer.json  metrics.jsonl  records.parquet  summary.json  figures/
+    failure.txt          traceback of the newest start, if it failed
+    checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/
 
 Rank 0 alone writes here. `runs/latest` points to the run that began last.
 """
@@ -28,6 +29,7 @@ from clip_lightning.reliability.checkpoint import sync_folder, write_atomically
 from clip_lightning.run.provenance import Commit
 
 _LOCK = ".lock"
+FAILURE = "failure.txt"
 
 
 class RunDirectory:
@@ -70,13 +72,13 @@ class RunDirectory:
         commit: Commit,
         versions: dict[str, str],
         data: dict[str, Any],
-        words: Sequence[str] = (),
+        argv: Sequence[str] = (),
     ) -> None:
         """Freezes a new run's config, code and data, or compares them with an earlier start's; notes this start.
 
         Args:
             data: `fingerprint` and `num_samples` of the data.
-            words: the settings of the command line.
+            argv: the arguments of the command.
         Raises: DataError when the data is no longer what the run began with.
         """
         frozen = self.path / "config.yaml"
@@ -90,11 +92,12 @@ class RunDirectory:
         else:
             self._compare_data(data)
             changed = identity.diff(asdict(compose.read(frozen)), asdict(config))
+        (self.path / FAILURE).unlink(missing_ok=True)
         start = {
             "time": now(),
             "host": socket.gethostname(),
             "commit": str(commit),
-            "command": list(words),
+            "command": list(argv),
             "changed": changed,
         }
         with (self.path / "starts.jsonl").open("a", encoding="utf-8") as stream:
@@ -187,6 +190,7 @@ os.register_at_fork(after_in_child=_close_held)
 
 
 def _unlock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
     _HELD.discard(descriptor)
 

@@ -39,8 +39,6 @@ def evaluate(config: EvaluateConfig) -> int:
     """
     quiet_libraries()
     path = Path(config.run).expanduser().resolve()
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"run={config.run} is no directory of a run (it has no config.yaml)")
     frozen = compose.read(path / "config.yaml")
     refuse_targets(frozen, config.allow_target)
     frozen.model.vision.pretrained = frozen.model.text.pretrained = False  # the checkpoint holds all weights

@@ -6,9 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_lightning.errors import UserError
-from clip_lightning.run.directory import write_status
-
-FILE = "failure.txt"
+from clip_lightning.run.directory import FAILURE, write_status
 
 
 @contextmanager
@@ -25,8 +23,8 @@ def noted(path: Path, rank: int) -> Iterator[None]:
         write_status(path, "failed", "; ".join(error.problems))
         raise
     except Exception as error:
-        with suppress(FileExistsError), (path / FILE).open("x", encoding="utf-8") as stream:
+        with suppress(FileExistsError), (path / FAILURE).open("x", encoding="utf-8") as stream:
             stream.write(f"rank {rank}\n{''.join(traceback.format_exception(error))}")
         first_line = (str(error).strip() or "no message").split("\n")[0]
-        write_status(path, "failed", f"{type(error).__name__} on rank {rank}: {first_line} (traceback in {FILE})")
+        write_status(path, "failed", f"{type(error).__name__} on rank {rank}: {first_line} (traceback in {FAILURE})")
         raise

@@ -5,8 +5,8 @@ from pathlib import Path
 from clip_lightning.records import Record
 from clip_lightning.run.directory import write_status
 from clip_lightning.run.progress import Interval, Screen, evaluation_lines
-from clip_lightning.run.tracker import Tracker
 from clip_lightning.run.session import Sink
+from clip_lightning.run.tracker import Tracker
 
 
 class Reporter(Sink):

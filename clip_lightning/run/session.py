@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
@@ -155,6 +156,7 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
         deterministic=config.compute.deterministic,
         callbacks=callbacks,
         default_root_dir=folder,
+        profiler=_profiler(folder) if config.debug.profile else None,
         min_epochs=0,
         max_epochs=1,
         logger=False,
@@ -165,6 +167,12 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+
+
+def _profiler(folder: Path) -> PyTorchProfiler:
+    """Writes a trace of three steps, from the third on, for Chrome's or Perfetto's viewer into `profile/`."""
+    schedule = torch.profiler.schedule(skip_first=1, wait=0, warmup=1, active=3, repeat=1)
+    return PyTorchProfiler(dirpath=folder / "profile", filename="summary", schedule=schedule, record_shapes=True)
 
 
 def quiet_libraries() -> None:

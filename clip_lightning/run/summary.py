@@ -1,5 +1,6 @@
 """The end of a run in numbers: `summary.json`, and the table that is printed. Both are computed from its records."""
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,8 @@ class Summary:
         }
 
 
-def end_table(summary: Summary, command: Sequence[str] = ()) -> str:
-    """The table at the end of a run. `command`: the settings of the command line that started it."""
+def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
+    """The table at the end of a run; `argv` are the arguments of the command that started it."""
     content = summary.as_json()
     hours = summary.seconds * summary.num_devices / 3600
     bad = ", ".join(f"{number} {cause}" for cause, number in summary.bad_samples.items()) or "none"
@@ -82,8 +83,8 @@ def end_table(summary: Summary, command: Sequence[str] = ()) -> str:
         ("bad samples", bad),
         *_score_rows(summary.records),
         ("directory", str(summary.path)),
-        ("evaluate", f"python evaluate.py run={summary.path}"),
-        ("resume" if summary.status != "finished" else "run again", " ".join(["python train.py", *command])),
+        ("evaluate", shlex.join(["python", "evaluate.py", f"run={summary.path}"])),
+        ("resume" if summary.status != "finished" else "run again", shlex.join(["python", "train.py", *argv])),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

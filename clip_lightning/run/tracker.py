@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from clip_lightning.config import identity
@@ -108,48 +108,47 @@ class WandbThread:
 
     def _work(self) -> None:
         try:
-            run = self._begin()
+            logger = self._begin()
             while (row := self._rows.get()) is not _END:
-                run.log(row)
-            run.finish()
+                logger.log_metrics(row)
+            logger.experiment.finish()
         # W&B raises many kinds of error, its own and those of its network library: none may end the training.
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            self.notify(f"warning: W&B shows no more of this run ({reason}); all numbers are in {self.folder}")
+            self.notify(
+                f"warning: W&B shows no more of this run ({_first_line(error)}); all numbers are in {self.folder}"
+            )
 
     def _begin(self) -> Any:
-        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True))
         if self.mode == "online":
             try:
-                return self._logger(offline=False)
+                return self._logger("online")
             except Exception as error:
-                reason = str(error).strip().split("\n")[0]
-                self.notify(f"warning: W&B goes on offline ({reason}); {sync_hint(self.folder)}")
-        return self._logger(offline=True)
+                wandb.teardown()  # the failed run would keep the id
+                wandb.setup(wandb.Settings(silent=True))
+                self.notify(f"warning: W&B goes on offline ({_first_line(error)}); {sync_hint(self.folder)}")
+        return self._logger("offline")
 
-    def _logger(self, *, offline: bool) -> Any:
+    def _logger(self, mode: Literal["online", "offline"]) -> Any:
+        """Lightning's logger around a run that is made here: its own making knows no time-out."""
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        logger = WandbLogger(
-            name=self.folder.name,
-            save_dir=self.folder,
-            offline=offline,
-            id=self.run_id,
+        run = wandb.init(
             project=self.tracker.project,
             entity=self.tracker.entity,
+            name=self.folder.name,
+            id=self.run_id,
+            resume="allow",
+            dir=self.folder,
+            mode=mode,
             config=self.config,
-            settings=wandb.Settings(
-                mode="offline" if offline else "online",
-                console="off",
-                silent=True,
-                init_timeout=INIT_SECONDS,
-                x_disable_stats=True,
-            ),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, x_disable_stats=True),
         )
-        run = logger.experiment
         run.define_metric("*", step_metric="samples_seen")
-        return run
+        return WandbLogger(experiment=run)
 
 
 def open_tracker(
@@ -218,3 +217,7 @@ def logged_in() -> bool:
 def sync_hint(folder: Path) -> str:
     """How what W&B kept on the disk can be shown later."""
     return f"to show the run later: wandb sync {folder}/wandb/offline-run-*"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -33,49 +33,53 @@ from clip_lightning.run.tracker import open_tracker
 _RUN_VARIABLE = "CLIP_LIGHTNING_RUN"
 
 
-def train(config: Config, words: Sequence[str] = ()) -> int:
+def train(config: Config, argv: Sequence[str] = ()) -> int:
     """Trains, resumes, or reports a run that is finished; returns the exit code.
 
     Args:
         config: resolved and checked.
-        words: the settings of the command line that made it.
+        argv: the arguments of the command that made it.
     Raises: UserError for what the user can mend.
     """
     begun = time.perf_counter()
     quiet_libraries()
+    path = directory_of(config)
     if rank := rank_of_process():
-        path = Path(os.environ.get(_RUN_VARIABLE) or directory_of(config))
+        path = Path(os.environ.get(_RUN_VARIABLE, path))
         with failure.noted(path, rank):
             return _follow(config, path)
-    path = directory_of(config)
     if read_json(path / "status.json").get("status") == "finished" and not (config.fresh or config.dry_run):
         print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
         return 0
-    found = preflight(config)
-    if config.dry_run:
-        print(_card(config, words, found, "dry run", begun), cost_table(config, found), sep="\n\n")
-        return 0
-    if config.fresh and (aside := move_aside(path)):
-        print(f"the earlier run is kept in {aside}")
-    with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
-        return _lead(config, words, found, directory, shown, begun)
+    try:
+        found = preflight(config)
+        if config.dry_run:
+            print(_card(config, argv, found, "dry run", begun), cost_table(config, found), sep="\n\n")
+            return 0
+        if config.fresh and (aside := move_aside(path)):
+            print(f"the earlier run is kept in {aside}")
+        with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
+            return _lead(config, argv, found, directory, shown, begun)
+    except KeyboardInterrupt:
+        print("left before training began")
+        return 130
 
 
 def _lead(
-    config: Config, words: Sequence[str], found: Preflight, directory: RunDirectory, screen: Screen, begun: float
+    config: Config, argv: Sequence[str], found: Preflight, directory: RunDirectory, screen: Screen, begun: float
 ) -> int:
     """Rank 0 of a run whose directory stands."""
     path, data = (
         directory.path,
         {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples},
     )
-    directory.begin(config, commit=provenance.commit(), versions=provenance.versions(), data=data, words=words)
+    directory.begin(config, commit=provenance.commit(), versions=provenance.versions(), data=data, argv=argv)
     folder = CheckpointFolder(directory.checkpoints, keep_last=config.cluster.keep_last, notify=screen.say)
     resume = folder.newest()
     samples_seen = resume.samples_seen if resume else 0
     write_status(path, "running", samples_seen=samples_seen, total_samples=found.lengths.total)
     state = f"resumed at {count(samples_seen)} samples" if resume else directory.state
-    screen.say(_card(config, words, found, state, begun))
+    screen.say(_card(config, argv, found, state, begun))
     session = Session(
         config, path, found.datamodule, found.lengths, found.tasks,
         prepare_tokenizer(config, path / "tokenizer", found.datamodule),
@@ -107,7 +111,7 @@ def _lead(
         records=records,
         bad_samples=outcome.bad_samples,
     )
-    table = end_table(summary, words)
+    table = end_table(summary, argv)
     write_atomically(path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
     write_atomically(path / "summary.txt", table + "\n")
     write_figures(path / "figures", records, outcome.shown)
@@ -131,13 +135,13 @@ def _follow(config: Config, path: Path) -> int:
     return 0
 
 
-def _card(config: Config, words: Sequence[str], found: Preflight, state: str, begun: float) -> str:
+def _card(config: Config, argv: Sequence[str], found: Preflight, state: str, begun: float) -> str:
     facts = CardFacts(
         run=identity.run_name(config),
         state=state,
         commit=str(provenance.commit()),
         device=device_name(config.cluster.accelerator),
         seconds=time.perf_counter() - begun,
-        words=words,
+        argv=argv,
     )
     return card(config, found, facts)

@@ -43,7 +43,7 @@ def test_what_was_saved_is_loaded(folder: CheckpointFolder) -> None:
 def test_the_newest_are_kept_and_no_other_file(folder: CheckpointFolder) -> None:
     for k in range(1, 6):
         folder.save(k * 100, parts(k), {})
-    assert sorted(os.listdir(folder.path)) == [name_of(400), name_of(500)]
+    assert sorted(child.name for child in folder.path.iterdir()) == [name_of(400), name_of(500)]
 
 
 def test_there_is_no_newest_without_any(folder: CheckpointFolder) -> None:
@@ -117,7 +117,7 @@ def test_a_full_disk_loses_neither_the_last_checkpoint_nor_the_run(
     found = folder.newest()
     assert found is not None
     assert found.samples_seen == 100
-    assert os.listdir(folder.path) == [name_of(100)]
+    assert [child.name for child in folder.path.iterdir()] == [name_of(100)]
     folder.save(300, parts(3), {})
     assert folder.numbers() == [300, 100]
 
@@ -153,4 +153,4 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, said
         reached = found.samples_seen
     assert not said
     folder.remove_temporary()
-    assert all(child.isdecimal() for child in os.listdir(tmp_path))
+    assert all(child.name.isdecimal() for child in tmp_path.iterdir())

@@ -23,7 +23,7 @@ def start(*arguments: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGUSR2"))])
 def test_a_signal_ends_the_fit_after_a_step_with_its_code(name: str) -> None:
     process = start("1")
     process.send_signal(signal.Signals[name])

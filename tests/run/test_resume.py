@@ -1,0 +1,118 @@
+"""A run that is killed and resumed ends with the weights of the run that never was, bit by bit."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clip_lightning.records import read_records
+from clip_lightning.reliability.checkpoint import CheckpointFolder, name_of
+
+
+def final_state(runs: Path) -> dict[str, Any]:
+    """Weights, optimizer and counters of the newest checkpoint, as one flat dictionary."""
+    checkpoint = CheckpointFolder(runs / "latest" / "checkpoints", keep_last=2).newest()
+    assert checkpoint is not None
+    return flat({"weights": checkpoint.load("weights"), "training": checkpoint.load("training")})
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: leaf for name, value in pairs for key, leaf in flat(value, f"{prefix}/{name}").items()}
+    return {prefix: tree}
+
+
+def assert_bit_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, b[key]), key
+        else:
+            assert value == b[key], key
+
+
+def losses(runs: Path) -> dict[int, float]:
+    rows = [record for record in read_records(runs / "latest" / "metrics.jsonl") if record.what == "loss"]
+    assert len({record.samples_seen for record in rows}) == len(rows), "an interval was recorded twice"
+    return {record.samples_seen: record.value for record in rows}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    runner.train(runs)
+    return runs
+
+
+def test_two_runs_of_one_config_agree_to_the_bit(runner: Any, uninterrupted: Path, tmp_path: Path) -> None:
+    runner.train(tmp_path)
+    assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_kill_and_resume_is_bit_equal(runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str]) -> None:
+    draw, kills = random.Random(1), 0
+    for words in ("sample 16/", "sample 48/", "sample 80/", "sample 112/"):
+        child = runner.start("train.py", f"runs={tmp_path}", *small)
+        child.wait_for(words)
+        time.sleep(0.15 * draw.random())
+        kills += child.kill() == -signal.SIGKILL
+    assert kills == 4
+    assert "[resumed at " in runner.train(tmp_path)
+    assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+    summary = json.loads((tmp_path / "latest" / "summary.json").read_text())
+    assert (summary["status"], summary["samples"], summary["restarts"]) == ("finished", 128, 4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str], number: int
+) -> None:
+    argv = [f"runs={tmp_path}", *small, "cluster.checkpoint_every=0 samples"]
+    child = runner.start("train.py", *argv)
+    child.wait_for("sample 32/")
+    assert child.kill(number) == 128 + number, child.text()
+    status = json.loads((tmp_path / "latest" / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert signal.Signals(number).name in status["reason"]
+    assert 32 <= status["samples_seen"] < 128
+    assert (tmp_path / "latest" / "checkpoints" / name_of(status["samples_seen"])).is_dir()
+    assert "resume" in child.text()
+    runner.train(tmp_path, "cluster.checkpoint_every=0 samples")
+    assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+    runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str]
+) -> None:
+    child = runner.start("train.py", f"runs={tmp_path}", *small)
+    child.wait_for("sample 96/")
+    child.kill()
+    newest = CheckpointFolder(tmp_path / "latest" / "checkpoints", keep_last=2).numbers()[0]
+    file = tmp_path / "latest" / "checkpoints" / name_of(newest) / "weights.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    printed = runner.train(tmp_path)
+    assert f"{name_of(newest)} is damaged" in printed
+    assert f"[resumed at {newest - 32} samples]" in printed
+    assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_to_the_bit(runner: Any, tmp_path: Path, small: list[str]) -> None:
+    ddp = ["cluster=ddp", "cluster.devices=2", "compute.precision=fp32"]
+    runner.train(tmp_path / "whole", *ddp)
+    child = runner.start("train.py", f"runs={tmp_path / 'cut'}", *small, *ddp)
+    child.wait_for("sample 64/")
+    assert child.kill(signal.SIGTERM) == 128 + signal.SIGTERM, child.text()
+    runner.train(tmp_path / "cut", *ddp)
+    assert_bit_equal(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(list((tmp_path / "cut").iterdir())) == 2, "one directory and the link to it"

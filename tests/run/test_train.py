@@ -1,0 +1,153 @@
+"""train.py and evaluate.py as a user meets them: what they print, leave behind, and refuse."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clip_lightning.records import read_records
+
+TASKS = [
+    "eval=default",
+    "eval.tasks=[shape,unseen_combination]",
+    "eval.every=4 steps",
+    "data.validation.num_samples=64",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = tmp_path_factory.mktemp("finished")
+    return runs, runner.train(runs, *TASKS)
+
+
+def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]) -> None:
+    lines = finished[1].splitlines()
+    assert re.match(r"clip_lightning \d+\.\d+\.\d+  .*run tiny-scenes-cpu_minutes-[0-9a-f]{8}  \[new\]$", lines[0])
+    assert [line.split(" ")[0] for line in lines[1:4]] == ["science", "machine", "changed"]
+    assert "128 samples = " in lines[1]
+    assert any("compute.global_batch 256 -> 16 (command line)" in line for line in lines)
+    assert sum(line.startswith("sample ") for line in lines) == 8
+    assert sum(line.startswith("eval @64  ") for line in lines) == 3
+    assert "status              finished" in lines
+
+
+def test_a_run_leaves_its_records_summary_and_figures(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "latest"
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["zeroshot"]) == {"shape", "unseen_combination"}
+    assert set(summary["zeroshot"]["shape"]) >= {"acc1", "acc5", "mean_per_class", "chance", "n"}
+    assert summary["parameters"] > 1_000_000
+    assert (summary["samples"], summary["status"]) == (128, "finished")
+    assert read_records(run / "records.parquet") == read_records(run / "metrics.jsonl")
+    whats = {record.what for record in read_records(run / "metrics.jsonl") if not record.task}
+    assert whats >= {"loss", "gradient_norm", "learning_rate", "logit_scale", "samples_per_second", "data_wait"}
+    assert whats >= {"flops_per_second", "memory_gib", "cut_captions", "bad_samples", "seconds"}
+    assert {path.name for path in (run / "figures").iterdir()} == {"loss.png", "zero_shot.png", "predictions.png"}
+
+
+def test_the_same_command_reports_a_finished_run(runner: Any, finished: tuple[Path, str]) -> None:
+    printed = runner.train(finished[0], *TASKS)
+    assert "is finished; fresh=true starts it over" in printed
+    assert (finished[0] / "latest" / "summary.txt").read_text() in printed
+    assert len((finished[0] / "latest" / "starts.jsonl").read_text().splitlines()) == 1
+
+
+def test_evaluate_gives_the_numbers_of_the_end_of_training(runner: Any, finished: tuple[Path, str]) -> None:
+    child = runner.start("evaluate.py", f"run={finished[0] / 'latest'}")
+    assert child.wait() == 0, child.text()
+
+    def scores(name: str) -> dict[tuple[str, str], float]:
+        found = read_records(finished[0] / "latest" / name)
+        return {(r.task, r.what): r.value for r in found if r.task and r.samples_seen == 128}
+
+    assert scores("evaluation.jsonl") == scores("metrics.jsonl")
+    assert scores("evaluation.parquet") == scores("metrics.jsonl")
+    assert "top-1" in child.text()
+
+
+def test_evaluate_measures_other_tasks_of_any_checkpoint(runner: Any, finished: tuple[Path, str]) -> None:
+    run = finished[0] / "latest"
+    child = runner.start("evaluate.py", f"run={run}", "eval.tasks=[color]", "checkpoint=000000000096")
+    assert child.wait() == 0, child.text()
+    assert "after 96 samples" in child.text()
+    assert "color" in child.text()
+    assert "shape" not in child.text()
+
+
+def test_evaluate_refuses_what_it_cannot_trust_or_read(runner: Any, finished: tuple[Path, str], tmp_path: Path) -> None:
+    run = finished[0] / "latest"
+    config = (run / "config.yaml").read_text()
+    assert "_target_: null" in config
+    (tmp_path / "config.yaml").write_text(config.replace("_target_: null", "_target_: os.getcwd", 1))
+    cases = [
+        ([f"run={tmp_path}"], "allow_target=[os.getcwd]", 2),
+        ([f"run={tmp_path / 'nowhere'}"], "is no run's directory", 2),
+        ([f"run={run}", f"checkpoint={tmp_path}"], "is no checkpoint", 1),
+        ([f"run={run}", "eval.tasks=[]"], "nothing to evaluate", 2),
+        ([f"run={run}", "eval.tasks=[shapes]"], "did you mean shape", 2),
+    ]
+    for argv, sentence, code in cases:
+        child = runner.start("evaluate.py", *argv)
+        assert (child.wait(), sentence in child.text()) == (code, True), child.text()
+        assert "Traceback" not in child.text()
+
+
+def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path) -> None:
+    short = "compute.duration=2 steps"
+    runner.train(tmp_path, short)
+    (first,) = (path for path in tmp_path.iterdir() if path.name != "latest")
+    seconds = json.loads((first / "summary.json").read_text())["seconds"]
+    assert "[new]" in runner.train(tmp_path, short, "fresh=true")
+    old = first.with_name(first.name + ".old-1")
+    assert json.loads((old / "summary.json").read_text())["seconds"] == seconds
+    assert (tmp_path / "latest").resolve() == first.resolve()
+
+
+def test_a_dry_run_counts_and_leaves_nothing(runner: Any, tmp_path: Path) -> None:
+    printed = runner.train(tmp_path, "dry_run=true")
+    assert "[dry run]" in printed
+    for row in ("parameters  ", "forward FLOPs  ", "training FLOPs  ", "steps  ", "memory per process  "):
+        assert row in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_before_the_first_step_is_told_all_at_once(runner: Any, tmp_path: Path) -> None:
+    bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "tracker=wandb", "tracker.mode=online"]
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
+    child = runner.start("train.py", f"runs={tmp_path / 'runs'}", *bad, env=nobody)
+    assert child.wait() == 2, child.text()
+    lines = child.text().splitlines()
+    assert [next(k for k, line in enumerate(lines) if words in line) for words in ("nope", "resnet5o", "W&B")] == [
+        0,
+        1,
+        2,
+    ]
+    assert len(lines) == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unexpected_error_keeps_its_traceback_and_sample_ids(runner: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken_loss.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def __init__(self, **settings):\n"
+        "        super().__init__()\n"
+        "    def forward(self, image, text, logit_scale, logit_bias):\n"
+        "        raise ZeroDivisionError('no such luck')\n"
+    )
+    child = runner.start(
+        "train.py", f"runs={tmp_path / 'runs'}", "compute.duration=2 steps", "compute.global_batch=16", "eval=none",
+        "tracker=none", "data.validation.num_samples=0", "cluster.workers=0", "loss._target_=broken_loss.Broken",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert child.wait() == 1
+    run = tmp_path / "runs" / "latest"
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "ZeroDivisionError on rank 0: no such luck" in status["reason"]
+    failure = (run / "failure.txt").read_text()
+    assert "Traceback" in failure
+    assert re.search(r"rank 0, 0 samples seen, sample ids \[\d+, \d+", failure)
