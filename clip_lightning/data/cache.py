@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from clip_lightning.errors import DataError
 _log = logging.getLogger(__name__)
 _PIECE = 8 << 20  # bytes asked for at a time
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds
+_TURN = 0.05  # seconds between looks for room
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -78,9 +79,12 @@ class ShardCache:
         with self._locked(f"{name}.lock", wait=wait) as mine:
             if not mine or path.exists():
                 return
-            self._throw_out(size)
             part = self.folder / f"{name}.part"
             try:
+                while not self._reserve(part, size):
+                    time.sleep(
+                        _TURN
+                    )  # what others are downloading takes the room, and may be thrown out when it is here
                 fill(part)
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
@@ -92,7 +96,7 @@ class ShardCache:
         store, path = open_store(source.url)
         reader: BinaryIO | None = None
         done = failures = 0
-        with part.open("wb", buffering=0) as out, _telling(lambda: f"{source.url}: {done:,} of {source.size:,} bytes"):
+        with part.open("r+b", buffering=0) as out, _telling(lambda: f"{source.url}: {done:,} of {source.size:,} bytes"):
             while done < source.size:
                 try:
                     if reader is None:
@@ -137,28 +141,48 @@ class ShardCache:
             try:
                 left = left[out.write(left) :]
             except OSError as error:
-                if error.errno not in _FULL or not self._throw_out(self.max_bytes // 2):
-                    mend = "make room there, or set data.cache.folder"
-                    raise DataError(f"{self.folder} cannot be written ({error.strerror}); {mend}.") from error
+                if error.errno not in _FULL or not self._throw_out_half():
+                    raise self._unwritable(error) from error
 
-    def _throw_out(self, needed: int) -> int:
-        """Deletes the least recently used files until `needed` bytes more fit; returns how many were deleted."""
-        deleted = 0
+    def _unwritable(self, error: OSError) -> DataError:
+        mend = "make room there, or set data.cache.folder"
+        return DataError(f"{self.folder} cannot be written ({error.strerror}); {mend}.")
+
+    def _throw_out_half(self) -> bool:
+        """Halves what is kept, for a disk that is smaller than `data.cache.max_gib`; False where nothing could go."""
         with self._locked("throwing_out.lock", wait=True):
-            files = []
-            for entry in os.scandir(self.folder):
+            return self._throw_out(self.max_bytes // 2)[1] > 0
+
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Makes room and takes it, by a file of that size without content; False where there is none for now."""
+        with self._locked("throwing_out.lock", wait=True):
+            left, _ = self._throw_out(size)
+            if left + size > self.max_bytes:
+                return False
+            try:
+                with part.open("wb") as file:
+                    file.truncate(size)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            return True
+
+    def _throw_out(self, needed: int) -> tuple[int, int]:
+        """Deletes the least recently used files until `needed` bytes more fit; the bytes left, and files deleted."""
+        files = []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # a part that was finished a moment ago
                 if not entry.name.endswith(".lock"):
                     stat = entry.stat()
-                    files.append((stat.st_mtime_ns, stat.st_size, entry))
-            total = sum(size for _, size, _ in files)
-            for _, size, entry in sorted(files, key=lambda file: file[0]):
-                if total + needed <= self.max_bytes:
-                    break
-                if entry.name.endswith(".part") and self._is_locked(f"{entry.name.removesuffix('.part')}.lock"):
-                    continue
-                Path(entry.path).unlink()
-                total, deleted = total - size, deleted + 1
-        return deleted
+                    files.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
+        left, deleted = sum(size for _, size, _ in files), 0
+        for _, size, path in sorted(files):
+            if left + needed <= self.max_bytes:
+                break
+            # A part whose lock is free was left behind by a process that was killed.
+            if path.suffix != ".part" or not self._is_locked(f"{path.stem}.lock"):
+                path.unlink(missing_ok=True)
+                left, deleted = left - size, deleted + 1
+        return left, deleted
 
     def _is_locked(self, name: str) -> bool:
         with self._locked(name, wait=False) as mine:

@@ -115,14 +115,17 @@ class ContrastiveDataModule(LightningDataModule):
 
     @property
     def bad_samples(self) -> Counter[str]:
-        """Bad samples by cause that the index, or this rank's loader, has met; each counted once."""
-        return self._quarantine.counts()
+        """Bad samples by cause that this rank has met, each counted once.
+
+        What the index left out is rank 0's to count, so that the sum over ranks has it once.
+        """
+        return self._quarantine.counts(with_index=rank_and_world()[0] == 0)
 
     def write_quarantine(self, path: Path) -> None:
         """Adds this rank's bad samples to a JSONL file; ranks other than 0 write beside it, with their number."""
         rank, _ = rank_and_world()
-        if self._quarantine.problems():
-            self._quarantine.write(path if not rank else path.with_stem(f"{path.stem}-rank{rank}"))
+        own = path.with_stem(f"{path.stem}-rank{rank}") if rank else path
+        self._quarantine.write(own, with_index=rank == 0)
 
     def _maker(self, *, training: bool) -> BatchMaker:
         if self.tokenizer is None:

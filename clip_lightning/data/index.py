@@ -8,10 +8,11 @@ shard has changed. `python -m clip_lightning.data.index PATH...` indexes ahead o
 import argparse
 import fcntl
 import json
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clip_lightning.config.schema import DataConfig
+from clip_lightning.config.schema import CacheConfig, DataConfig
+from clip_lightning.data.cache import ShardCache
 from clip_lightning.data.layout import Problem, causes, digest
 from clip_lightning.data.sources import Source, cache_folder, list_sources
 from clip_lightning.data.tar_index import RECORD, ShardIndex, index_tar
@@ -29,6 +31,7 @@ from clip_lightning.errors import DataError, UserError
 _MAGIC = b"CLIPIDX1"
 _ALIGN = 64
 _SHOWN = 20  # problems that are printed
+_DOWNLOADS = 8  # remote shards fetched at a time
 _SMALL = 1 << 28  # bytes that one process indexes before others would have started
 
 
@@ -52,7 +55,10 @@ class Sidecar(NamedTuple):
         """RECORD [num_samples], memory-mapped."""
         if not self.num_samples:
             return np.empty(0, RECORD)
-        return np.memmap(self.path, RECORD, "r", self.start, (self.num_samples,))
+        with self.path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content.madvise(mmap.MADV_RANDOM)  # neighbours in a shard are not asked for together
+        return np.frombuffer(content, RECORD, self.num_samples, self.start)
 
 
 class Keys(NamedTuple):
@@ -98,7 +104,7 @@ def index_sources(
     *,
     index_folder: str | None = None,
     workers: int | None = None,
-    local: Callable[[Source], Path] = lambda source: Path(source.url),
+    local: Callable[[Source], Path] | None = None,
     force: bool = False,
 ) -> list[Sidecar]:
     """The sidecars of all shards, made where they are missing or out of date.
@@ -106,7 +112,7 @@ def index_sources(
     Args:
         index_folder: where to write them; None is beside each shard, or the cache where that cannot be written.
         workers: processes; None is one per core.
-        local: brings a remote shard to this machine.
+        local: brings a remote shard to this machine; may be left out where there is none.
         force: makes all of them anew.
     Raises: DataError where a shard cannot be read.
     """
@@ -139,19 +145,27 @@ def _make(
     keys: Keys,
     index_folder: str | None,
     workers: int | None,
-    local: Callable[[Source], Path],
+    local: Callable[[Source], Path] | None,
 ) -> None:
-    workers = min(workers or len(os.sched_getaffinity(0)), len(sources))
     remote = any(source.is_remote for source in sources)
+    workers = min(workers or (_DOWNLOADS if remote else len(os.sched_getaffinity(0))), len(sources))
+
+    def fetch_and_make(source: Source) -> None:
+        path = local(source) if local and source.is_remote else Path(source.url)
+        _make_one(source, path, keys, index_folder)
+
     with _progress(len(sources)) as advance:
-        if remote or workers <= 1 or sum(source.size for source in sources) < _SMALL:
+        if workers <= 1 or (not remote and sum(source.size for source in sources) < _SMALL):
             for source in sources:
-                _make_one(source, local(source), keys, index_folder)
+                fetch_and_make(source)
                 advance()
             return
         # Spawned, not forked: the run's process may hold threads by now. Nothing that they import is slow.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            jobs = [pool.submit(_make_one, source, Path(source.url), keys, index_folder) for source in sources]
+        with ThreadPoolExecutor(workers) if remote else ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            if remote:
+                jobs = [pool.submit(fetch_and_make, source) for source in sources]
+            else:
+                jobs = [pool.submit(_make_one, source, Path(source.url), keys, index_folder) for source in sources]
             for job in as_completed(jobs):
                 job.result()
                 advance()
@@ -166,7 +180,7 @@ def _make_one(source: Source, path: Path, keys: Keys, index_folder: str | None) 
     for candidate in candidates:
         try:
             candidate.parent.mkdir(parents=True, exist_ok=True)
-            _write(candidate, source, index)
+            write_sidecar(candidate, source, index)
             return
         except OSError as error:
             if candidate == candidates[-1]:
@@ -175,7 +189,7 @@ def _make_one(source: Source, path: Path, keys: Keys, index_folder: str | None) 
                 ) from error
 
 
-def _write(path: Path, source: Source, index: ShardIndex) -> None:
+def write_sidecar(path: Path, source: Source, index: ShardIndex) -> None:
     """Writes a sidecar, complete or not at all."""
     head = json.dumps(
         {
@@ -271,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Keys(tuple(arguments.image_keys), tuple(arguments.caption_keys)),
             index_folder=arguments.index_folder,
             workers=arguments.workers,
+            local=ShardCache(CacheConfig(folder=arguments.index_folder)).path,
             force=arguments.force,
         )
     except UserError as error:

@@ -36,26 +36,30 @@ class Quarantine:
             self.met.setdefault(one.sample_id, one)
         seen = min(self.layout.num_samples, max(samples_seen, _FIRST_LOOK))
         if len(self.met) > before and len(self.met) > self.max_bad_share * seen:
-            raise self._too_many(self.problems(), seen + len(self.layout.problems))
+            raise self._too_many([*self.layout.problems, *self.problems()], seen + len(self.layout.problems))
 
     def problems(self) -> list[Problem]:
-        """Every bad sample, those of the index first, each with the cause that is counted."""
-        met = [self.layout.name_of(sample_id)._replace(cause=bad.cause) for sample_id, bad in self.met.items()]
-        return [*self.layout.problems, *met]
+        """The bad samples that were met, each once, with the cause that is counted."""
+        return [self.layout.name_of(sample_id)._replace(cause=bad.cause) for sample_id, bad in self.met.items()]
 
-    def counts(self) -> Counter[str]:
-        """Bad samples by cause."""
-        return Counter(problem.cause for problem in self.problems())
+    def counts(self, *, with_index: bool) -> Counter[str]:
+        """Bad samples by cause; `with_index` adds what the index left out."""
+        of_index = self.layout.problems if with_index else ()
+        return Counter([*(problem.cause for problem in of_index), *(bad.cause for bad in self.met.values())])
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, with_index: bool) -> None:
         """One JSON line per bad sample (shard, name, cause, detail), added to what stands there; complete or not."""
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        details = [""] * len(self.layout.problems) + [bad.detail for bad in self.met.values()]
-        rows += [problem._asdict() | {"detail": text} for problem, text in zip(self.problems(), details, strict=True)]
+        rows += [problem._asdict() | {"detail": ""} for problem in (self.layout.problems if with_index else ())]
+        rows += [
+            problem._asdict() | {"detail": bad.detail}
+            for problem, bad in zip(self.problems(), self.met.values(), strict=True)
+        ]
         unique = {(row["shard"], row["name"]): row for row in rows}
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
-        temporary.replace(path)
+        if unique:
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in unique.values()), encoding="utf-8")
+            temporary.replace(path)
 
     def _too_many(self, problems: Iterable[Problem], total: int) -> DataError:
         listed = list(problems)

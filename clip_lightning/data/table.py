@@ -29,7 +29,7 @@ from clip_lightning.errors import DataError
 
 _log = logging.getLogger(__name__)
 _WINDOW_SHARDS, _WINDOW_ROWS = 32, 1 << 17  # what comes through the cache is mixed by so many, and at least so many
-_MOST_OPEN = 64  # tables that a process keeps mapped
+_MOST_OPEN = 256  # tables that a process keeps mapped
 
 
 class _Columns(NamedTuple):

@@ -4,7 +4,9 @@ No tar is unpacked, no member but images and captions is read, and the order of 
 """
 
 import os
+import resource
 from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from clip_lightning.data.tar_index import decoded, parsed, texts_of
 from clip_lightning.errors import DataError
 
 _REMOTE_WINDOW = 32  # shards of remote data that are mixed at a time
-_MOST_OPEN = 256  # shards that a process keeps open
+_MOST_OPEN = 16_384  # shards that a process keeps open, as far as the system lets it
 _GAP = 1 << 14  # bytes between image and caption that are read along rather than asked for apart
 
 
@@ -51,10 +53,11 @@ class Tars(Layout):
         self.problems = problems_of(sources, sidecars)
         self.remote = cache is not None
         self.window_shards = _REMOTE_WINDOW if self.remote else None
-        self._open: OrderedDict[int, tuple[int, npt.NDArray[np.void]]] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._maps: OrderedDict[int, npt.NDArray[np.void]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}
+        return self.__dict__ | {"_open": OrderedDict(), "_maps": OrderedDict()}
 
     def read(self, sample_id: int) -> RawSample:
         """Sample `sample_id`."""
@@ -67,8 +70,8 @@ class Tars(Layout):
         """The samples of int64 [n], read shard by shard in the order of their offsets."""
         samples: dict[int, RawSample | BadSample] = {}
         for shard, rows in self._by_shard(sample_ids):
-            descriptor, records = self._shard(shard)
-            chosen = records[sample_ids[rows] - (self._ends[shard] - self.shard_sizes[shard])]
+            descriptor = self._descriptor(shard)
+            chosen = self._records(shard)[sample_ids[rows] - (self._ends[shard] - self.shard_sizes[shard])]
             for row, record in sorted(zip(rows.tolist(), chosen.tolist(), strict=True), key=lambda pair: pair[1][0]):
                 try:
                     samples[row] = self._sample(shard, descriptor, record)
@@ -80,20 +83,20 @@ class Tars(Layout):
         """Only the captions of a sample."""
         shard, record = self._record(sample_id)
         offset, size = record[1], record[3]
-        return self._captions(_pread(self._shard(shard)[0], offset, size, self.sources[shard]), record)
+        return self._captions(_pread(self._descriptor(shard), offset, size, self.sources[shard]), record)
 
     def caption_lengths(self, sample_ids: Ids) -> Ids:
         """Characters of the first caption of each sample, int64 [n], from the index."""
         lengths = np.empty(len(sample_ids), np.int64)
         for shard, rows in self._by_shard(sample_ids):
             own = sample_ids[rows] - (self._ends[shard] - self.shard_sizes[shard])
-            lengths[rows] = self.sidecars[shard].records()["caption_length"][own]
+            lengths[rows] = self._records(shard)["caption_length"][own]
         return lengths
 
     def name_of(self, sample_id: int) -> Problem:
         """The shard and the name of the image's member (its first 100 characters)."""
         shard, record = self._record(sample_id)
-        header = _pread(self._shard(shard)[0], record[0] - 512, 100, self.sources[shard])
+        header = _pread(self._descriptor(shard), record[0] - 512, 100, self.sources[shard])
         return Problem(self.sources[shard].url, header.partition(b"\0")[0].decode("utf-8", "backslashreplace"), "")
 
     def fingerprint(self) -> str:
@@ -115,25 +118,35 @@ class Tars(Layout):
 
     def _record(self, sample_id: int) -> tuple[int, tuple[int, ...]]:
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, self._shard(shard)[1][sample_id - int(self._ends[shard] - self.shard_sizes[shard])].tolist()
+        return shard, self._records(shard)[sample_id - int(self._ends[shard] - self.shard_sizes[shard])].tolist()
 
-    def _shard(self, number: int) -> tuple[int, npt.NDArray[np.void]]:
-        """The file descriptor and the records of a shard; raises DataError where it has changed."""
-        source = self.sources[number]
-        if (entry := self._open.get(number)) is None:
-            while len(self._open) >= _MOST_OPEN:
-                _, (descriptor, _) = self._open.popitem(last=False)
-                os.close(descriptor)
+    def _records(self, shard: int) -> npt.NDArray[np.void]:
+        """The records of a shard; what was mapped lately stays so."""
+        if shard not in self._maps:
+            while len(self._maps) >= _MOST_OPEN:
+                self._maps.popitem(last=False)
+            self._maps[shard] = self.sidecars[shard].records()
+        self._maps.move_to_end(shard)
+        return self._maps[shard]
+
+    def _descriptor(self, shard: int) -> int:
+        """The open file of a shard; raises DataError where it has changed."""
+        source = self.sources[shard]
+        if (descriptor := self._open.get(shard)) is None:
+            # Of a remote shard that the cache has thrown out, the open file keeps its bytes on the disk.
+            most = 2 * _REMOTE_WINDOW if self.cache else _files_to_open()
+            while len(self._open) >= most:
+                os.close(self._open.popitem(last=False)[1])
             try:
                 descriptor = self.cache.open(source) if self.cache else os.open(source.url, os.O_RDONLY)
             except OSError as error:
                 raise DataError(f"{source.url} cannot be opened any more ({error.strerror}).") from error
-            entry = self._open[number] = (descriptor, self.sidecars[number].records())
-        self._open.move_to_end(number)
-        stat = os.fstat(entry[0])
+            self._open[shard] = descriptor
+        self._open.move_to_end(shard)
+        stat = os.fstat(descriptor)
         if stat.st_size != source.size or not (self.cache or str(stat.st_mtime_ns) == source.version):
             raise _changed(source)
-        return entry
+        return descriptor
 
     def _sample(self, shard: int, descriptor: int, record: tuple[int, ...]) -> RawSample:
         image_at, caption_at, image_size, caption_size = record[:4]
@@ -155,6 +168,16 @@ class Tars(Layout):
         if not texts or not texts[0]:
             raise BadSample("empty caption")
         return texts
+
+
+@cache
+def _files_to_open() -> int:
+    """How many shards may stay open: half of what the system allows, to which the process's own limit is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 2 * _MOST_OPEN) if hard != resource.RLIM_INFINITY else 2 * _MOST_OPEN
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, max(soft, wanted) // 2)
 
 
 def _pread(descriptor: int, offset: int, size: int, source: Source) -> bytes:

@@ -68,9 +68,14 @@ def report(rows: Iterable[Row], path: Path | None, extra: Sequence[dict[str, Any
         path.write_text(json.dumps({"ratios": ratios, "rows": [*listed, *extra]}, indent=2) + "\n", encoding="utf-8")
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark, to which one may add."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--quick", action="store_true", help="a minute or some on two cores")
+    found.add_argument("--json", type=Path, metavar="PATH", help="where the ratios are written")
+    return found
+
+
 def arguments(description: str) -> argparse.Namespace:
-    """The flags of every benchmark."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where the ratios are written")
-    return parser.parse_args()
+    """The flags of a benchmark that has no others."""
+    return parser(description).parse_args()

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from clip_lightning.config.schema import CacheConfig, DataConfig
+from clip_lightning.data import index
 from clip_lightning.data.cache import ShardCache
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.layout import build_layout
@@ -162,6 +163,12 @@ def test_a_shard_that_changed_in_its_store_is_not_mixed_with_the_old_one(
     MemoryFileSystem().rm("/bucket/00004.tar")
     with pytest.raises(DataError, match=r"00004\.tar cannot be read"):
         found.read(55)
+
+
+def test_remote_shards_are_indexed_by_command(remote: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert index.main([remote, "--index-folder", str(tmp_path / "cache")]) == 0
+    assert "59 samples in 5 shards; left out: none" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache/index").glob("*.idx"))) == 5
 
 
 def test_sidecars_in_the_cache_make_the_second_start_need_no_download(remote: str, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""The look before training: its numbers are counted, its page is a picture, and mistakes are sentences."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_lightning.data import check
+from tests.data.small_data import jpeg, pairs, write_tar
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
+    code = check.main(arguments)
+    printed = capsys.readouterr()
+    lines = [line.partition(" ") for line in (printed.out + printed.err).splitlines()]
+    return code, {word: rest.strip() for word, _, rest in lines}
+
+
+@pytest.mark.slow  # asks the model room as a program of its own
+def test_everything_about_the_data_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    monkeypatch.setattr(check, "_SECONDS", 0.2)
+    members = [*pairs(0, 60), ("cut.jpg", jpeg(7, 100, 100)[:-400]), ("cut.txt", b"damaged")]
+    members += [("same.jpg", jpeg(3)), ("same.txt", b"picture number 3"), ("alone.jpg", jpeg(1))]
+    write_tar(tmp_path / "0.tar", members)
+    page = tmp_path / "page.png"
+    settings = [f"data.path={tmp_path}", "data.validation.num_samples=0", "model=tiny", "compute=cpu_minutes"]
+    code, said = run(capsys, "--data", "webdataset", "--page", str(page), "--set", *settings)
+    assert code == 0
+    assert said["data"].startswith("62 samples in 1 shards: 62 to train on, 0 held out; fingerprint ")
+    assert said["left"] == "out    missing caption: 1 (by the index)"
+    assert said["looked"] == "at   62 samples; bad: truncated image: 1"
+    assert said["images"].startswith("40 .. 40 .. 40 wide, 30 .. 30 .. 30 high in pixels")
+    assert said["twice"] == "2 (3.3%) captions, 2 (3.3%) images"
+    assert "1.00 captions an image" in said["captions"]
+    assert said["speed"].endswith("cores")
+    assert "trains tiny on" in said["GPU"]
+    assert check.training_flops("no_such_model", root) is None
+    picture = np.array(Image.open(page).convert("RGB"))
+    assert picture.shape[:2] == (1300, 1600)
+    assert picture.std() > 30
+
+
+def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run(capsys, "--data", "cc12m", "--set", f"data.path={tmp_path}/nowhere")
+    assert code == 1
+    assert f"data.path={tmp_path}/nowhere" in said
+    assert "does not exist. download cc12m.tsv" in said[f"data.path={tmp_path}/nowhere"]
