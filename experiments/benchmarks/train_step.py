@@ -1,0 +1,249 @@
+"""The training step against open_clip 3.3.0's own model and its own step (open_clip_train.train.train_one_epoch).
+
+    python -m experiments.benchmarks.train_step --quick --json train_step.json
+
+Same weights, captions (of COCO's lengths: mean 14 tokens, 95 % under 20), batches and eager mode on both sides; theirs
+as its command line sets it: AdamW unfused, 77 tokens. Beside it open_clip with fused AdamW, and full-length captions,
+where there is nothing to cut. Sides take turns step by step; the first step, in which libraries allocate and choose
+kernels, stands apart. CPU seconds of one thread (seconds of the device on a GPU), medians.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from open_clip.loss import ClipLoss
+from open_clip_train.train import train_one_epoch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from clip_lightning.config.schema import ClusterConfig, ComputeConfig, Config, OptimizerConfig
+from clip_lightning.data.batches import Batch
+from clip_lightning.model.convert.open_clip import convert
+from clip_lightning.model.named import load
+from clip_lightning.training.clip_module import ClipModule
+from experiments.benchmarks.alternation import Row, parser, report
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LEARNING_RATE, BETA2, EPS, WEIGHT_DECAY = 1e-5, 0.98, 1e-6, 0.2
+START, END, CONTEXT, PIXELS = 49406, 49407, 77, 224
+PEERS = {"vit_b32": "ViT-B-32-quickgelu", "vit_s32": "ViT-S-32", "rn50": "RN50-quickgelu"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: a named model, fp32 or bf16, and whether captions fill the context."""
+
+    model: str
+    precision: str
+    batch: int
+    full_length: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in the ratios."""
+        return f"{self.model}_{self.precision}" + ("_full_length" if self.full_length else "")
+
+
+@dataclass
+class Times:
+    """Seconds of each step of a side, and the losses."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+
+    def rate(self, batch: int) -> float:
+        """Samples a second, the first step left out."""
+        return batch / statistics.median(self.seconds[1:])
+
+
+class Peer:
+    """open_clip's model, taught by open_clip's step."""
+
+    def __init__(self, case: Case, state: dict[str, Tensor], fused: bool) -> None:
+        self.model = open_clip.create_model(PEERS[case.model], output_dict=True).to(DEVICE)
+        self.model.load_state_dict(state)
+        named = list(self.model.named_parameters())
+        without = [p for n, p in named if p.ndim < 2 or any(part in n for part in ("bn", "ln", "bias", "logit_scale"))]
+        left_out = {id(p) for p in without}
+        groups = [
+            {"params": without, "weight_decay": 0.0},
+            {"params": [p for _, p in named if id(p) not in left_out], "weight_decay": WEIGHT_DECAY},
+        ]
+        kind: dict[str, Any] = {"fused": True} if fused else {}
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, BETA2), eps=EPS, **kind)
+        self.times = Times()
+        self.arguments = SimpleNamespace(
+            device=str(DEVICE), precision={"bf16": "amp_bf16", "fp32": "fp32"}[case.precision], distill=False,
+            accum_freq=1, skip_scheduler=True, horovod=False, grad_clip_norm=None, rank=0, local_rank=0,
+            log_local=False, log_every_n_steps=1, world_size=1, batch_size=case.batch, wandb=False,
+        )  # fmt: skip
+
+    def step(self, images: Tensor, tokens: Tensor) -> None:
+        """One epoch of one batch."""
+        loader = _OneBatch((images, tokens))
+        data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
+        begin = clock()
+        train_one_epoch(
+            self.model, data, _NotedLoss(self.times.losses), 0, self.optimizer, None, None, None, self.arguments
+        )
+        self.times.seconds.append(clock() - begin)
+
+
+class _NotedLoss(ClipLoss):
+    def __init__(self, values: list[Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        losses = super().forward(*args, **kwargs)
+        self.values.append(losses["contrastive_loss"].detach())
+        return losses
+
+
+class _OneBatch:
+    """A loader of one batch, with the sizes that open_clip reads off it."""
+
+    num_batches = 1
+
+    def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.batch, self.num_samples = batch, len(batch[0])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.batch
+
+
+class Turns(IterableDataset[Batch]):
+    """Our batches; before each is handed out, the peers have done their step on it."""
+
+    def __init__(self, case: Case, peers: list[Peer], num_steps: int, mean: Tensor, std: Tensor) -> None:
+        self.case, self.peers, self.num_steps, self.mean, self.std = case, peers, num_steps, mean, std
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.num_steps):
+            batch = draw(self.case, number)
+            images = (batch.images.float() / 255 - self.mean) / self.std  # their loader does this
+            for peer in self.peers:
+                peer.step(images, batch.tokens)
+            longest = -(-int(batch.lengths.max()) // 8) * 8  # our loader pads to the longest, in eights
+            yield batch._replace(tokens=batch.tokens[:, : min(longest, CONTEXT)])
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+
+class _Clock(Callback):
+    def __init__(self, times: Times) -> None:
+        self.times = times
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.begin = clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.times.seconds.append(clock() - self.begin)
+        self.times.losses.append(pl_module.last_step.loss)  # type: ignore[union-attr]
+
+
+def draw(case: Case, number: int) -> Batch:
+    """A batch of noise with captions of COCO's lengths: 10 + a gamma distribution of mean 4."""
+    torch.manual_seed(number)
+    lengths = 10 + torch.distributions.Gamma(2.0, 0.5).sample((case.batch,)).round().long()
+    lengths = torch.full_like(lengths, CONTEXT) if case.full_length else lengths.clamp(max=CONTEXT)
+    tokens = torch.randint(1, START, (case.batch, CONTEXT))
+    tokens[:, 0] = START
+    tokens[torch.arange(case.batch), lengths - 1] = END
+    tokens[torch.arange(CONTEXT) >= lengths[:, None]] = 0
+    images = torch.randint(0, 256, (case.batch, 3, PIXELS, PIXELS), dtype=torch.uint8)
+    positions = number * case.batch + torch.arange(case.batch)
+    images = images.to(memory_format=torch.channels_last)  # as our loader gives them
+    return Batch(images, tokens, lengths, positions, positions, 0)
+
+
+def clock() -> float:
+    """CPU seconds of this process, or seconds of the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def compare(case: Case, num_steps: int) -> Iterator[Row]:
+    """Steps of all sides in turn."""
+    model, loss = load(case.model)
+    settings = ComputeConfig(
+        name="benchmark",
+        duration=f"{num_steps} steps",
+        global_batch=case.batch,
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        precision=case.precision,
+    )
+    config = Config(
+        model=model,
+        compute=settings,
+        optimizer=OptimizerConfig(beta2=BETA2, eps=EPS, weight_decay=WEIGHT_DECAY),
+        loss=loss,
+        cluster=ClusterConfig(name="benchmark"),
+    )
+    samples = num_steps * case.batch
+    module = ClipModule(config, total_samples=samples, epoch_samples=samples)
+    state = open_clip.create_model(PEERS[case.model]).state_dict()
+    module.model.load_state_dict(convert(state))
+    is_dear = case.full_length or case.precision == "fp32"  # dear, and the fused peer is seen elsewhere
+    peers = [Peer(case, state, fused) for fused in ((False,) if is_dear else (False, True))]
+    times = Times()
+    trainer = Trainer(
+        accelerator=DEVICE.type, devices=1, max_epochs=1, callbacks=[_Clock(times)], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    turns = Turns(case, peers, num_steps, module.model.vision.mean.clone(), module.model.vision.std.clone())
+    trainer.fit(module, DataLoader(turns, batch_size=None))
+    for peer, suffix in zip(peers, ("", "_fused_peer"), strict=False):
+        note = (
+            f"batch {case.batch}; first step {times.seconds[0]:.1f} and {peer.times.seconds[0]:.1f} s; "
+            f"last loss {float(times.losses[-1]):.6f} and {float(peer.times.losses[-1]):.6f}"
+        )
+        rates = times.rate(case.batch), peer.times.rate(case.batch)
+        yield Row(case.name + suffix, *rates, rounds=num_steps - 1, note=note)
+
+
+def rows(settings: argparse.Namespace) -> Iterator[Row]:
+    """All comparisons."""
+    cases = [
+        Case("vit_b32", "bf16", settings.batch),
+        Case("vit_b32", "fp32", settings.batch),
+        Case("vit_s32", "bf16", settings.batch),
+        Case("rn50", "bf16", settings.batch),
+        Case("vit_b32", "bf16", settings.batch, full_length=True),
+    ]
+    if not settings.quick:
+        cases += [Case(model, "bf16", settings.batch, full_length=True) for model in ("vit_s32", "rn50")]
+    for case in cases:
+        if settings.only is None or settings.only == case.name:
+            yield from compare(case, 3 if settings.quick else 8)
+
+
+def main() -> None:
+    """Prints and writes the ratios."""
+    torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    flags = parser("The training step against open_clip's.")
+    flags.add_argument("--batch", type=int, default=32, help="pairs in a step")
+    flags.add_argument("--only", metavar="NAME", help="one comparison, such as vit_s32_bf16")
+    settings = flags.parse_args()
+    report(rows(settings), settings.json)
+
+
+if __name__ == "__main__":
+    main()
