@@ -42,6 +42,15 @@ class BatchStatistics:
             if isinstance(group, dist.ProcessGroup):  # else this rank is in another
                 self.process_group = group
 
+    def fits(self, micro_batch: int) -> bool:
+        """Whether forward passes of this size form whole groups."""
+        return not self.layers or (self.ranks == 1 and micro_batch % self.samples == 0)
+
+    def forget(self) -> None:
+        """Drops what was seen since the last `commit`."""
+        for layer in self.layers:
+            layer.seen = []
+
     @torch.no_grad()
     def commit(self, is_skipped: Tensor) -> None:
         """Moves the running statistics by what was seen since the last call, unless the step was skipped.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from clip_lightning.config.schema import Config
@@ -98,6 +99,7 @@ class ClipModule(LightningModule):
         self.loss = build_loss(config.loss)
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
         self.micro_batch = config.cluster.micro_batch
+        self._halved_micro_batch: int | None = None
         self.guard = NanGuard(config.compute.nonfinite_limit)
         decay = config.compute.ema_decay
         self.averaged = AveragedWeights(self.model, decay) if decay is not None else None
@@ -190,7 +192,7 @@ class ClipModule(LightningModule):
         """Adds what is neither a weight nor the optimizer's."""
         self.guard.flush()
         checkpoint["samples_seen"] = self.samples_seen
-        checkpoint["micro_batch"] = self.micro_batch
+        checkpoint["halved_micro_batch"] = self._halved_micro_batch
         checkpoint["num_skipped"], checkpoint["skipped_in_a_row"] = self.guard.num_skipped, self.guard.in_a_row
         if self.averaged is not None:
             checkpoint["averaged_weights"] = self.averaged.average
@@ -200,7 +202,9 @@ class ClipModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what `on_save_checkpoint` kept."""
         self.samples_seen = checkpoint["samples_seen"]
-        self.micro_batch = checkpoint["micro_batch"]
+        self._halved_micro_batch = checkpoint["halved_micro_batch"]
+        if self._halved_micro_batch is not None:
+            self.micro_batch = min(self.micro_batch or self.global_batch, self._halved_micro_batch)
         self.guard.num_skipped, self.guard.in_a_row = checkpoint["num_skipped"], checkpoint["skipped_in_a_row"]
         if self.averaged is not None:
             self.averaged.load(checkpoint["averaged_weights"])
@@ -215,14 +219,27 @@ class ClipModule(LightningModule):
                 f"a rank's share has {len(batch.images)} pairs instead of {expected}, "
                 f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
             )
-        seed, rank = self.config.compute.seed, rank_and_world()[0]
-        # What no key reaches (a user's own random layer) still depends on the step alone.
-        torch.manual_seed(int(sample_keys(seed, torch.tensor([self.samples_seen]), torch.tensor([rank]))))
-        keys = sample_keys(seed, batch.positions // self.epoch_samples, batch.sample_ids)
+        keys = sample_keys(self.config.compute.seed, batch.positions // self.epoch_samples, batch.sample_ids)
         return Pairs(batch.images, batch.tokens, batch.lengths, keys, self._lengths_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
-        """Puts the gradient of the global batch's loss into the parameters."""
+        """Puts the gradient of the global batch's loss into the parameters.
+
+        A step that does not fit into memory is done again with half the micro-batch, which gives the same gradient.
+        """
+        while True:
+            # What no key reaches (a user's own random layer) still depends on the step alone.
+            numbers = torch.tensor([[self.samples_seen], [rank_and_world()[0]]])
+            torch.manual_seed(int(sample_keys(self.config.compute.seed, *numbers)))
+            try:
+                return self._gradients_once(pairs)
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batch(len(pairs.images), error)
+            # Out of the handler, whose traceback holds the step's tensors.
+            self.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def _gradients_once(self, pairs: Pairs) -> LossOutput:
         micro_batch = self.micro_batch or len(pairs.images)
         if micro_batch < len(pairs.images):
             pieces = [Pairs(*piece) for piece in split(pairs, micro_batch)]
@@ -232,6 +249,19 @@ class ClipModule(LightningModule):
         output: LossOutput = self.loss(*self(pairs))
         self._backward(output.loss)
         return output
+
+    def _halve_micro_batch(self, share: int, error: torch.OutOfMemoryError) -> None:
+        """Raises: UserError where half of it cannot be: several ranks, groups of batch norm, or a single pair."""
+        micro_batch = self.micro_batch or share
+        half = micro_batch // 2
+        # Other ranks already wait in a collective of the broken step, and would wait for ever.
+        if rank_and_world()[1] > 1 or not half or not self._batch_statistics.fits(half):
+            raise UserError(
+                f"cluster.micro_batch={micro_batch} does not fit into the memory of {self.device}: write a smaller one"
+            ) from error
+        self._batch_statistics.forget()
+        self.micro_batch = self._halved_micro_batch = half
+        rank_zero_warn(f"out of memory with {micro_batch} pairs in a forward pass: going on with {half}")
 
     def _backward(self, value: Tensor) -> None:
         self.manual_backward(value if self._scaler is None else self._scaler.scale(value))

@@ -16,11 +16,21 @@ from torch.utils.data import IterableDataset
 
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
+from clip_lightning.model.clip import Features
 from clip_lightning.reliability.nan_guard import DELAY, NanGuard
-from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.clip_module import ClipModule, Pairs
 from clip_lightning.training.optimizer import decays
 from tests.model.test_against_open_clip import CONTEXT, END, PIXELS, loaded_pair, small
-from tests.training.small_run import GLOBAL_BATCH, Recorder, Stream, fit, global_batch, small_config, small_module
+from tests.training.small_run import (
+    GLOBAL_BATCH,
+    Recorder,
+    Stream,
+    check_close,
+    fit,
+    global_batch,
+    small_config,
+    small_module,
+)
 
 NUM_STEPS = 20
 
@@ -225,3 +235,52 @@ def test_averaged_weights_stand_in_and_leave() -> None:
         assert torch.equal(inside["log_logit_scale"], module.averaged.average["log_logit_scale"])
     assert not torch.equal(inside["vision.projection.weight"], raw["vision.projection.weight"])
     assert all(torch.equal(value, raw[name]) for name, value in weights(module).items())
+
+
+class SmallMemory(Recorder):
+    """A device that holds the graph of so many pairs, and no more."""
+
+    room = 7
+
+    def forward(self, pairs: Pairs) -> Features:
+        if torch.is_grad_enabled() and len(pairs.images) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(pairs)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
+    lengths = {"total_samples": NUM_STEPS * GLOBAL_BATCH, "epoch_samples": 40}
+    config = small_config()
+    config.model.vision.patch_dropout = 0.4
+    small, large = SmallMemory(config, **lengths), Recorder(config, **lengths)
+    with pytest.warns(UserWarning, match="going on with 6"):
+        fit(small, Stream(0, 2))
+    fit(large, Stream(0, 2))
+    check_close(small.gradients, large.gradients, 1e-6)
+    assert small.micro_batch == 6
+    kept: dict[str, Any] = {}
+    small.on_save_checkpoint(kept)
+    resumed = Recorder(config, **lengths)
+    resumed.on_load_checkpoint(kept)
+    assert resumed.micro_batch == 6
+
+
+def test_a_pair_that_does_not_fit_is_said() -> None:
+    module = SmallMemory(small_config(), total_samples=NUM_STEPS * GLOBAL_BATCH, epoch_samples=40)
+    module.room = 0
+    with pytest.raises(UserError, match=r"cluster\.micro_batch=1 does not fit"):
+        fit(module, Stream(0, 1))
+
+
+def test_fp16_skips_until_its_loss_scale_fits_and_then_has_the_gradient_of_fp32() -> None:
+    module, exact = (small_module(small_config(precision=precision)) for precision in ("fp16", "fp32"))
+    fit(module, Stream(0, 12))
+    skipped = [bool(step.is_skipped) for step in module.steps]
+    first = skipped.index(False)
+    assert 0 < first < 10, "a scale of 65,536 is too much at first"
+    assert not any(skipped[first:])
+    fit(exact, Stream(first, first + 1))
+    assert module.steps[first].gradient_norm.item() == pytest.approx(exact.steps[0].gradient_norm.item(), rel=1e-2)
+    kept: dict[str, Any] = {}
+    module.on_save_checkpoint(kept)
+    assert kept["scaler"]["scale"] == 65536 / 2**first
