@@ -132,7 +132,7 @@ def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
         raise DataError(f"data._target_={config._target_} gives no clip_lightning.data.layout.Layout; subclass it.")
     if not layout.num_samples:
         found = f" ({causes(layout.problems)})" if layout.problems else ""
-        raise DataError(f"data.path={path} holds no usable sample{found}. {config.how_to_get}".strip())
+        raise DataError(f"data.path={path} holds no usable sample{found}.")
     return layout
 
 
