@@ -35,6 +35,9 @@ _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.l
 # Set while a run works: processes that it starts compose the same run, and not the sweep it may be part of.
 _RANK_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
 
+# Exit codes of a run that a signal has stopped (128 + SIGINT, SIGUSR2, SIGTERM): its sweep stops as well.
+_TOLD_TO_STOP = (130, 140, 143)
+
 Task = Callable[[Any, Sequence[str]], int]
 
 for _name, _schema in SCHEMAS.items():
@@ -207,6 +210,8 @@ def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, t
             exit_codes.append(_run(config_name, argv, task))
         except UserError as error:
             exit_codes.append(_tell(error))
+        if exit_codes[-1] in _TOLD_TO_STOP:
+            sys.exit(exit_codes[-1])
         return exit_codes[-1]
 
     _call_hydra(config_name, ["--multirun", *(overrides.to_hydra(word, grammar) for word in good)], folders, job)

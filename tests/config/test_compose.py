@@ -219,6 +219,15 @@ def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, r
     assert not list(tmp_path.glob("multirun")) + list(tmp_path.glob("outputs")) + list(tmp_path.glob("*.log"))
 
 
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_sweep_that_is_told_to_stop_starts_no_further_point(code: int, tmp_path: Path, root: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    done = call([*MINE, "-m", f"compute.seed=0,{code},4", "loss=other"], tmp_path, root)
+    assert [json.loads(line)[1] for line in done.stdout.splitlines()] == [0, code]
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 def test_a_sweep_with_a_mistake_starts_nothing(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = call([*MINE, "-m", "loss=other", "compute.global_batch=512,0"], tmp_path, root)
