@@ -35,7 +35,7 @@ COLORS = {
     "pink": (0.89, 0.935, 0.35, 0.6, 0.95, 1.0),
 }
 TEXTURES = ("plain", "plain", "striped", "dotted", "checkered")
-SIZES = {"small": (4.5, 5.5), "medium": (7.0, 8.5), "large": (10.5, 13.0)}  # radius in pixels
+SIZES = {"small": (5.5, 6.5), "medium": (8.0, 9.5), "large": (11.0, 13.5)}  # radius in pixels
 PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 BACKGROUNDS = {
     "black": (0.0, 0.12),
@@ -231,7 +231,7 @@ def _texture(name: str, dice: Dice) -> np.ndarray:
     else:
         across = np.sin(wave * (np.cos(turn) * _Y - np.sin(turn) * _X))
         dark = along * across > 0 if name == "checkered" else along + across > 0.9
-    return (1 - dice.between(0.35, 0.5) * dark.astype(np.float32))[:, :, None]
+    return (1 - dice.between(0.3, 0.45) * dark.astype(np.float32))[:, :, None]
 
 
 def _background(name: str, dice: Dice) -> np.ndarray:

@@ -4,6 +4,7 @@ A caption never claims what is not in the picture, but for the unrelated words o
 before a shape, or is said of it, only where that pair is drawn.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from clip_lightning.data.scenes_dice import Dice
@@ -62,6 +63,7 @@ DIGIT = (
 )
 DIGIT_COLOR = ("a {color} {}", "the digit {} in {color}", "a {} written in {color}", "a {color} handwritten {}")
 DIGIT_VAGUE = ("a digit", "a handwritten number", "some number", "handwriting")
+BEFORE_VOWEL = re.compile(r"\ba (?=orange|eight|8)")
 NOISE = ("img {}", "dsc {}", "free download", "stock photo", "photo by anna", "via phone", "no {}", "my homework")
 
 
@@ -83,6 +85,7 @@ def describe(scene: "Scene", dice: Dice) -> str:
         caption = _describe_two(scene, dice)
     else:
         caption = _describe_one(scene, dice)
+    caption = BEFORE_VOWEL.sub("an ", caption)
     if dice.chance(0.04):
         caption = _mistype(caption, dice)
     if dice.chance(0.06):

@@ -122,8 +122,8 @@ def ink(lines: list[np.ndarray], size: int, pen: float) -> Image.Image:
     width = pen * OVERSAMPLING
     for line in lines:
         points = [tuple(point) for point in (line * OVERSAMPLING).tolist()]
-        brush.line(points, 255, round(width), "curve")
-        for x, y in (points[0], points[-1]):
+        brush.line(points, 255, round(width))
+        for x, y in points[::PER_SEGMENT]:  # round ends and corners: both are control points
             brush.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), 255)
     return paper.reduce(OVERSAMPLING)
 

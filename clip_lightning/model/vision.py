@@ -16,6 +16,7 @@ from timm.models import load_state_dict, model_entrypoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import clip_lightning.model.small_resnet  # noqa: F401 - registers itself with timm
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
