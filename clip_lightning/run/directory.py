@@ -79,7 +79,8 @@ class RunDirectory:
         Args:
             data: `fingerprint` and `num_samples` of the data.
             argv: the arguments of the command.
-        Raises: DataError when the data is no longer what the run began with.
+        Raises: DataError when the data is no longer what the run began with, UserError when the directory was given
+            the name of another run.
         """
         frozen = self.path / "config.yaml"
         changed: list[str] = []
@@ -91,7 +92,10 @@ class RunDirectory:
             write_atomically(frozen, compose.dump(config))
         else:
             self._compare_data(data)
-            changed = identity.diff(asdict(compose.read(frozen)), asdict(config))
+            before = compose.read(frozen)
+            if science := identity.diff(identity.science(before), identity.science(config)):
+                raise UserError(f"{self.path} holds another run ({'; '.join(science)}); rename it, or write fresh=true")
+            changed = identity.diff(asdict(before), asdict(config))
         (self.path / FAILURE).unlink(missing_ok=True)
         start = {
             "time": now(),

@@ -38,7 +38,7 @@ def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Predi
 def example_predictions(
     module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], image_size: int
 ) -> list[Prediction]:
-    """Predictions on a few images of each task, evenly spread over it. To be called on every rank."""
+    """Predictions on a few images of each task, drawn once and for all. To be called on every rank."""
     return [
         row
         for task in tasks
@@ -46,7 +46,7 @@ def example_predictions(
             module.model,
             tokenizer,
             task,
-            np.linspace(0, task.num_samples - 1, IMAGES_PER_TASK + 2).astype(int)[1:-1].tolist(),
+            np.random.default_rng(0).permutation(task.num_samples)[:IMAGES_PER_TASK].tolist(),
             module.device,
             image_size=image_size,
         )

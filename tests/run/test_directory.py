@@ -62,6 +62,17 @@ def test_changed_data_is_refused_with_the_difference(config: Any) -> None:
         begin(config, {"fingerprint": "4567", "num_samples": 9})
 
 
+def test_a_directory_that_was_renamed_to_another_run_is_refused(config: Any) -> None:
+    begin(config).close()
+    path = directory_of(config)
+    config.compute.seed = 5
+    path.rename(directory_of(config))
+    directory = RunDirectory(directory_of(config))
+    with pytest.raises(UserError, match=r"holds another run .compute.seed: 0 -> 5."):
+        directory.begin(config, commit=COMMIT, versions={}, data=DATA)
+    directory.close()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

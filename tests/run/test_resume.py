@@ -106,9 +106,11 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_to_the_bit(runner: Any, tmp_path: Path, small: list[str]) -> None:
+def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Path, small: list[str]) -> None:
     ddp = ["cluster=ddp", "cluster.devices=2", "compute.precision=fp32"]
     runner.train(tmp_path / "whole", *ddp)
+    runner.train(tmp_path / "one rank", "compute.precision=fp32")
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one rank"), rel=1e-5)
     child = runner.start("train.py", f"runs={tmp_path / 'cut'}", *small, *ddp)
     child.wait_for("sample 64/")
     assert child.kill(signal.SIGTERM) == 128 + signal.SIGTERM, child.text()

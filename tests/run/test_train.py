@@ -39,12 +39,12 @@ def test_a_run_leaves_its_records_summary_and_figures(finished: tuple[Path, str]
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["zeroshot"]) == {"shape", "unseen_combination"}
     assert set(summary["zeroshot"]["shape"]) >= {"acc1", "acc5", "mean_per_class", "chance", "n"}
-    assert summary["parameters"] > 1_000_000
+    assert summary["parameters"] > 100_000
     assert (summary["samples"], summary["status"]) == (128, "finished")
     assert read_records(run / "records.parquet") == read_records(run / "metrics.jsonl")
-    whats = {record.what for record in read_records(run / "metrics.jsonl") if not record.task}
-    assert whats >= {"loss", "gradient_norm", "learning_rate", "logit_scale", "samples_per_second", "data_wait"}
-    assert whats >= {"flops_per_second", "memory_gib", "cut_captions", "bad_samples", "seconds"}
+    measured = {record.what for record in read_records(run / "metrics.jsonl") if not record.task}
+    assert measured >= {"loss", "gradient_norm", "learning_rate", "logit_scale", "samples_per_second", "data_wait"}
+    assert measured >= {"flops_per_second", "memory_gib", "cut_captions", "bad_samples", "seconds"}
     assert {path.name for path in (run / "figures").iterdir()} == {"loss.png", "zero_shot.png", "predictions.png"}
 
 
