@@ -243,7 +243,7 @@ class ClusterConfig:
     strategy: str = "single"  # single, ddp, fsdp, hsdp
     micro_batch: int | None = None  # pairs per forward on a rank; null: the rank's whole share
     workers: int = 2  # loader processes per rank
-    threads: int | None = None  # torch threads per rank; null: cores / local ranks
+    threads: int | None = None  # torch threads per rank; null: cores / local ranks - workers
     activation_checkpointing: str = "none"  # none, full, selective
     compile: bool = False  # torch.compile of the towers' blocks
     time_limit_minutes: int | None = None  # the run saves and leaves before it

@@ -145,9 +145,9 @@ class _Validation:
 def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer:
     """A Trainer that only trains: the loader's length is the run's; saving, logging and evaluating are ours."""
     cluster = config.cluster
-    if cluster.threads or cluster.devices > 1:
-        cores = min(num_cores(), torch.get_num_threads())
-        torch.set_num_threads(cluster.threads or max(1, cores // cluster.devices))
+    # A team of threads waits for its slowest: one core shared with a loader's worker costs more than it brings.
+    cores = min(num_cores(), torch.get_num_threads())
+    torch.set_num_threads(cluster.threads or max(1, cores // cluster.devices - cluster.workers))
     return Trainer(
         accelerator=cluster.accelerator,
         devices=cluster.devices,
