@@ -65,7 +65,7 @@ def _cross(arm: float = 0.36) -> np.ndarray:
     return np.concatenate([quarter @ np.linalg.matrix_power(right_angle, turns) for turns in range(4)])
 
 
-# Outlines in a circle of radius 1, float64 [points, 2], y downwards. A ring is its outer edge; `draw` cuts the hole.
+# Outlines in a circle of radius 1, float64 [points, 2], y downwards. A ring is its outer edge; its hole is cut later.
 OUTLINES = {
     "circle": 0.95 * _turns([1.0] * 28),
     "square": _turns([1.12] * 4, start=-0.125),
@@ -173,7 +173,7 @@ def _thing(dice: Dice, color: str, shape: str, size: str, place: str, x: float, 
 def draw(scene: Scene, dice: Dice) -> np.ndarray:
     """The picture of a scene, uint8 [32, 32, 3]."""
     if scene.digit is not None and scene.ink is None:
-        return _scan(scene.digit, dice)
+        return np.repeat(scan_digit(scene.digit, dice, SIZE)[:, :, None], 3, axis=2)
     picture = _background(scene.background, dice)
     if scene.digit is not None:
         assert scene.ink is not None
@@ -249,11 +249,6 @@ def _background(name: str, dice: Dice) -> np.ndarray:
     else:
         pattern = 0.25 * np.sin(dice.between(0.3, 2.0) * (_X if dice.chance(0.5) else _Y))
     return tint + dice.between(0.1, 0.25) * pattern[:, :, None]
-
-
-def _scan(digit: int, dice: Dice) -> np.ndarray:
-    """A scanned digit, white on black, uint8 [32, 32, 3]."""
-    return np.repeat(scan_digit(digit, dice, SIZE)[:, :, None], 3, axis=2)
 
 
 class ZeroShotSet(NamedTuple):

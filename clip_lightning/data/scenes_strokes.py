@@ -109,10 +109,8 @@ def write_digit(digit: int, dice: Dice) -> list[np.ndarray]:
     width, slant, tilt = dice.between(0.45, 0.95), dice.between(-0.2, 0.45), dice.between(-0.12, 0.12)
     hand = np.array([[width, 0.0], [-slant, 1.0]]) @ np.array([[1.0, tilt], [-tilt, 1.0]])
     shake = dice.between(0.01, 0.05)
-    lines = []
-    for points in strokes:
-        lines.append(spline(len(points)) @ ((points + shake * dice.generator.standard_normal(points.shape)) @ hand))
-    return lines
+    shaken = [points + shake * dice.generator.standard_normal(points.shape) for points in strokes]
+    return [spline(len(points)) @ points @ hand for points in shaken]
 
 
 def ink(lines: list[np.ndarray], size: int, pen: float) -> Image.Image:
@@ -138,8 +136,8 @@ def scan_digit(digit: int, dice: Dice, size: int) -> np.ndarray:
     pen = size * dice.between(0.08, 0.2)
     points = np.concatenate(lines)
     low, high = points.min(0), points.max(0)
-    height = size * dice.between(0.9, 1.03) - pen
-    scale = np.minimum(height, (size - pen) / np.maximum(high - low, 1e-6)).min()
+    wide, tall = np.maximum(high - low, 1e-6)
+    scale = min((size - pen) / wide, (size * dice.between(0.9, 1.03) - pen) / tall)
     centre = size / 2 + size * np.array([dice.between(-0.06, 0.06), dice.between(-0.03, 0.03)])
     scan = ink([(line - (low + high) / 2) * scale + centre for line in lines], size, pen)
     coarse = dice.pick((1, 2, 4, 4, 4))
