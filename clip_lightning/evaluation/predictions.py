@@ -44,9 +44,14 @@ class Prediction:
 
 
 def example_indices(task: ZeroShotTask, num_images: int) -> list[int]:
-    """Images picked by chance, as in the paper's figure; the same for every model, so that runs compare."""
-    picked = np.random.default_rng(0).permutation(task.num_samples)[:num_images]
-    return sorted(picked.tolist())
+    """Images picked by chance, as in the paper's Figure 21, no class twice while another has none.
+
+    The same for every model, so that the pictures of runs compare.
+    """
+    shuffled = np.random.default_rng(0).permutation(task.num_samples)
+    first_of_class = np.unique(task.labels[shuffled], return_index=True)[1]
+    repeats = np.delete(np.arange(task.num_samples), first_of_class)
+    return shuffled[np.concatenate([np.sort(first_of_class), repeats])][:num_images].tolist()
 
 
 def predictions(

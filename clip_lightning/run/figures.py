@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from clip_lightning.evaluation.predictions import Prediction, predictions
+from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.plots.predictions import prediction_panels
 from clip_lightning.plots.training import loss_curve, zero_shot_curves
@@ -46,7 +45,7 @@ def example_predictions(
             module.model,
             tokenizer,
             task,
-            np.random.default_rng(0).permutation(task.num_samples)[:IMAGES_PER_TASK].tolist(),
+            example_indices(task, IMAGES_PER_TASK),
             module.device,
             image_size=image_size,
         )
