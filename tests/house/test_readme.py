@@ -51,6 +51,18 @@ def test_modules_explain_themselves(module: str) -> None:
     assert "usage:" in shown.stdout
 
 
+@pytest.mark.slow
+def test_the_commands_of_a_short_run_run_as_printed(tmp_path: Path) -> None:
+    trained, evaluated = "python train.py debug=one_batch", "python evaluate.py run=runs/latest"
+    drawn = "python -m experiments.figures.run_figures runs/latest"
+    assert {trained, evaluated, drawn} <= set(COMMANDS)
+    for command, more in ((trained, [f"runs={tmp_path}/runs"]), (evaluated, []), (drawn, [])):
+        words = command.replace("runs/latest", f"{tmp_path}/runs/latest").split()[1:]
+        done = subprocess.run([sys.executable, *words, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/latest/figures/predictions.png").stat().st_size > 10_000
+
+
 def test_make_targets_that_readme_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^make ([a-z-]+)", README, re.M)):
