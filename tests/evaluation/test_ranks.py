@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from clip_lightning.evaluation import ranks
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
 

@@ -13,6 +13,8 @@ import torch
 from clip_lightning.records import read_records
 from clip_lightning.reliability.checkpoint import CheckpointFolder, name_of
 
+pytestmark = pytest.mark.slow
+
 
 def final_state(runs: Path) -> dict[str, Any]:
     """Weights, optimizer and counters of the newest checkpoint, as one flat dictionary."""

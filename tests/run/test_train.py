@@ -9,6 +9,8 @@ import pytest
 
 from clip_lightning.records import read_records
 
+pytestmark = pytest.mark.slow
+
 TASKS = [
     "eval=default",
     "eval.tasks=[shape,unseen_combination]",
