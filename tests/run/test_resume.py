@@ -123,9 +123,9 @@ def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Pat
 
 
 def test_the_default_run_has_the_same_first_fifty_losses_on_two_ranks(runner: Any, tmp_path: Path) -> None:
-    """As it stands in conf, to 1e-5: what magnifies rounding (a choice between near ties, say) does not belong there."""
+    """As it stands in conf, to 1e-5: what magnifies rounding (a pick of near ties, say) does not belong there."""
     found = []
-    for name, machine in {"one": [], "two": ["cluster=ddp", "cluster.devices=2"]}.items():
+    for name, machine in (("one", []), ("two", ["cluster=ddp", "cluster.devices=2"])):
         settings = ["compute.precision=fp32", "tracker=none", "tracker.log_every=1 steps", "eval=none"]
         child = runner.start("train.py", f"runs={tmp_path / name}", *settings, *machine)
         child.wait_for("sample 6.4k/")
