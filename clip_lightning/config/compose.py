@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from clip_lightning.config import checks, command_line, identity, keys, overrides, presets
-from clip_lightning.config.schema import Config, EvaluateConfig, Recipe
+from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig, Recipe
 from clip_lightning.errors import CheckpointError, DataError, UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -327,8 +327,27 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
         config.experiment = composed.choices.get("experiment")
         if config.eval.tasks is None:
             config.eval.tasks = list(config.data.tasks)
-        problems += _fill_from_recipes(config)
+        problems += [*_fill_from_recipes(config), *_name_teacher(config.loss)]
     return config
+
+
+def _name_teacher(loss: LossConfig) -> list[str]:
+    """Fills in the teacher's science, by which the run knows it wherever it lies."""
+    if loss.teacher is None:
+        return []
+    path = Path(loss.teacher).expanduser().absolute()
+    loss.teacher = str(path)
+    if path.is_symlink():
+        return [f"loss.teacher={path} is a link, which may soon lead elsewhere; write {path.resolve()}"]
+    if not (path / "config.yaml").is_file():
+        runs = [run.parent.name for run in sorted(path.parent.glob("*/config.yaml"))]
+        near = keys.did_you_mean(keys.near(path.name, runs))
+        return [f"loss.teacher={path} is no run's directory: it has no config.yaml{near}"]
+    found = identity.science_hash(read(path / "config.yaml"))
+    if loss.teacher_science not in (None, found):
+        return [f"loss.teacher_science={loss.teacher_science} is not that of loss.teacher={path}, {found}"]
+    loss.teacher_science = found
+    return []
 
 
 def _fill_from_recipes(config: Config) -> list[str]:

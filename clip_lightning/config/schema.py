@@ -208,6 +208,8 @@ class LossConfig:
     logit_bias_init: float | None = None  # null: no bias
     chunk: int = machine(256)  # rows of logits held at a time
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loss
+    teacher: str | None = machine()  # distill: directory of a finished run
+    teacher_science: str | None = None  # the teacher's science hash; null: read from its directory
     _target_: str | None = None  # import path of the user's own loss; never taken from a checkpoint
 
 

@@ -1,8 +1,9 @@
 """The objectives: losses of one global batch, exact on any number of ranks, and the registry that tests iterate.
 
-A new loss is one file here with a class that takes `chunk` and its own options, one line in `LOSSES`, and one YAML in
-conf/loss; a user's own loss is named by `_target_` and needs no line here. `forward(image, text, logit_scale,
-logit_bias)` gets this rank's features [b, D] and returns a `LossOutput`.
+A new loss is one file here, one line in `LOSSES`, and one YAML in conf/loss; a user's own is named by `_target_` and
+needs no line here. Its class takes its own options, and `chunk` if it works in tiles; `forward(image, text,
+logit_scale, logit_bias)` gets this rank's features [b, D] and returns a `LossOutput`. A class with `needs_teacher =
+True` also gets `teacher_image`, `teacher_text` [b, T] and `teacher_scale` [1], by these names (see `distill.py`).
 """
 
 import inspect
@@ -12,19 +13,20 @@ from torch import nn
 
 from clip_lightning.config.schema import LossConfig
 from clip_lightning.errors import UserError
+from clip_lightning.loss.distill import DistillLoss
 from clip_lightning.loss.sigmoid import SigmoidLoss
 from clip_lightning.loss.softmax import LossOutput, SoftmaxLoss
 
-__all__ = ["LOSSES", "LossOutput", "SigmoidLoss", "SoftmaxLoss", "build_loss"]
+__all__ = ["LOSSES", "DistillLoss", "LossOutput", "SigmoidLoss", "SoftmaxLoss", "build_loss", "needs_teacher"]
 
-LOSSES: dict[str, type[nn.Module]] = {"softmax": SoftmaxLoss, "sigmoid": SigmoidLoss}
+LOSSES: dict[str, type[nn.Module]] = {"softmax": SoftmaxLoss, "sigmoid": SigmoidLoss, "distill": DistillLoss}
 
 
 def build_loss(config: LossConfig) -> nn.Module:
     """The loss that `config` names, from the registry or by its own `_target_`.
 
-    Raises: UserError for an unknown name, a target that cannot be imported, options that the loss does not take, and a
-        bias that would have no effect.
+    Raises: UserError for an unknown name, a target that cannot be imported, options that the loss does not take, a
+        teacher that is missing, and a bias or a teacher that would have no effect.
     """
     if config._target_ is not None:
         loss_class = _load(config._target_)
@@ -33,16 +35,29 @@ def build_loss(config: LossConfig) -> nn.Module:
     else:
         known = ", ".join(LOSSES)
         raise UserError(f"loss.name={config.name} is no registered loss: choose one of {known}, or set loss._target_")
-    if loss_class is SoftmaxLoss and config.logit_bias_init is not None:
+    if loss_class in (SoftmaxLoss, DistillLoss) and config.logit_bias_init is not None:
         raise UserError(
-            f"loss.logit_bias_init={config.logit_bias_init} has no effect with loss=softmax, whose value does not "
-            "change with a bias of all logits: set it to null"
+            f"loss.logit_bias_init={config.logit_bias_init} has no effect with loss={config.name}, whose value does "
+            "not change with a bias of all logits: set it to null"
         )
+    if needs_teacher(loss_class) and config.teacher is None:
+        raise UserError(f"loss={config.name} learns from a teacher: write loss.teacher=DIR, a finished run's directory")
+    if config.teacher is not None and not needs_teacher(loss_class):
+        raise UserError(f"loss.teacher={config.teacher} has no effect: loss={config.name} has no teacher; leave it out")
+    options = dict(config.options)
+    signature = inspect.signature(loss_class)
+    if "chunk" in signature.parameters:
+        options["chunk"] = config.chunk
     try:
-        inspect.signature(loss_class).bind(chunk=config.chunk, **config.options)
+        signature.bind(**options)
     except TypeError as error:
         raise UserError(f"loss.options={dict(config.options)} do not fit the loss {config.name}: {error}") from error
-    return loss_class(chunk=config.chunk, **config.options)
+    return loss_class(**options)
+
+
+def needs_teacher(loss: nn.Module | type[nn.Module]) -> bool:
+    """Whether `forward` takes the features of a teacher."""
+    return bool(getattr(loss, "needs_teacher", False))
 
 
 def _load(path: str) -> type[nn.Module]:

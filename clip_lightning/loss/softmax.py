@@ -74,7 +74,7 @@ class _Softmax(torch.autograd.Function):
             image, text, scale = (tensor.to(row_lse.dtype) for tensor in (image_bD, text_ND, logit_scale))
             scaled_bD = image * scale
             grad_image, grad_text = torch.empty_like(image), torch.zeros_like(text)
-            for rows, logits, spare in _chunks(scaled_bD, text, ctx.chunk):
+            for rows, logits, spare in logit_chunks(scaled_bD, text, ctx.chunk):
                 # d loss / d logit = softmax over the row + softmax over the column - 2 at the pair, over 2 b
                 torch.sub(logits, row_lse[rows, None], out=spare).exp_()
                 logits.sub_(column_lse).exp_().add_(spare)
@@ -93,7 +93,7 @@ class _Softmax(torch.autograd.Function):
         )
 
 
-def _chunks(scaled_bD: Tensor, text_ND: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def logit_chunks(scaled_bD: Tensor, text_ND: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The logits of some rows [c, N] with a spare tensor of their shape; both are overwritten by the next."""
     size = min(chunk, scaled_bD.shape[0])
     buffer, spare = (scaled_bD.new_empty(size, text_ND.shape[0]) for _ in range(2))
@@ -112,7 +112,7 @@ def _statistics(
     row_lse, positive = (scaled_bD.new_empty(scaled_bD.shape[0]) for _ in range(2))
     is_best = torch.empty_like(row_lse, dtype=torch.bool)
     column_max, column_sum = text_ND.new_full((text_ND.shape[0],), -torch.inf), text_ND.new_zeros(text_ND.shape[0])
-    for rows, logits, spare in _chunks(scaled_bD, text_ND, chunk):
+    for rows, logits, spare in logit_chunks(scaled_bD, text_ND, chunk):
         positive[rows] = logits.diagonal(first + rows.start)
         row_max, best = logits.max(1)
         is_best[rows] = best == torch.arange(first + rows.start, first + rows.stop, device=best.device)

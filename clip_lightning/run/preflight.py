@@ -17,10 +17,13 @@ from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
+from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, count_flops
+from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
+from clip_lightning.training.teacher import find_teacher
 
 # Captions that a tokenizer of the run's own is trained on.
 TOKENIZER_CAPTIONS = 100_000
@@ -87,6 +90,8 @@ def preflight(config: Config) -> Preflight:
     tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
     model = trials.run(lambda: build_on_meta(config))
     flops = trials.run(lambda: count_flops(config.model, config.loss)) if model else None
+    trials.run(lambda: build_loss(config.loss))
+    teacher = trials.run(lambda: find_teacher(config)) if config.loss.teacher else None
     tracking = trials.run(lambda: wandb_mode(config.tracker))
     if config.model.text.tokenizer.kind != "trained":
         trials.run(lambda: build_tokenizer(config.model.text, None, None))
@@ -101,7 +106,7 @@ def preflight(config: Config) -> Preflight:
         wandb=tracking,
         parameters=num_parameters(model),
         flops=flops,
-        memory=estimate_memory(config, model),
+        memory=estimate_memory(config, model, build_on_meta(teacher.config) if teacher else None),
         num_checks=trials.count,
     )
 
@@ -183,16 +188,30 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
-    """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`."""
+    """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`.
+
+    A student takes the one that its teacher has trained.
+    """
     text = config.model.text
     if text.tokenizer.kind != "trained":
         return build_tokenizer(text, None, None)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.loss.teacher:
+        _take_tokenizer(Path(config.loss.teacher) / "tokenizer" / FILE_NAME, folder / FILE_NAME)
     known = (folder / FILE_NAME).exists()
     return build_tokenizer(text, folder, None if known else datamodule.captions(TOKENIZER_CAPTIONS))
 
 
-def estimate_memory(config: Config, model: CLIP) -> Memory:
+def _take_tokenizer(teachers: Path, own: Path) -> None:
+    """A student reads the tokens of its teacher. Raises UserError where it began with others."""
+    content = teachers.read_text(encoding="utf-8")
+    if not own.exists():
+        write_atomically(own, content)
+    elif own.read_text(encoding="utf-8") != content:
+        raise UserError(f"{own} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true")
+
+
+def estimate_memory(config: Config, model: CLIP, teacher: CLIP | None = None) -> Memory:
     """Bytes of one rank's step: float32 weights, gradients and AdamW's two moments, and what autograd keeps.
 
     What autograd keeps is counted on the meta device in float32 and halved under 16-bit autocast, which keeps most of
@@ -205,7 +224,7 @@ def estimate_memory(config: Config, model: CLIP) -> Memory:
     batch = min(config.cluster.micro_batch or share, share)
     width = 1 if config.compute.precision == "fp32" else 2
     return Memory(
-        weights=weights * (2 if config.compute.ema_decay else 1),
+        weights=weights * (2 if config.compute.ema_decay else 1) + (4 * num_parameters(teacher) if teacher else 0),
         gradients=trained,
         optimizer=2 * trained,
         activations=batch * _saved_bytes(model, config) // width,

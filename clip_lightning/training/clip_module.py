@@ -6,8 +6,10 @@ scale and clip behind its back: the Trainer stays at 32-true. Nothing in a step 
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
-from clip_lightning.loss import LossOutput, build_loss
+from clip_lightning.loss import LossOutput, build_loss, needs_teacher
 from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
 from clip_lightning.reliability.nan_guard import NanGuard
@@ -29,6 +31,7 @@ from clip_lightning.training.length_groups import LengthGroups, can_group, plan_
 from clip_lightning.training.optimizer import build_optimizer
 from clip_lightning.training.sample_randomness import sample_keys
 from clip_lightning.training.schedule import build_schedule
+from clip_lightning.training.teacher import Teacher, find_teacher
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,6 +82,7 @@ class ClipModule(LightningModule):
         samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
         last_step: numbers of the newest step.
         averaged: the running average of weights, where `compute.ema_decay` asks for one.
+        teacher: the frozen model that the loss learns from, where it does.
     """
 
     last_step: StepMetrics
@@ -97,6 +101,7 @@ class ClipModule(LightningModule):
             torch.manual_seed(config.compute.seed)
             self.model: CLIP = build_clip(config.model, config.loss).to(memory_format=torch.channels_last)
         self.loss = build_loss(config.loss)
+        self.teacher = Teacher(find_teacher(config)) if needs_teacher(self.loss) else None
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
         self.micro_batch = config.cluster.micro_batch
         self._halved_micro_batch: int | None = None
@@ -241,12 +246,16 @@ class ClipModule(LightningModule):
 
     def _gradients_once(self, pairs: Pairs) -> LossOutput:
         micro_batch = self.micro_batch or len(pairs.images)
+        loss: Callable[..., LossOutput] = self.loss
+        if self.teacher is not None:
+            taught = self.teacher.features(*pairs[:3], batch=micro_batch, autocast=self.autocast())
+            loss = partial(loss, **taught)
         if micro_batch < len(pairs.images):
             pieces = [Pairs(*piece) for piece in split(pairs, micro_batch)]
             return cached_gradients(
-                self, self.loss, pieces, backward=self._backward, no_sync=self._no_sync, device=self.device
+                self, loss, pieces, backward=self._backward, no_sync=self._no_sync, device=self.device
             )
-        output: LossOutput = self.loss(*self(pairs))
+        output = loss(*self(pairs))
         self._backward(output.loss)
         return output
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_lightning.loss import LossOutput
 from clip_lightning.model.clip import Features
@@ -18,7 +18,7 @@ from clip_lightning.model.clip import Features
 
 def cached_gradients(
     encode: Callable[[Any], Features],
-    loss: nn.Module,
+    loss: Callable[..., LossOutput],
     pieces: Sequence[Any],
     *,
     backward: Callable[[Tensor], None],
@@ -42,7 +42,7 @@ def cached_gradients(
     first = cached[0]
     leaves = [torch.cat([features.image for features in cached]), torch.cat([features.text for features in cached])]
     leaves += [value.detach() for value in (first.logit_scale, first.logit_bias) if value is not None]
-    output: LossOutput = loss(*(leaf.requires_grad_() for leaf in leaves))
+    output = loss(*(leaf.requires_grad_() for leaf in leaves))
     image, text, *scalars = torch.autograd.grad(output.loss, leaves, materialize_grads=True)
     sizes = [len(features.image) for features in cached]
     for k, (piece, *gradients) in enumerate(zip(pieces, image.split(sizes), text.split(sizes), strict=True)):

@@ -1,6 +1,7 @@
 """The science of a run: what enters its hash, and what never does."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
 
 OPTIONS = Path(__file__).parent / "options"
 
@@ -109,3 +111,26 @@ def test_a_difference_is_readable(config: Config) -> None:
         "compute.learning_rate: 0.0003 -> 0.001",
         "model.vision.options.patch_size: (absent) -> 8",
     ]
+
+
+def test_a_teacher_is_known_by_its_science_wherever_it_lies(config: Config, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(compose.dump(config))
+    (tmp_path / "latest").symlink_to("here")
+    words = [f"--config-dir={OPTIONS}", "data=mine", "loss=distill"]
+    students = [
+        compose.load("train", [*words, f"loss.teacher={tmp_path / name}"], check=False) for name in ("here", "there")
+    ]
+    assert students[0].loss.teacher_science == identity.science_hash(config)
+    assert identity.science(students[0]) == identity.science(students[1])
+    assert identity.science(students[0])["loss"]["teacher_science"] == identity.science_hash(config)
+    for word, sentence in (
+        ("latest", "is a link"),
+        ("nowhere", "is no run's directory"),
+        ("her", "did you mean here?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            compose.load("train", [*words, f"loss.teacher={tmp_path / word}"], check=False)
+    with pytest.raises(UserError, match=r"loss\.teacher_science=0 is not that of"):
+        compose.load("train", [*words, f"loss.teacher={tmp_path / 'here'}", "loss.teacher_science=0"], check=False)

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from open_clip.loss import DistillClipLoss
 from torch import Tensor
 
-from clip_lightning.loss import LOSSES
+from clip_lightning.loss import LOSSES, needs_teacher
 
 NUM_PAIRS, WIDTH = 24, 16
 CHUNKS = (1024, 8, 5)  # one piece, even pieces, a ragged last piece
@@ -30,14 +31,34 @@ def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: value.to(dtype) for name, value in values.items()}
 
 
+def teachers(name: str, dtype: torch.dtype, share: slice = slice(None)) -> dict[str, Tensor]:
+    """What a loss with a teacher takes besides: features of another width and another scale."""
+    if not needs_teacher(LOSSES[name]):
+        return {}
+    generator = torch.Generator().manual_seed(1)
+    image, text = torch.randn(2, NUM_PAIRS, WIDTH // 2, generator=generator, dtype=torch.float64)
+    features = {"teacher_image": image, "teacher_text": text + image}
+    found = {key: torch.nn.functional.normalize(value, dim=1)[share] for key, value in features.items()}
+    return {key: value.to(dtype) for key, value in {**found, "teacher_scale": torch.tensor([9.0])}.items()}
+
+
+def peers_distillation(image: Tensor, text: Tensor, scale: Tensor, taught: dict[str, Tensor]) -> Tensor:
+    """Half open_clip's softmax loss, and half its cross entropy of teacher and student less the teacher's entropy."""
+    teacher_image, teacher_text, teacher_scale = (value.to(image.dtype) for value in taught.values())
+    both = DistillClipLoss()(image, text, scale.reshape(()), teacher_image, teacher_text, teacher_scale.reshape(()))
+    teacher = teacher_scale * teacher_image @ teacher_text.T
+    entropies = [-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() for logits in (teacher, teacher.T)]
+    return (both[0] + both[1] - torch.stack(entropies).mean()) / 2
+
+
 def case(name: str, chunk: int, dtype: torch.dtype, rank: int, world: int) -> dict[str, Tensor]:
     """Loss, accuracy and gradients of the global batch, put together from the ranks'."""
-    share = NUM_PAIRS // world
+    share = slice(rank * NUM_PAIRS // world, (rank + 1) * NUM_PAIRS // world)
     batch = global_batch(dtype)
     for key in ("image", "text"):
-        batch[key] = batch[key][rank * share : (rank + 1) * share]
+        batch[key] = batch[key][share]
     leaves = {key: value.clone().requires_grad_() for key, value in batch.items()}
-    output = LOSSES[name](chunk=chunk)(leaves["image"], leaves["text"], leaves["scale"], leaves["bias"])
+    output = LOSSES[name](chunk=chunk)(*leaves.values(), **teachers(name, dtype, share))
     output.loss.backward()
     found = {"loss": output.loss.detach(), "accuracy": output.accuracy}
     for key, leaf in leaves.items():

@@ -1,18 +1,20 @@
 """A loss is chosen by its name or by the user's import path, and what does not fit is said in one sentence."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from clip_lightning.config.schema import LossConfig
 from clip_lightning.errors import UserError
-from clip_lightning.loss import LOSSES, LossOutput, build_loss
+from clip_lightning.loss import LOSSES, LossOutput, build_loss, needs_teacher
 
 
 class OwnLoss(nn.Module):
-    """A user's own: mean squared distance of the pairs."""
+    """A user's own, which knows no tiles: mean squared distance of the pairs."""
 
-    def __init__(self, chunk: int, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
 
@@ -22,7 +24,9 @@ class OwnLoss(nn.Module):
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_registered_loss_is_built_by_name(name: str) -> None:
-    assert type(build_loss(LossConfig(name=name, chunk=7))) is LOSSES[name]
+    loss: Any = build_loss(LossConfig(name=name, chunk=7, teacher="runs/a" if needs_teacher(LOSSES[name]) else None))
+    assert type(loss) is LOSSES[name]
+    assert loss.chunk == 7
 
 
 def test_a_users_own_loss_is_built_by_its_import_path() -> None:
@@ -36,6 +40,9 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
         (LossConfig(name="softmx"), "softmax"),
         (LossConfig(name="softmax", logit_bias_init=-10.0), "logit_bias_init"),
         (LossConfig(name="softmax", options={"temperature": 2}), "temperature"),
+        (LossConfig(name="softmax", teacher="runs/a"), "has no teacher"),
+        (LossConfig(name="distill"), "write loss.teacher=DIR"),
+        (LossConfig(name="distill", teacher="runs/a", options={"weight": 0.0}), "above 0 and at most 1"),
         (LossConfig(name="mine", _target_="nowhere.at.all"), "cannot be imported"),
     ],
 )

@@ -13,9 +13,15 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 from clip_lightning.loss import LOSSES, LossOutput
-from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch
+from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch, peers_distillation, teachers
 
-PEERS: dict[str, Callable[..., Tensor]] = {"softmax": ClipLoss(), "sigmoid": SigLipLoss()}
+PEERS: dict[str, Callable[..., Tensor]] = {
+    "softmax": lambda image, text, scale, bias, dtype: ClipLoss()(image, text, scale),
+    "sigmoid": lambda image, text, scale, bias, dtype: SigLipLoss()(image, text, scale, logit_bias=bias),
+    "distill": lambda image, text, scale, bias, dtype: peers_distillation(
+        image, text, scale, teachers("distill", dtype)
+    ),
+}
 Results = dict[str, dict[str, Tensor]]
 
 
@@ -33,8 +39,7 @@ def ranks(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.T
 def peer_results(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """What the peer's one-process loss gives for the same features in float64."""
     leaves = {key: value.double().requires_grad_() for key, value in global_batch(dtype).items()}
-    bias = {} if name == "softmax" else {"logit_bias": leaves["bias"]}
-    loss = PEERS[name](leaves["image"], leaves["text"], leaves["scale"], **bias)
+    loss = PEERS[name](*leaves.values(), dtype)
     loss.backward()
     best = (leaves["image"] @ leaves["text"].T).argmax(1) == torch.arange(NUM_PAIRS)
     found = {"loss": loss.detach(), "accuracy": best.double().mean()}
@@ -68,7 +73,7 @@ def test_bf16_features_lose_nothing_inside_the_loss(ranks: Results, name: str, c
 def test_every_registered_loss_is_the_same_on_any_number_of_ranks_in_any_pieces(ranks: Results, name: str) -> None:
     whole = ranks[f"{name}-{CHUNKS[0]}-float32"]
     leaves = {key: value.double().requires_grad_() for key, value in global_batch(torch.float32).items()}
-    alone: LossOutput = LOSSES[name](chunk=NUM_PAIRS)(*leaves.values())
+    alone: LossOutput = LOSSES[name](chunk=NUM_PAIRS)(*leaves.values(), **teachers(name, torch.float64))
     alone.loss.backward()
     assert distance(whole["loss"], alone.loss.detach()) < 1e-6
     for key in ("image", "text", "scale"):
@@ -87,7 +92,8 @@ def test_gradients_are_right_in_float64(name: str, chunk: int) -> None:
     }
     leaves = [value.requires_grad_() for value in batch.values()]
     loss = LOSSES[name](chunk=chunk)
-    assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs).loss, leaves)
+    taught = teachers(name, torch.float64, slice(7))
+    assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs, **taught).loss, leaves)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -95,7 +101,7 @@ def test_gradients_are_right_in_float64(name: str, chunk: int) -> None:
 def test_neither_autocast_nor_reduced_products_reach_the_logits(name: str, setting: str) -> None:
     def run() -> list[Tensor]:
         leaves = [value.requires_grad_() for value in global_batch(torch.float32).values()]
-        output = LOSSES[name](chunk=8)(*leaves)
+        output = LOSSES[name](chunk=8)(*leaves, **teachers(name, torch.float32))
         output.loss.backward()
         return [output.loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
@@ -117,11 +123,11 @@ def test_neither_autocast_nor_reduced_products_reach_the_logits(name: str, setti
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_without_gradients_the_value_is_the_same(name: str) -> None:
-    batch = global_batch(torch.float32)
+    batch, taught = global_batch(torch.float32), teachers(name, torch.float32)
     loss = LOSSES[name](chunk=8)
     with torch.inference_mode():
-        value = loss(*batch.values())
-    graph = loss(*(tensor.requires_grad_() for tensor in batch.values()))
+        value = loss(*batch.values(), **taught)
+    graph = loss(*(tensor.requires_grad_() for tensor in batch.values()), **taught)
     assert torch.equal(value.loss, graph.loss)
     assert torch.equal(value.accuracy, graph.accuracy)
 
@@ -144,4 +150,14 @@ def test_softmax_of_features_that_say_nothing_is_the_chance_level() -> None:
 def test_a_feature_that_is_no_number_is_seen_in_the_loss(name: str) -> None:
     batch = global_batch(torch.float32)
     batch["text"][5, 0] = torch.nan
-    assert not torch.isfinite(LOSSES[name](chunk=8)(*batch.values()).loss)
+    assert not torch.isfinite(LOSSES[name](chunk=8)(*batch.values(), **teachers(name, torch.float32)).loss)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
+    image, text, scale, _ = (tensor.requires_grad_() for tensor in global_batch(torch.float64).values())
+    taught = {"teacher_image": image.detach(), "teacher_text": text.detach(), "teacher_scale": scale.detach()}
+    output = LOSSES["distill"](chunk=5, weight=1.0)(image, text, scale, **taught)
+    output.loss.backward()
+    assert abs(output.loss.item()) < 1e-12
+    assert image.grad is not None
+    assert image.grad.abs().max() < 1e-12

@@ -153,3 +153,13 @@ def test_an_unexpected_error_keeps_its_traceback_and_sample_ids(runner: Any, tmp
     failure = (run / "failure.txt").read_text()
     assert "Traceback" in failure
     assert re.search(r"rank 0, 0 samples seen, sample ids \[\d+, \d+", failure)
+
+
+def test_a_student_learns_from_a_finished_run(runner: Any, finished: tuple[Path, str], tmp_path: Path) -> None:
+    teacher = (finished[0] / "latest").resolve()
+    student = ["loss=distill", f"loss.teacher={teacher}", "model.embed_dim=64", "cluster.micro_batch=8"]
+    runner.train(tmp_path, *student)
+    run = tmp_path / "latest"
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert (run / "tokenizer" / "tokenizer.json").read_text() == (teacher / "tokenizer" / "tokenizer.json").read_text()
+    assert f"teacher_science: {teacher.name[-8:]}" in (run / "config.yaml").read_text()

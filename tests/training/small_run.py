@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from clip_lightning.config import compose
 from clip_lightning.config.schema import (
     ClusterConfig,
     ComputeConfig,
@@ -28,6 +29,7 @@ from clip_lightning.config.schema import (
 )
 from clip_lightning.data.batches import Batch
 from clip_lightning.loss.gather import rank_and_world
+from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.training.clip_module import ClipModule, StepMetrics
 
 GLOBAL_BATCH, EPOCH, VOCABULARY, CONTEXT, IMAGE_SIZE = 24, 40, 64, 16, 16
@@ -65,6 +67,20 @@ def small_config(loss: str = "softmax", **compute: Any) -> Config:
         loss=LossConfig(name=loss, chunk=7, **(sigmoid if loss == "sigmoid" else {})),
         cluster=ClusterConfig(name="small", accelerator="cpu"),
     )
+
+
+def teacher_run(folder: Path) -> Path:
+    """The directory of a finished run: another width, other weights, and larger images than the small model's."""
+    config = small_config(seed=5)
+    config.model.embed_dim, config.model.vision.image_size = 24, 2 * IMAGE_SIZE
+    config.data.name, config.data.kind, config.eval.name, config.tracker.name = "stream", "scenes", "none", "none"
+    weights = small_module(config).model.state_dict()
+    folder.mkdir()
+    (folder / "config.yaml").write_text(compose.dump(config))
+    (folder / "status.json").write_text('{"status": "finished"}')
+    parts = {"weights": {f"model.{name}": weight for name, weight in weights.items()}}
+    assert CheckpointFolder(folder / "checkpoints", keep_last=1).save(480, parts, {})
+    return folder
 
 
 def config_with_batch_norm(group: int, micro_batch: int | None = None) -> Config:
@@ -182,7 +198,7 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
         config = small_config(case["loss"])
         if "batch_norm_samples" in case:
             config = config_with_batch_norm(case["batch_norm_samples"])
-        config.cluster.micro_batch = case["micro_batch"]
+        config.cluster.micro_batch, config.loss.teacher = case["micro_batch"], case.get("teacher")
         config.cluster.strategy, config.cluster.devices = "ddp", world
         config.model.vision.patch_dropout = config.model.vision.drop_path = case.get("drop", 0.0)
         strategy = ddp.strategy(config.cluster)
