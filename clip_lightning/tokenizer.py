@@ -4,6 +4,7 @@ Whatever the kind, the text of a special token inside a caption never becomes th
 its end token. Knows no torch: batches are NumPy arrays.
 """
 
+import copy
 import gzip
 import html
 import json
@@ -69,17 +70,17 @@ class Tokenizer:
         self._encode_bodies = encode_bodies
         self._prefix, self._suffix = list(prefix), list(suffix)
         self.vocab_size = vocab_size
-        self.context_length = context_length
         self.pad_to_context = pad_to_context
         self.start_id = prefix[0] if prefix else None
         self.end_id = suffix[-1] if suffix else None
         self.pad_id = pad_id
-        self._room = context_length - len(prefix) - len(suffix)
-        if self._room < 1:
-            raise UserError(
-                f"model.text.context_length={context_length} leaves no room for a word beside the "
-                f"{len(prefix) + len(suffix)} special tokens; write {len(prefix) + len(suffix) + 1} or more"
-            )
+        self._set_context_length(context_length)
+
+    def with_context_length(self, context_length: int) -> "Tokenizer":
+        """The same tokenizer, which cuts texts (and pads them, where it does) to another length."""
+        other = copy.copy(self)
+        other._set_context_length(context_length)
+        return other
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text with special tokens, cut to the context with the end token kept."""
@@ -97,6 +98,15 @@ class Tokenizer:
         for row, target in zip(rows, tokens, strict=True):
             target[: len(row)] = row
         return TokenBatch(tokens, lengths, sum(len(body) > self._room for body in bodies))
+
+    def _set_context_length(self, context_length: int) -> None:
+        special = len(self._prefix) + len(self._suffix)
+        self.context_length, self._room = context_length, context_length - special
+        if self._room < 1:
+            raise UserError(
+                f"context_length={context_length} leaves no room for a word beside the {special} special tokens; "
+                f"write {special + 1} or more"
+            )
 
     def _wrap(self, body: list[int]) -> list[int]:
         return self._prefix + body[: self._room] + self._suffix

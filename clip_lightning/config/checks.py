@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.config import duration, identity, values
+from clip_lightning.config import duration, identity, phases, values
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import ComputeConfig, Config, DataConfig, EvaluateConfig, TextConfig, VisionConfig
 
@@ -42,6 +42,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
         return [*problems, *_run_folder(config)]
     problems += [*_vision(config.model.vision), *_text(config.model.text), *_loss(config), *_names(config)]
     problems += [*_data(config.data), *_data_places(config.data)]
+    problems += phases.problems(config)
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
         problems += [*_batch(config), *_lengths(config), *_schedule(config)]
     return problems
@@ -80,9 +81,8 @@ def _vision(vision: VisionConfig) -> Iterator[str]:
     if not vision.timm:
         return
     architecture, size = vision.timm.split(".")[0], vision.image_size
-    named = re.search(r"patch(\d+)", architecture)
-    patch = vision.options.get("patch_size") or (int(named[1]) if named else None)
-    if isinstance(patch, int) and size % patch:
+    patch = phases.patch_size(vision)
+    if patch and size % patch:
         yield (
             f"model.vision.image_size={size} must be a multiple of the patch size {patch} of {vision.timm}; "
             f"write {max(1, size // patch) * patch} or {(size // patch + 1) * patch}"
@@ -260,6 +260,8 @@ def _lengths(config: Config) -> Iterator[str]:
     if total == 0:
         yield f"compute.duration={compute.duration} is no training; write at least 1 steps"
         return
+    if not (pairs is None and any("epoch" in phase.start for phase in compute.phases)):
+        yield from phases.order_problems(config, total, pairs)
     parts = [compute.warmup, compute.cooldown]
     if pairs is None and any("epoch" in part for part in parts):
         return

@@ -72,6 +72,9 @@ def rule(kind: Any) -> str:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(rule(part) for part in arguments)
     if typing.get_origin(kind) is list:
+        if is_dataclass(arguments[0]):
+            parts = ",".join(f"{field.name}:..." for field in fields(arguments[0]))
+            return f"a list like [{{{parts}}}], where what is left out is null"
         inner = {int: "whole numbers", float: "numbers", str: "names"}[arguments[0]]
         return f"a list of {inner} like [a,b]"
     if typing.get_origin(kind) is dict:
@@ -112,6 +115,12 @@ def _walk(schema: type, prefix: str) -> Iterable[Key]:
         else:
             machine = bool(field.metadata.get("machine"))
             yield Key(name, kind, _default(field), comments.get(field.name, ""), machine)
+
+
+def items(key: Key) -> list[Key]:
+    """The keys of each item of a list of parts, named like `compute.phases[k].start`; of other keys none."""
+    [inner, *_] = typing.get_args(key.kind) or [None]
+    return list(_walk(inner, f"{key.name}[k].")) if isinstance(inner, type) and is_dataclass(inner) else []
 
 
 def _default(field: Field[Any]) -> Any:

@@ -1,6 +1,7 @@
 """The key reference docs/config.md, made from the schema: `python -m clip_lightning.config.reference` writes it."""
 
 import argparse
+import re
 from dataclasses import MISSING as NO_DEFAULT
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def page() -> str:
                 continue
             heading = f"`conf/{group}/`" if group else f"Of `{title}` itself"
             parts.append(f"\n## {heading}\n\n| key | type | default | part of | meaning |\n|---|---|---|---|---|\n")
-            parts += [_row(key) for key in grouped[group]]
+            parts += [_row(row) for key in grouped[group] for row in (key, *keys.items(key))]
     return "".join(parts)
 
 
@@ -52,9 +53,9 @@ def _row(key: keys.Key) -> str:
 
 
 def _kind(kind: Any) -> str:
-    return (
-        kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
-    )
+    if isinstance(kind, type) and not hasattr(kind, "__args__"):
+        return kind.__name__
+    return re.sub(r"\b(?:typing|[\w.]+\.schema)\.", "", str(kind))
 
 
 def _default(value: Any) -> str:

@@ -165,6 +165,16 @@ class Recipe:
 
 
 @dataclass
+class PhaseConfig:
+    """A part of a run that trains on other images and texts; holds until the next one starts."""
+
+    start: str = ""  # any duration from the run's begin, rounded to whole steps: "80%", "400M samples", "0 steps"
+    image_size: int | None = None  # pixels, square; null: the model's own, which is the largest
+    context_length: int | None = None  # tokens at which captions are cut; null: the model's own, which is the largest
+    patch_dropout: float | None = None  # share of patches left out (FLIP); null: the model's own
+
+
+@dataclass
 class ComputeConfig:
     """How long, how fast and how exactly a run learns."""
 
@@ -181,6 +191,7 @@ class ComputeConfig:
     gradient_clip: float | None = None  # largest global norm
     precision: str = "bf16"  # fp32, bf16, fp16 (towers; logits are float32 always)
     seed: int = 0  # of weights, order of the data and augmentation
+    phases: list[PhaseConfig] = field(default_factory=list)  # smaller images, shorter texts, fewer patches; empty: none
     batch_norm_samples: int = 256  # samples that share batch statistics (towers with batch norm)
     deterministic: bool = False  # deterministic GPU kernels
     ema_decay: float | None = None  # per step; null: no average of weights

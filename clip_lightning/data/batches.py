@@ -4,12 +4,14 @@ A sample that cannot be read or decoded is replaced by the one that the order na
 the batch; what was bad travels with the batch to the main process, where it is counted.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data import augment
 from clip_lightning.data.counter import SUBSTITUTE, hashed
@@ -86,19 +88,28 @@ class BatchMaker:
         image_size: int,
         seed: int,
         training: bool,
+        phases: Sequence[Phase] = (),
     ) -> None:
-        """Args: training: random crops and captions; otherwise the evaluation transform and the first caption."""
+        """Args.
+
+        training: random crops and captions; otherwise the evaluation transform and the first caption.
+        phases: of the run; without any, all images and texts are those of `image_size` and `tokenizer`.
+        """
         self.layout, self.order, self.tokenizer, self.config = layout, order, tokenizer, config
-        self.image_size, self.seed, self.training = image_size, seed, training
+        self.image_size, self.seed, self.training, self.phases = image_size, seed, training, phases
 
     def make(self, positions: Ids) -> Made:
-        """The batch at `positions`, int64 [b].
+        """The batch at `positions`, int64 [b], all in one phase: in images and texts of its size.
 
         Raises: DataError where no substitute of a bad sample can be read either.
         """
+        size, tokenizer = self.image_size, self.tokenizer
+        if self.phases:
+            phase = phase_at(self.phases, int(positions[0]))
+            size, tokenizer = phase.image_size, tokenizer.with_context_length(phase.context_length)
         located = self.order.locate(positions)
         sample_ids = located.sample_ids.copy()
-        images = augment.empty_images(len(positions), self.image_size)
+        images = augment.empty_images(len(positions), size)
         captions = [""] * len(positions)
         bad: list[Bad] = []
         failed = np.arange(len(positions))
@@ -114,7 +125,7 @@ class BatchMaker:
                 f"{MOST_ATTEMPTS} samples in a row are bad, the last ({bad[-1].cause}: {bad[-1].detail}) in "
                 f"{self.layout.name_of(bad[-1].sample_id).shard}; is data.path={self.config.path} still there?"
             )
-        tokens = self.tokenizer(captions)
+        tokens = tokenizer(captions)
         return Made(
             Batch(
                 images,
@@ -160,7 +171,7 @@ class BatchMaker:
     def _augmented(self, opened: Opened, box: list[int], draws: augment.Draws, out: Tensor) -> None:
         config, shrink = self.config.augment, 1
         if self.config.jpeg_scaling and not config.pad:
-            while shrink < 8 and min(box[2:]) >= 2 * shrink * self.image_size:
+            while shrink < 8 and min(box[2:]) >= 2 * shrink * out.shape[-1]:
                 shrink *= 2
         pixels = pixels_of(opened, shrink)
         if shrink > 1 and pixels.shape[0] < opened.height:

@@ -6,7 +6,7 @@ slices into pieces that one loader process makes; none of these cuts changes wha
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder, Made
 from clip_lightning.data.layout import Ids, build_layout
@@ -44,6 +45,7 @@ class ContrastiveDataModule(LightningDataModule):
         fingerprint: 16 hex digits that change when the data changes.
         tokenizer: must be set before a loader is asked for.
         samples_seen: where the training loader begins; set it to resume.
+        phases: sizes of training images and texts by position; set it where a run has any.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ContrastiveDataModule(LightningDataModule):
         self.global_batch, self.total_samples = global_batch, total_samples
         self.tokenizer = tokenizer
         self.samples_seen = 0
+        self.phases: Sequence[Phase] = ()
         self.layout = build_layout(data)
         self._quarantine = Quarantine(self.layout, data.max_bad_share)
         held_out = data.validation.num_samples if data.validation.path is None else 0
@@ -138,6 +141,7 @@ class ContrastiveDataModule(LightningDataModule):
             image_size=self.image_size,
             seed=self.seed,
             training=training,
+            phases=self.phases if training else (),
         )
 
     @cached_property

@@ -3,13 +3,14 @@
 Shapes: B images or texts, S pixels, L tokens, D width of the shared space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import LossConfig, ModelConfig
 from clip_lightning.model.text import TextTower
 from clip_lightning.model.vision import VisionTower
@@ -79,13 +80,16 @@ class CLIP(nn.Module):
         return [*_blocks(self.vision), *_blocks(self.text)]
 
 
-def build_clip(model: ModelConfig, loss: LossConfig) -> CLIP:
+def build_clip(model: ModelConfig, loss: LossConfig, phases: Sequence[Phase] = ()) -> CLIP:
     """An initialised model, on the device that is torch's default (`with torch.device("meta")` costs no memory).
+
+    Args:
+        phases: of the run that trains it, which only need to be known to train; see `VisionTower`.
 
     Raises:
         UserError: a tower cannot be built, or its weights cannot be had.
     """
-    return CLIP(VisionTower(model.vision, model.embed_dim), TextTower(model.text, model.embed_dim), loss)
+    return CLIP(VisionTower(model.vision, model.embed_dim, phases), TextTower(model.text, model.embed_dim), loss)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import LossConfig, ModelConfig
+from clip_lightning.errors import UserError
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import load, names
+from clip_lightning.model.vision import first_line
 
 # Batch norm refuses a batch of one where a feature map is one pixel.
 _BATCH = 2
@@ -26,21 +29,34 @@ class Flops(NamedTuple):
     text: float
 
 
-def count_flops(model: ModelConfig, loss: LossConfig) -> Flops:
+def count_flops(model: ModelConfig, loss: LossConfig, phase: Phase | None = None) -> Flops:
     """Operations of a forward pass in training, per sample.
 
+    Args:
+        phase: of a run; without one the model's own size and length.
+
     Raises:
-        UserError: a tower cannot be built.
+        UserError: a tower cannot be built, or does not take the images of the phase.
     """
     with torch.device("meta"):
-        clip = build_clip(model, loss).requires_grad_(False)
+        clip = build_clip(model, loss, () if phase is None else (phase,)).requires_grad_(False)
         # Whether a mask hides anything is asked of its values, which are not there; products are the same without it.
         clip.text.mask_padding = False  # type: ignore[assignment]
-        pixels, context = model.vision.image_size, model.text.context_length
+        pixels = phase.image_size if phase else model.vision.image_size
+        context = phase.context_length if phase else model.text.context_length
         images = torch.zeros(_BATCH, 3, pixels, pixels)
         tokens = torch.zeros(_BATCH, context, dtype=torch.long)
         lengths = torch.full((_BATCH,), context)
-        return Flops(_count(clip.vision, images), _count(clip.text, tokens, lengths))
+        try:
+            return Flops(_count(clip.vision, images), _count(clip.text, tokens, lengths))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if pixels == model.vision.image_size:
+                raise
+            tower = model.vision.timm or model.vision._target_
+            raise UserError(
+                f"compute.phases: image_size={pixels} does not fit {tower}, which is built for "
+                f"model.vision.image_size={model.vision.image_size} ({first_line(error)}); leave image_size out"
+            ) from error
 
 
 def _count(tower: nn.Module, *inputs: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ Owns what depends on the kind of backbone: building it at the image size, its pr
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import clip_lightning.model.small_resnet  # noqa: F401 - registers itself with timm
 from clip_lightning.config.keys import did_you_mean, near
+from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import initialization
@@ -30,14 +32,16 @@ class VisionTower(nn.Module):
     Args:
         config: backbone, image size, pooling, projection.
         embed_dim: width D of the shared space.
+        phases: of the run; the tower takes images of all their sizes and can leave out patches, with the same
+            parameters and names: its positions are those of `config.image_size`, interpolated for a smaller image.
 
     Raises:
         UserError: unknown backbone, weights that cannot be had, a width or a batch norm that the config denies.
     """
 
-    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+    def __init__(self, config: VisionConfig, embed_dim: int, phases: Sequence[Phase] = ()) -> None:
         super().__init__()
-        self.backbone = _build_backbone(config)
+        self.backbone = _build_backbone(config, phases)
         width = _width(self.backbone, config)
         self.projection: nn.Module = nn.Identity()
         if config.projection == "linear":
@@ -97,7 +101,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _build_backbone(config: VisionConfig) -> nn.Module:
+def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
     if config._target_ is not None:
         return import_builder(config._target_, "model.vision._target_")(**config.options)
     assert config.timm is not None, "checked with the config"
@@ -107,7 +111,7 @@ def _build_backbone(config: VisionConfig) -> nn.Module:
             f"model.vision.timm={config.timm} is no architecture of timm {timm.__version__}"
             + did_you_mean(near(architecture, timm.list_models()))
         )
-    arguments = _arguments(config)
+    arguments = _arguments(config) | _arguments_of_phases(config, phases)
     on_meta = torch.get_default_device().type == "meta"
     if config.pretrained is True:
         skip_the_hub_where_it_is_out_of_reach()
@@ -139,6 +143,19 @@ def _arguments(config: VisionConfig) -> dict[str, Any]:
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     return arguments | config.options
+
+
+def _arguments_of_phases(config: VisionConfig, phases: Sequence[Phase]) -> dict[str, Any]:
+    """What timm.create_model is told beside, so that the backbone fits every phase."""
+    arguments: dict[str, Any] = {}
+    if share := max((phase.patch_dropout for phase in phases), default=0.0):
+        arguments["patch_drop_rate"] = share  # that there is such a layer; how much it leaves out is each step's
+    if any(phase.image_size != config.image_size for phase in phases):
+        with torch.device("meta"):
+            plain = timm.create_model(str(config.timm).split(".")[0])
+        if hasattr(plain, "dynamic_img_size"):  # else it has no table of positions, or resamples it, or refuses
+            arguments["dynamic_img_size"] = True
+    return arguments
 
 
 def _load_weights(backbone: nn.Module, name: str, path: Path, only_check: bool) -> None:

@@ -8,7 +8,7 @@ from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.run.preflight import Preflight
-from clip_lightning.run.progress import count
+from clip_lightning.run.progress import count, percent
 
 WIDTH = 100
 # Where and whether to run, not what.
@@ -42,6 +42,7 @@ def card(config: Config, found: Preflight, facts: CardFacts) -> str:
     lines = [
         f"{head}{' ' * max(2, WIDTH - len(head) - len(run))}{run}",
         f"science  {_science(config, found)}",
+        *_phases(found),
         f"machine  {_machine(config, found, facts)}",
         f"changed  {_changed(config, facts.argv)}",
         f"checks   config, {found.num_checks} preflight: passed in {facts.seconds:.1f} s",
@@ -54,8 +55,11 @@ def cost_table(config: Config, found: Preflight) -> str:
     total, batch, memory = found.lengths.total, config.compute.global_batch, found.memory
     rows = [
         ("parameters", f"{found.parameters:,}"),
-        ("forward FLOPs", f"{count(found.flops.image, 'G')} image + {count(found.flops.text, 'G')} text per sample"),
-        ("training FLOPs", f"{count(found.training_flops, 'G')} per sample, {found.training_flops * total:.3g} in all"),
+        *(
+            (f"forward FLOPs{at}", f"{count(flops.image, 'G')} image + {count(flops.text, 'G')} text per sample")
+            for at, flops in zip(_starts(found), found.flops, strict=True)
+        ),
+        ("training FLOPs", f"{count(found.total_flops / total, 'G')} per sample, {found.total_flops:.3g} in all"),
         ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.datamodule.num_samples:,}"),
         *((f"memory: {part.name}", _gib(getattr(memory, part.name))) for part in fields(memory)),
         ("memory per process", f"{_gib(memory.total)} estimated, libraries left out"),
@@ -92,6 +96,23 @@ def _science(config: Config, found: Preflight) -> str:
     return " | ".join(parts)
 
 
+def _starts(found: Preflight) -> list[str]:
+    """Where each phase begins, as a part of a row's name; nothing where there is one."""
+    return [f" from {count(phase.start)}" for phase in found.phases] if len(found.phases) > 1 else [""]
+
+
+def _phases(found: Preflight) -> list[str]:
+    """The line of phases; none where the run has one."""
+    if len(found.phases) == 1:
+        return []
+    shown = []
+    for phase in found.phases:
+        dropped = f", {percent(phase.patch_dropout, 0)} of patches dropped" if phase.patch_dropout else ""
+        start = f"from {count(phase.start)} ({percent(phase.start / found.lengths.total)})" if phase.start else "from 0"
+        shown.append(f"{start}: {phase.image_size} pixels, {phase.context_length} tokens{dropped}")
+    return ["phases   " + " | ".join(shown)]
+
+
 def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
     cluster = config.cluster
     ranks = cluster.nodes * cluster.devices
@@ -101,7 +122,7 @@ def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
     processes = f"{cluster.devices} process{'es' * (cluster.devices > 1)}"
     return (
         f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
-        f"{found.training_flops * found.lengths.total:.2g} FLOPs, {_gib(found.memory.total)}/process"
+        f"{found.total_flops:.2g} FLOPs, {_gib(found.memory.total)}/process"
     )
 
 

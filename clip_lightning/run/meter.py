@@ -23,11 +23,11 @@ class Costs:
     """What one sample costs, and what the machine could do.
 
     Attributes:
-        flops_per_sample: of training: forward and backward of both towers.
+        flops_per_sample: of training, by the sample's position in the run: forward and backward of both towers.
         peak_flops: of all ranks' devices together, FLOP/s; None where it is not known.
     """
 
-    flops_per_sample: float
+    flops_per_sample: Callable[[int], float]
     peak_flops: float | None
 
 
@@ -84,6 +84,7 @@ class Meter(Callback):
         self._cut += batch.num_cut
         self._captions += len(batch.lengths)
         before, self._samples_before = self._samples_before, pl_module.samples_seen
+        self._flops += self.costs.flops_per_sample(before) * (pl_module.samples_seen - before)
         if before // self.every < pl_module.samples_seen // self.every:
             self._report(pl_module)
         self._batch_ended = self._clock()
@@ -113,7 +114,7 @@ class Meter(Callback):
         loss, accuracy, cut, captions, bad = numbers.tolist()
         seconds = self._clock() - self._interval_begun
         per_second = (module.samples_seen - self._interval_samples) / seconds
-        flops = self.costs.flops_per_sample * per_second
+        flops = self._flops / seconds
         self.seconds = self.elapsed()
         total = module.total_samples
         pace = (module.samples_seen - self._begun_at) / max(self.seconds - self._before, 1e-9)
@@ -146,7 +147,7 @@ class Meter(Callback):
         self._interval_samples = module.samples_seen
         self._sums = torch.zeros(2, device=module.device)
         self._steps = self._cut = self._captions = 0
-        self._waited = 0.0
+        self._waited = self._flops = 0.0
 
     def _clock(self) -> float:
         """Seconds without those of pauses."""

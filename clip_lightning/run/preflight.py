@@ -4,7 +4,7 @@ The data is indexed, the model is built on the meta device (names, shapes, pretr
 activations: no memory), the tokenizer and the evaluation tasks are looked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from clip_lightning.config import duration
+from clip_lightning.config.phases import Phase, phase_at, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
@@ -60,7 +61,7 @@ class Preflight:
     """What stands before training begins.
 
     Attributes:
-        flops: forward FLOPs of one sample by tower.
+        flops: forward FLOPs of one sample by tower, in each phase of the run.
         num_checks: how many things were tried.
     """
 
@@ -69,14 +70,20 @@ class Preflight:
     tasks: list[ZeroShotTask]
     wandb: tuple[str, str]
     parameters: int
-    flops: Flops
+    phases: list[Phase]
+    flops: list[Flops]
     memory: Memory
     num_checks: int
 
+    def training_flops(self, position: int) -> float:
+        """FLOPs of the sample at a position of the run in training: forward, and a backward of twice that."""
+        return 3 * sum(self.flops[self.phases.index(phase_at(self.phases, position))])
+
     @property
-    def training_flops(self) -> float:
-        """FLOPs of one sample in training: forward, and a backward of twice that."""
-        return 3 * (self.flops.image + self.flops.text)
+    def total_flops(self) -> float:
+        """FLOPs of training in the whole run."""
+        sizes = phase_lengths(self.phases, self.lengths.total)
+        return sum(3 * sum(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
 
 
 def preflight(config: Config) -> Preflight:
@@ -89,13 +96,14 @@ def preflight(config: Config) -> Preflight:
     datamodule = trials.run(lambda: build_datamodule(config))
     tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
     model = trials.run(lambda: build_on_meta(config))
-    flops = trials.run(lambda: count_flops(config.model, config.loss)) if model else None
     trials.run(lambda: build_loss(config.loss))
     teacher = trials.run(lambda: find_teacher(config)) if config.loss.teacher else None
     tracking = trials.run(lambda: wandb_mode(config.tracker))
     if config.model.text.tokenizer.kind != "trained":
         trials.run(lambda: build_tokenizer(config.model.text, None, None))
     lengths = trials.run(lambda: lengths_of(config, datamodule.num_samples)) if datamodule else None
+    phases = list(datamodule.phases) if datamodule else []
+    flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
     trials.finish()
     if datamodule is None or model is None or flops is None or lengths is None or tracking is None or tasks is None:
         raise AssertionError("every trial that told no problem has a result")
@@ -105,8 +113,9 @@ def preflight(config: Config) -> Preflight:
         tasks=tasks,
         wandb=tracking,
         parameters=num_parameters(model),
+        phases=phases,
         flops=flops,
-        memory=estimate_memory(config, model, build_on_meta(teacher.config) if teacher else None),
+        memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=trials.count,
     )
 
@@ -152,10 +161,12 @@ def build_datamodule(config: Config) -> ContrastiveDataModule:
         )
 
     if duration.parse(config.compute.duration).unit != "epochs":
-        return build(lengths_of(config, None).total)
-    # How long the run is in samples follows from how many pairs the index finds.
-    num_samples = build(config.compute.global_batch).num_samples
-    return build(lengths_of(config, num_samples).total)
+        datamodule = build(lengths_of(config, None).total)
+    else:  # how long the run is in samples follows from how many pairs the index finds
+        num_samples = build(config.compute.global_batch).num_samples
+        datamodule = build(lengths_of(config, num_samples).total)
+    datamodule.phases = phases_of(config, total_samples=datamodule.total_samples, epoch_samples=datamodule.num_samples)
+    return datamodule
 
 
 def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
@@ -211,11 +222,11 @@ def _take_tokenizer(teachers: Path, own: Path) -> None:
         raise UserError(f"{own} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true")
 
 
-def estimate_memory(config: Config, model: CLIP, teacher: CLIP | None = None) -> Memory:
+def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teacher: CLIP | None = None) -> Memory:
     """Bytes of one rank's step: float32 weights, gradients and AdamW's two moments, and what autograd keeps.
 
-    What autograd keeps is counted on the meta device in float32 and halved under 16-bit autocast, which keeps most of
-    it in 16 bits.
+    What autograd keeps is that of the largest phase, counted on the meta device in float32 and halved under 16-bit
+    autocast, which keeps most of it in 16 bits.
     """
     weights = 4 * num_parameters(model)
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -227,13 +238,15 @@ def estimate_memory(config: Config, model: CLIP, teacher: CLIP | None = None) ->
         weights=weights * (2 if config.compute.ema_decay else 1) + (4 * num_parameters(teacher) if teacher else 0),
         gradients=trained,
         optimizer=2 * trained,
-        activations=batch * _saved_bytes(model, config) // width,
+        activations=batch * max(_saved_bytes(config, phase) for phase in phases) // width,
     )
 
 
-def _saved_bytes(model: CLIP, config: Config) -> int:
-    """Float32 bytes that autograd keeps for one pair, weights left out."""
-    size, length = config.model.vision.image_size, config.model.text.context_length
+def _saved_bytes(config: Config, phase: Phase) -> int:
+    """Float32 bytes that autograd keeps for one pair of a phase, weights left out."""
+    size, length = phase.image_size, phase.context_length
+    with torch.device("meta"):
+        model = build_clip(config.model, config.loss, (phase,))
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Any] = {}
 

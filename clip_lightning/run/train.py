@@ -131,7 +131,7 @@ def _follow(config: Config, path: Path) -> int:
     folder = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
     checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=None, about={})
     session = Session(config, path, datamodule, lengths, tasks, tokenizer)
-    session.run(checkpoint, Costs(0.0, None), Sink(), StopSignals())
+    session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
     return 0
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from clip_lightning.config.phases import phase_at, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
@@ -97,9 +98,10 @@ class ClipModule(LightningModule):
         self.config, self.total_samples, self.epoch_samples = config, total_samples, epoch_samples
         self.global_batch = config.compute.global_batch
         self.samples_seen = 0
+        self.phases = phases_of(config, total_samples=total_samples, epoch_samples=epoch_samples)
         with torch.random.fork_rng():
             torch.manual_seed(config.compute.seed)
-            self.model: CLIP = build_clip(config.model, config.loss).to(memory_format=torch.channels_last)
+            self.model: CLIP = build_clip(config.model, config.loss, self.phases).to(memory_format=torch.channels_last)
         self.loss = build_loss(config.loss)
         self.teacher = Teacher(find_teacher(config)) if needs_teacher(self.loss) else None
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
@@ -161,6 +163,7 @@ class ClipModule(LightningModule):
         learning_rate = self.schedule.learning_rate(self.samples_seen)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
+        self._randomness.patch_dropout = phase_at(self.phases, self.samples_seen).patch_dropout
         optimizer.zero_grad(set_to_none=True)
         output = self._gradients(self._pairs(batch))
         loss = all_reduce_sum(output.loss.detach().clone()) / rank_and_world()[1]

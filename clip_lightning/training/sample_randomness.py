@@ -9,7 +9,7 @@ of which they have none, and names in the state dict stay as they are.
 from typing import Any
 
 import torch
-from timm.layers import DropPath, PatchDropout
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers as int64
@@ -39,10 +39,16 @@ def _shifted(words: Tensor, bits: int) -> Tensor:
 
 
 class SampleRandomness:
-    """Where the layers of one model find the keys of the samples that pass through them."""
+    """Where the layers of one model find what the samples that pass through them are dropped by.
+
+    Attributes:
+        keys: int64 [B], of the samples.
+        patch_dropout: share of patches left out now; None: what each layer was built with.
+    """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
+        self.patch_dropout: float | None = None
 
     def uniforms(self, layer: int, shape: torch.Size) -> Tensor:
         """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits."""
@@ -73,11 +79,26 @@ class SamplePatchDropout(_SampleLayer):
     """Leaves out a share of the patches of each image (FLIP, arXiv 2212.00794)."""
 
     def _draw(self, x: Tensor, settings: PatchDropout) -> Tensor:
+        return self._kept(x, settings)[0]
+
+    def _kept(self, x: Tensor, settings: Any) -> tuple[Tensor, Tensor | None]:
+        share = settings.prob if self.source.patch_dropout is None else self.source.patch_dropout
+        if not share:
+            return x, None
         prefix, patches = x[:, : settings.num_prefix_tokens], x[:, settings.num_prefix_tokens :]
-        num_kept = max(1, int(patches.shape[1] * (1 - settings.prob)))
+        num_kept = max(1, int(patches.shape[1] * (1 - share)))
         order = self.source.uniforms(self.layer, patches.shape[:2]).argsort(dim=1, stable=True)
         kept = order[:, :num_kept].sort(dim=1).values
-        return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))], dim=1)
+        patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
+        return torch.cat([prefix, patches], dim=1), kept
+
+
+class SamplePatchDropoutWithIndices(SamplePatchDropout):
+    """The same for towers with rotary positions (EVA), which ask which patches are left."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """What is kept of `x`, and which patches; None where it is all of them."""
+        return self._kept(x, self.replaced[0]) if self.training else (x, None)
 
 
 class SampleDropPath(_SampleLayer):
@@ -101,7 +122,12 @@ class SampleDropout(_SampleLayer):
 def apply(model: nn.Module) -> SampleRandomness:
     """Exchanges every layer of `model` that drops at random; returns where its keys are to be set."""
     source = SampleRandomness()
-    kinds = {PatchDropout: SamplePatchDropout, DropPath: SampleDropPath, nn.Dropout: SampleDropout}
+    kinds = {
+        PatchDropout: SamplePatchDropout,
+        PatchDropoutWithIndices: SamplePatchDropoutWithIndices,
+        DropPath: SampleDropPath,
+        nn.Dropout: SampleDropout,
+    }
     layer = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -118,6 +144,6 @@ def is_random(module: nn.Module) -> bool:
 
 
 def _probability(layer: Any) -> float:
-    if isinstance(layer, PatchDropout):
+    if isinstance(layer, PatchDropout | PatchDropoutWithIndices):
         return float(layer.prob)
     return float(layer.drop_prob if isinstance(layer, DropPath) else layer.p)

@@ -46,6 +46,12 @@ def find_teacher(student: Config) -> FoundTeacher:
     problems += [
         f"loss.teacher={path}: {problem}" for problem in _text_problems(student.model.text, teacher.model.text)
     ]
+    shorter = [phase.context_length for phase in student.compute.phases if phase.context_length]
+    if teacher.model.text.pad_to_context and shorter:
+        problems.append(
+            f"loss.teacher={path}: it reads texts padded to its context, and compute.phases cut them to {shorter[0]} "
+            "tokens; leave context_length out of the phases"
+        )
     if problems:
         raise UserError(*problems)
     return FoundTeacher(teacher, find_checkpoint(path, "last"))

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from clip_lightning.config import checks, compose
-from clip_lightning.config.schema import Config, EvaluateConfig
+from clip_lightning.config.schema import Config, EvaluateConfig, PhaseConfig
 
 OPTIONS = Path(__file__).parent / "options"
 
@@ -50,6 +50,38 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"compute__schedule": "constant_cooldown"}, "compute.cooldown is 0; write compute.cooldown=20%"),
     ({"compute__cooldown": "5%"}, "compute.cooldown=5% has no effect with compute.schedule=cosine"),
     ({"compute__schedule": "constant", "compute__final_learning_rate": 0.1}, "compute.final_learning_rate=0.1 has no"),
+    ({"compute__phases": [PhaseConfig(start="soon")]}, 'compute.phases[0].start: "soon" is not a duration'),
+    ({"compute__phases": [PhaseConfig(image_size=32)]}, 'compute.phases[0].start: "" is not a duration'),
+    (
+        {"compute__phases": [PhaseConfig(start="50%", image_size=128)]},
+        "must be from 1 to model.vision.image_size=64, the",
+    ),
+    (
+        {"compute__phases": [PhaseConfig(start="50%", image_size=40)]},
+        "must be a multiple of 16 for vit_tiny_patch16_224; ",
+    ),
+    (
+        {"compute__phases": [PhaseConfig(start="50%", context_length=78)]},
+        "to model.text.context_length=77, the largest",
+    ),
+    ({"compute__phases": [PhaseConfig(start="50%", patch_dropout=1.0)]}, "patch_dropout=1.0 must be from 0 to below 1"),
+    (
+        {"model__vision__timm": "resnet50", "compute__phases": [PhaseConfig(start="50%", patch_dropout=0.5)]},
+        "compute.phases[0].patch_dropout=0.5 has no effect: resnet50 has no patches; write null",
+    ),
+    (
+        {"model__vision__locked": True, "compute__phases": [PhaseConfig(start="50%", patch_dropout=0.5)]},
+        "compute.phases[0].patch_dropout=0.5 has no effect: model.vision.locked=true",
+    ),
+    ({"compute__phases": [PhaseConfig(start="50%")]}, "compute.phases[0].start=50% has no effect: nothing differs"),
+    (
+        {"compute__phases": [PhaseConfig(start="50%", image_size=32), PhaseConfig(start="49%")]},
+        "compute.phases[1].start=49% is sample 98,304, and the phase before starts at 100,352; put them in order",
+    ),
+    (
+        {"compute__phases": [PhaseConfig(start="2 epochs", image_size=32)]},
+        "compute.phases[0].start=2 epochs is sample 200,192, and the run ends at 200,192; write an earlier one",
+    ),
     (
         {"compute__batch_norm_samples": 128},
         "compute.batch_norm_samples=128 has no effect: model=mine has no batch norm",
