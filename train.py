@@ -1,6 +1,6 @@
 """Trains a CLIP model: `python train.py key=value ...`; `python train.py --help` shows what can be set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
@@ -13,5 +13,12 @@ def task(config: Config, arguments: Sequence[str]) -> int:
     return train(config, arguments)
 
 
+def sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:
+    """Trains the cells of a sweep."""
+    from clip_lightning.run.cells import run_cells
+
+    return run_cells(cells, command, launch)
+
+
 if __name__ == "__main__":
-    compose.main("train", task)
+    compose.main("train", task, sweep)

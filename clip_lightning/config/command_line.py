@@ -91,8 +91,12 @@ def sweep_points(words: Sequence[Override]) -> Iterator[list[str]]:
     for word in words:
         if word.is_hydra_override() or (word.is_sweep_override() and not word.is_discrete_sweep()):
             continue
-        values = word.sweep_string_iterator() if word.is_sweep_override() else [word.get_value_element_as_str()]
-        choices.append([f"{word.get_key_element()}={value}" for value in values])
+        if word.is_sweep_override():
+            # Hydra escapes spaces, which need it nowhere.
+            values = [text.replace("\\ ", " ") for text in word.sweep_string_iterator()]
+            choices.append([f"{word.get_key_element()}={value}" for value in values])
+        else:
+            choices.append([word.input_line or ""])
     yield from (list(point) for point in itertools.product(*choices))
 
 

@@ -24,7 +24,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clip_lightning.config import checks, command_line, identity, keys, overrides, presets
+from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets
+from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig, Recipe
 from clip_lightning.errors import CheckpointError, DataError, UserError
 
@@ -36,19 +37,24 @@ _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.l
 _RANK_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
 
 # Exit codes of a run that a signal has stopped (128 + SIGINT, SIGUSR2, SIGTERM): its sweep stops as well.
-_TOLD_TO_STOP = (130, 140, 143)
+TOLD_TO_STOP = (130, 140, 143)
 
 Task = Callable[[Any, Sequence[str]], int]
+# Runs a sweep: gets its cells, the command, and what hands every cell to Hydra's launcher; returns the exit code.
+Sweep = Callable[[list[Cell], Sequence[str], Callable[[Task], int]], int]
 
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 
 class Composition(NamedTuple):
-    """A composed config, still with interpolations; which option each group has; which keys presets leave open."""
+    """A composed config, still with interpolations; which option each group has; an experiment's grid of values; which
+    keys presets leave open.
+    """
 
     config: DictConfig
     choices: dict[str, str | None]
+    grid: dict[str, Any]
     required: set[str]
 
 
@@ -74,7 +80,8 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
         config = _resolve(composed, problems)
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
-    problems += checks.check(config) if check else []
+    if check:
+        problems += grid.unswept(composed.choices.get("experiment"), composed.grid, good) + checks.check(config)
     if problems:
         raise UserError(*problems)
     return config
@@ -109,22 +116,23 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
     return composed._replace(required=left)
 
 
-def main(config_name: str, task: Task) -> None:
+def main(config_name: str, task: Task, sweep: Sweep | None = None) -> None:
     """The whole of an entry file: reads the command line, does what it asks for, and leaves with an exit code.
 
     Args:
         config_name: train or evaluate.
         task: called with the checked config and the arguments that made it; returns the exit code.
+        sweep: runs the cells of a sweep; without it they are tasks one after the other.
     """
     inherited = os.environ.get(_RANK_VARIABLE)
     argv = json.loads(inherited) if inherited else sys.argv[1:]
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        sys.exit(_main(config_name, argv, task))
+        sys.exit(_main(config_name, argv, task, sweep))
     except UserError as error:
         if full_error:
             raise
-        sys.exit(_tell(error))
+        sys.exit(tell(error))
 
 
 def read(path: Path, schema: type = Config) -> Any:
@@ -154,7 +162,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
+def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None) -> int:
     flags, words = command_line.split(argv)
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     if flags.help:
@@ -163,13 +171,13 @@ def _main(config_name: str, argv: Sequence[str], task: Task) -> int:
         settings = [] if "--hydra-help" in flags.hydra_arguments else words
         _call_hydra(config_name, [*flags.hydra_arguments, *settings], flags.config_dirs, lambda _: 0)
     elif flags.cfg and flags.multirun:
-        for point in command_line.sweep_points(_swept(words, grammar)):
+        for point in command_line.sweep_points(_swept(config_name, words, grammar)):
             print(f"# {' '.join(point)}")
             _show(config_name, [*point, *_directories(flags.config_dirs)], flags)
     elif flags.cfg:
         _show(config_name, argv, flags)
     elif flags.multirun:
-        return _sweep(config_name, words, grammar, task)
+        return _sweep(config_name, words, grammar, task, sweep)
     else:
         return _run(config_name, argv, task)
     return 0
@@ -184,48 +192,57 @@ def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
         del os.environ[_RANK_VARIABLE]
 
 
-def _swept(words: Sequence[str], grammar: overrides.Grammar) -> list[Override]:
-    """The settings of a sweep. Raises UserError for what the schema does not know."""
+def _swept(config_name: str, words: Sequence[str], grammar: overrides.Grammar) -> list[Override]:
+    """The settings of a sweep, its experiment's grid among them. Raises UserError for what the schema does not know."""
     good, problems = overrides.check(words, grammar, sweep=True)
     if problems:
         raise UserError(*problems)
-    return good
+    experiment = [word for word in good if word.key_or_group == "experiment" and not word.is_sweep_override()]
+    found = compose(config_name, experiment, grammar).grid if experiment else {}
+    return grid.with_grid(good, found, grammar)
 
 
 def _directories(folders: Sequence[Path]) -> list[str]:
     return [f"--config-dir={folder}" for folder in folders]
 
 
-def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, task: Task) -> int:
+def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, task: Task, sweep: Sweep | None) -> int:
     """Runs every point of a sweep through Hydra's launcher, after all of them have been checked."""
-    good, folders = _swept(words, grammar), grammar.folders[1:]
-    directories = _directories(folders)
-    if problems := _sweep_problems(config_name, good, directories):
-        raise UserError(*problems)
-    exit_codes = []
+    good, folders = _swept(config_name, words, grammar), grammar.folders[1:]
+    cells = _cells(config_name, good, _directories(folders))
+    settings = [*(overrides.to_hydra(word, grammar) for word in good), "hydra.sweeper.params=null"]
 
-    def job(_: DictConfig) -> int:
-        argv = [word.lstrip("+") for word in HydraConfig.get().overrides.task] + directories
-        try:
-            exit_codes.append(_run(config_name, argv, task))
-        except UserError as error:
-            exit_codes.append(_tell(error))
-        if exit_codes[-1] in _TOLD_TO_STOP:
-            sys.exit(exit_codes[-1])
-        return exit_codes[-1]
+    def launch(task: Task) -> int:
+        exit_codes = []
 
-    _call_hydra(config_name, ["--multirun", *(overrides.to_hydra(word, grammar) for word in good)], folders, job)
-    return max(exit_codes, default=0)
+        def job(_: DictConfig) -> int:
+            argv = [word.lstrip("+") for word in HydraConfig.get().overrides.task] + _directories(folders)
+            try:
+                exit_codes.append(_run(config_name, argv, task))
+            except UserError as error:
+                exit_codes.append(tell(error))
+            if exit_codes[-1] in TOLD_TO_STOP:
+                sys.exit(exit_codes[-1])
+            return exit_codes[-1]
+
+        _call_hydra(config_name, ["--multirun", *settings], folders, job)
+        return max(exit_codes, default=0)
+
+    return sweep(cells, words, launch) if sweep and grid.is_listed(good) else launch(task)
 
 
-def _sweep_problems(config_name: str, words: Sequence[Override], directories: Sequence[str]) -> list[str]:
-    problems: list[str] = []
+def _cells(config_name: str, words: Sequence[Override], directories: Sequence[str]) -> list[Cell]:
+    """Every point of a sweep, checked. Raises UserError for what is wrong in any of them."""
+    cells, problems = [], []
     for point in command_line.sweep_points(words):
+        argv = [*point, *directories]
         try:
-            load(config_name, [*point, *directories])
+            cells.append(Cell(grid.settings_of(point, words), argv, load(config_name, argv)))
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
-    return problems
+    if problems := problems or grid.problems(cells):
+        raise UserError(*problems)
+    return cells
 
 
 def _call_hydra(
@@ -286,9 +303,10 @@ def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) 
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*_diagnose(config_name, settings, grammar, error)) from error
     choices = dict(config.hydra.runtime.choices)
+    found = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     with open_dict(config):
         del config["hydra"]
-    return Composition(config, choices, set())
+    return Composition(config, choices, found, set())
 
 
 def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar, error: Exception) -> list[str]:
@@ -371,7 +389,7 @@ def _fill_from_recipes(config: Config) -> list[str]:
     return [f"compute={config.compute.name} has no recipe for model={name}{known}; set {', '.join(without)}"]
 
 
-def _tell(error: UserError) -> int:
+def tell(error: UserError) -> int:
     """Prints the sentences; 2 for what the command got wrong, 1 for what data or checkpoints have."""
     for problem in error.problems:
         print(problem, file=sys.stderr)

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,8 +28,8 @@ from clip_lightning.config.schema import Config
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.reliability.checkpoint import sync_folder, write_atomically
 from clip_lightning.run.provenance import Commit
+from clip_lightning.run.status import LOCK, read_json
 
-_LOCK = ".lock"
 FAILURE = "failure.txt"
 
 
@@ -170,11 +171,6 @@ def point_to(target: Path, link: Path) -> None:
     temporary.replace(link)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file of ours; empty when there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -201,14 +197,21 @@ def _unlock(descriptor: int) -> None:
 
 def _locked(path: Path) -> int:
     """An exclusive lock on the directory; the kernel frees it when the process ends, however it does."""
-    file = path / _LOCK
+    file = path / LOCK
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        owner = file.read_text(encoding="utf-8").strip()
-        raise UserError(f"{path}: another process is at work in this run ({owner}); wait for it, or stop it") from error
+    for patience in (0.05, 0.2, None):  # whoever only looks (status.is_at_work) holds it for an instant
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if patience is not None:
+                time.sleep(patience)
+                continue
+            os.close(descriptor)
+            owner = file.read_text(encoding="utf-8").strip()
+            raise UserError(
+                f"{path}: another process is at work in this run ({owner}); wait for it, or stop it"
+            ) from error
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _HELD.add(descriptor)

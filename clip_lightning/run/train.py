@@ -18,7 +18,7 @@ from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run import failure, provenance
 from clip_lightning.run.card import CardFacts, card, cost_table
-from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, read_json, write_status
+from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, write_status
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, total_peak_flops, uses_gpu
 from clip_lightning.run.meter import Costs
@@ -26,6 +26,7 @@ from clip_lightning.run.preflight import Preflight, build_datamodule, lengths_of
 from clip_lightning.run.progress import Screen, count, screen
 from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, Sink, quiet_libraries, rank_of_process
+from clip_lightning.run.status import read_json
 from clip_lightning.run.summary import Summary, end_table, last_value
 from clip_lightning.run.tracker import open_tracker
 
