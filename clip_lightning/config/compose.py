@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets
+from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets, recipes
 from clip_lightning.config.grid import Cell
-from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig, Recipe
+from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
 from clip_lightning.errors import CheckpointError, DataError, UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -345,7 +344,7 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
         config.experiment = composed.choices.get("experiment")
         if config.eval.tasks is None:
             config.eval.tasks = list(config.data.tasks)
-        problems += [*_fill_from_recipes(config), *_name_teacher(config.loss)]
+        problems += [*recipes.fill(config), *_name_teacher(config.loss)]
     return config
 
 
@@ -366,27 +365,6 @@ def _name_teacher(loss: LossConfig) -> list[str]:
         return [f"loss.teacher_science={loss.teacher_science} is not that of loss.teacher={path}, {found}"]
     loss.teacher_science = found
     return []
-
-
-def _fill_from_recipes(config: Config) -> list[str]:
-    """Fills the nulls of `compute` and `optimizer` from the recipes by model name, and then empties those."""
-    recipes, name = config.compute.recipes, config.model.name
-    config.compute.recipes = {}
-    own, default = recipes.get(name, Recipe()), recipes.get("default", Recipe())
-    without = []
-    for field in fields(Recipe):
-        group = config.compute if field.name == "learning_rate" else config.optimizer
-        if getattr(group, field.name) is None:
-            value = getattr(own, field.name)
-            value = getattr(default, field.name) if value is None else value
-            setattr(group, field.name, value)
-            if value is None:
-                without.append(f"{'compute' if group is config.compute else 'optimizer'}.{field.name}")
-    if not without:
-        return []
-    models = [model for model in recipes if model != "default"]
-    known = f" (only for {', '.join(models)})" if models else ""
-    return [f"compute={config.compute.name} has no recipe for model={name}{known}; set {', '.join(without)}"]
 
 
 def tell(error: UserError) -> int:

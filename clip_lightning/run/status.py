@@ -34,7 +34,8 @@ def is_at_work(path: Path) -> bool:
 
 
 def standing(path: Path) -> tuple[str, str]:
-    """A run's state and its reason: finished, running, interrupted, stopped, failed, or waiting without any start."""
+    """A run's state and its reason: finished, running, interrupted, stopped, failed, submitted (a job is
+    to start it), or waiting without any start."""
     noted = read_json(path / "status.json")
     status, reason = noted.get("status", "waiting"), noted.get("reason", "")
     if status != "finished" and is_at_work(path):

@@ -31,7 +31,7 @@ from clip_lightning.run.status import read_json, standing
 SWEEP_VARIABLE = "CLIP_LIGHTNING_SWEEP"
 FOLDER, FILE, FAILURES = "sweeps", "sweep.json", "failures"
 # In the order in which a person wants to see them, and every state there is.
-STATES = ("failed", "interrupted", "stopped", "running", "waiting", "finished")
+STATES = ("failed", "interrupted", "stopped", "running", "submitted", "waiting", "finished")
 
 
 @dataclass(frozen=True)
