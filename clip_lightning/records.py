@@ -16,6 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# `Record.weights` of the running average.
+EMA = "ema"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -27,6 +30,7 @@ class Record:
         task: the data set or task it was measured on; empty for numbers of training itself.
         split: which part of it: train, validation, test, ...
         prompts: the set of templates, or empty.
+        weights: which of the model's weights were measured: empty for those of training, `ema` for their average.
         low, high: the ends of its 95 % interval, where it has one.
         n: how many images or pairs it was counted over, where it was counted.
         chance: what guessing gives, where that is known.
@@ -39,6 +43,7 @@ class Record:
     task: str = ""
     split: str = ""
     prompts: str = ""
+    weights: str = ""
     low: float | None = None
     high: float | None = None
     n: int | None = None

@@ -2,6 +2,8 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,3 +68,11 @@ def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path: Path) -> None:
 
 def test_frame_has_a_column_per_field_even_when_empty() -> None:
     assert {"what", "value", "samples_seen", "chance"} <= set(to_frame([]).columns)
+
+
+def test_a_file_without_the_newer_fields_is_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"what": "acc1", "value": 0.5, "task": "shape", "samples_seen": 8}\n')
+    assert read_records(tmp_path / "metrics.jsonl") == [Record(what="acc1", value=0.5, task="shape", samples_seen=8)]
+    row = pa.table({"what": ["acc1"], "value": [0.5], "task": ["shape"], "samples_seen": [8]})
+    pq.write_table(row, tmp_path / "records.parquet")
+    assert read_records(tmp_path / "records.parquet") == read_records(tmp_path / "metrics.jsonl")

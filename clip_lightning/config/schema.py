@@ -321,6 +321,7 @@ class EvaluateConfig:
 
     run: str = MISSING  # directory of the run
     checkpoint: str = "last"  # last, or a path below the run's checkpoints
+    weights: str = "raw"  # raw, or ema: their running average, which the run kept
     eval: EvalConfig = field(default_factory=EvalConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     allow_target: list[str] = field(default_factory=list)  # import paths in the run's config that may be called

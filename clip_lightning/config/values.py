@@ -23,6 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.accelerator": ("auto", "cpu", "gpu"),
     "cluster.strategy": ("single", "ddp", "fsdp", "hsdp"),
     "cluster.activation_checkpointing": ("none", "full", "selective"),
+    "weights": ("raw", "ema"),
     "tracker.name": ("wandb", "none"),
     "tracker.mode": ("auto", "online", "offline"),
 }

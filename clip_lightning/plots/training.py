@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from clip_lightning.errors import UserError
 from clip_lightning.plots.style import BLUE, GREY, RED, figure, percent, samples_axis
+from clip_lightning.records import EMA
 
 MAX_COLUMNS = 4
 
@@ -22,7 +23,7 @@ def loss_curve(records: pd.DataFrame) -> Figure:
     Raises: UserError when no loss was recorded.
     """
     training = _over_samples(records, records.what == "loss")
-    validation = _over_samples(records, records.what.str.startswith("val_loss_"))
+    validation = _over_samples(records, records.what.str.startswith("val_loss_") & (records.weights == ""))
     if training.empty and validation.empty:
         raise UserError("the records hold no loss, so that there is no curve to draw; train for at least one step.")
     with figure(6, 3.6) as drawn:
@@ -48,6 +49,8 @@ def loss_curve(records: pd.DataFrame) -> Figure:
 def zero_shot_curves(records: pd.DataFrame) -> Figure:
     """Top-1 accuracy of every task over samples, one panel each: line, 95 % band, dashed chance.
 
+    Where the average of weights was measured too, it is a second line; the title's number is that of the raw weights.
+
     Args:
         records: `records.to_frame` of a run; used is `acc1`.
     Raises: UserError when no accuracy was recorded.
@@ -61,10 +64,12 @@ def zero_shot_curves(records: pd.DataFrame) -> Figure:
     with figure(2.4 * columns + 0.6, 2.1 * rows + 0.3) as drawn:
         panels = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, task in zip(panels, tasks, strict=False):
-            points = accuracies[accuracies.task == task]
-            last = points.iloc[-1]
-            axes.fill_between(points.samples_seen, points.low, points.high, color=BLUE, alpha=0.2, linewidth=0)
-            axes.plot(points.samples_seen, points.value, color=BLUE, marker="o", ms=3)
+            of_task = accuracies[accuracies.task == task]
+            for weights, points in of_task.groupby("weights"):
+                color = RED if weights == EMA else BLUE
+                axes.fill_between(points.samples_seen, points.low, points.high, color=color, alpha=0.2, linewidth=0)
+                axes.plot(points.samples_seen, points.value, color=color, marker="o", ms=3, label=weights or "raw")
+            last = of_task[of_task.weights == of_task.weights.min()].iloc[-1]
             axes.axhline(last.chance, color=GREY, linestyle="--", linewidth=1)
             half = (last.high - last.low) / 2
             axes.set_title(f"{task}\n{percent(last.value)} ± {percent(half)} %  (n={int(last.n):,})")
@@ -74,6 +79,8 @@ def zero_shot_curves(records: pd.DataFrame) -> Figure:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(y, 0)))
             samples_axis(axes)
             axes.label_outer()
+        if (accuracies.weights == EMA).any():
+            panels[0].legend(loc="lower right", fontsize=7)
         for axes in panels[len(tasks) :]:
             axes.remove()
         drawn.supylabel("zero-shot top-1 (%)", fontsize=9)
@@ -82,4 +89,8 @@ def zero_shot_curves(records: pd.DataFrame) -> Figure:
 
 def _over_samples(records: pd.DataFrame, wanted: pd.Series) -> pd.DataFrame:
     """The wanted rows by samples seen; of two measured at the same place the later one."""
-    return records[wanted].drop_duplicates(["what", "task", "samples_seen"], keep="last").sort_values("samples_seen")
+    return (
+        records[wanted]
+        .drop_duplicates(["what", "task", "weights", "samples_seen"], keep="last")
+        .sort_values("samples_seen")
+    )

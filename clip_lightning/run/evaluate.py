@@ -41,9 +41,9 @@ def evaluate(config: EvaluateConfig) -> int:
     if datamodule is not None:
         datamodule.tokenizer = tokenizer
     device = torch.device("cuda" if uses_gpu(config.cluster.accelerator) else "cpu")
-    model = load_model(frozen, checkpoint).to(device)
+    model = load_model(frozen, checkpoint, config.weights).to(device)
     measured = [
-        replace(record, samples_seen=checkpoint.samples_seen)
+        replace(record, samples_seen=checkpoint.samples_seen, weights="" if config.weights == "raw" else config.weights)
         for evaluator in evaluators(frozen, tasks, datamodule)
         for record in evaluator.run(model, tokenizer, device)
     ]

@@ -140,20 +140,26 @@ def interval_line(numbers: Interval) -> str:
 def evaluation_lines(records: Sequence[Record]) -> list[str]:
     """One line per task of an evaluation: accuracy with its interval, n and chance; or loss and recall."""
     lines = []
-    for task in dict.fromkeys(record.task for record in records if record.task):
-        parts = []
-        for record in records:
-            if record.task == task and (name := _SHOWN.get(record.what)):
+    for task, weights in dict.fromkeys((record.task, record.weights) for record in records if record.task):
+        parts, rows = [], [record for record in records if (record.task, record.weights) == (task, weights)]
+        for record in rows:
+            if name := _SHOWN.get(record.what):
                 parts.append(f"{name} {with_interval(record)}")
-            elif record.task == task and record.what.startswith("val_loss_"):
+            elif record.what.startswith("val_loss_"):
                 parts.append(f"{record.what} {record.value:.3f}")
-        first = next(record for record in records if record.task == task)
+        first = rows[0]
         chance = f", chance {percent(first.chance)}" if first.what == "acc1" and first.chance is not None else ""
-        lines.append(f"eval @{count(first.samples_seen)}  {task}  {'  '.join(parts)}  (n={first.n or 0:,}{chance})")
+        shown = task_name(task, weights)
+        lines.append(f"eval @{count(first.samples_seen)}  {shown}  {'  '.join(parts)}  (n={first.n or 0:,}{chance})")
     return lines
 
 
 _SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1"}
+
+
+def task_name(task: str, weights: str) -> str:
+    """A task as it is shown: of the average of weights, not those of training, `task (ema)`."""
+    return f"{task} ({weights})" if weights else task
 
 
 def with_interval(record: Record) -> str:

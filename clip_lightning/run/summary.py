@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clip_lightning.records import Record
-from clip_lightning.run.progress import clock, count, percent
+from clip_lightning.records import EMA, Record
+from clip_lightning.run.progress import clock, count, percent, task_name
 
 SCORES = ("acc1", "acc5", "mean_per_class")
 
@@ -41,14 +41,15 @@ class Summary:
     bad_samples: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """What `summary.json` holds: accuracies and shares as fractions of 1."""
-        latest = latest_scores(self.records)
+        """What `summary.json` holds: accuracies and shares as fractions of 1; under `ema` those of averaged weights."""
+        latest, averaged = (latest_scores(self.records, weights) for weights in ("", EMA))
         return {
             "run": self.run,
             "status": self.status,
             "reason": self.reason,
             "zeroshot": zero_shot(latest),
-            "validation": {record.what: record.value for record in latest if record.task == "validation"},
+            "validation": validation(latest),
+            "ema": {"zeroshot": zero_shot(averaged), "validation": validation(averaged)} if averaged else None,
             "samples": self.samples,
             "total_samples": self.total_samples,
             "seconds": self.seconds,
@@ -90,12 +91,19 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def latest_scores(records: Sequence[Record]) -> list[Record]:
-    """Of each task and quantity the record with the most samples seen, the later of two with the same."""
+def latest_scores(records: Sequence[Record], weights: str = "") -> list[Record]:
+    """Of each task and quantity the record with the most samples seen, the later of two with the same.
+
+    Args: weights: as in a record: those of training, or their average.
+    """
     found: dict[tuple[str, str], Record] = {}
     for record in records:
         key = record.task, record.what
-        if record.task and (key not in found or record.samples_seen >= found[key].samples_seen):
+        if (
+            record.task
+            and record.weights == weights
+            and (key not in found or record.samples_seen >= found[key].samples_seen)
+        ):
             found[key] = record
     return list(found.values())
 
@@ -111,6 +119,11 @@ def zero_shot(latest: Sequence[Record]) -> dict[str, dict[str, Any]]:
     return tasks
 
 
+def validation(latest: Sequence[Record]) -> dict[str, float]:
+    """Losses and recalls of the validation pairs."""
+    return {record.what: record.value for record in latest if record.task == "validation"}
+
+
 def score_table(records: Sequence[Record]) -> str:
     """One row per task of an evaluation."""
     rows = _score_rows(records)
@@ -119,23 +132,24 @@ def score_table(records: Sequence[Record]) -> str:
 
 
 def _score_rows(records: Sequence[Record]) -> list[tuple[str, str]]:
-    latest = latest_scores(records)
+    return [row for weights in ("", EMA) for row in _rows_of(latest_scores(records, weights), weights)]
+
+
+def _rows_of(latest: Sequence[Record], weights: str) -> list[tuple[str, str]]:
     rows = [
         (
-            task,
+            task_name(task, weights),
             f"top-1 {percent(scores['acc1'])} [{percent(scores['low'])}, {percent(scores['high'])}]  "
             f"top-5 {percent(scores['acc5'])}  mean per class {percent(scores['mean_per_class'])}  "
             f"(n={scores['n']:,}, chance {percent(scores['chance'])})",
         )
         for task, scores in zero_shot(latest).items()
     ]
-    validation = {record.what: record for record in latest if record.task == "validation"}
-    if validation:
-        n = next(iter(validation.values())).n or 0
-        losses = [f"{what} {record.value:.3f}" for what, record in validation.items() if what.startswith("val_loss")]
-        recall = validation.get("recall_at_1")
-        recalls = [f"recall@1 {percent(recall.value)}"] if recall else []
-        rows.append(("validation", f"{'  '.join(losses + recalls)}  (n={n:,})"))
+    if pairs := validation(latest):
+        n = next(record.n for record in latest if record.task == "validation") or 0
+        losses = [f"{what} {value:.3f}" for what, value in pairs.items() if what.startswith("val_loss")]
+        recalls = [f"recall@1 {percent(pairs['recall_at_1'])}"] if "recall_at_1" in pairs else []
+        rows.append((task_name("validation", weights), f"{'  '.join(losses + recalls)}  (n={n:,})"))
     return rows
 
 

@@ -93,7 +93,7 @@ class WandbThread:
         """Hands records over."""
         rows: dict[int, dict[str, float]] = {}
         for record in records:
-            rows.setdefault(record.samples_seen, {})[f"{record.task or 'train'}/{record.what}"] = record.value
+            rows.setdefault(record.samples_seen, {})[_metric_name(record)] = record.value
         for samples_seen, row in rows.items():
             self._rows.put({**row, "samples_seen": samples_seen})
 
@@ -217,6 +217,11 @@ def logged_in() -> bool:
 def sync_hint(folder: Path) -> str:
     """How what W&B kept on the disk can be shown later."""
     return f"to show the run later: wandb sync {folder}/wandb/offline-run-*"
+
+
+def _metric_name(record: Record) -> str:
+    name = f"{record.task or 'train'}/{record.what}"
+    return f"{name}_{record.weights}" if record.weights else name
 
 
 def _first_line(error: Exception) -> str:

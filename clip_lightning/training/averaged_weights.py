@@ -33,11 +33,15 @@ class AveragedWeights:
     def in_place(self) -> Iterator[None]:
         """Inside, the model computes with the average."""
         raw = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
-        self._put(self.average)
+        self.put()
         try:
             yield
         finally:
             self._put(raw)
+
+    def put(self) -> None:
+        """Gives the model the average for good."""
+        self._put(self.average)
 
     def load(self, average: dict[str, Tensor]) -> None:
         """Goes on from a saved average."""

@@ -13,7 +13,8 @@ from clip_lightning.config.values import get
 from clip_lightning.errors import CheckpointError, UserError
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from clip_lightning.reliability.checkpoint_callback import model_weights
+from clip_lightning.reliability.checkpoint_callback import TRAINING, model_weights
+from clip_lightning.training.averaged_weights import AveragedWeights
 
 
 def targets(config: Config) -> dict[str, str]:
@@ -47,16 +48,26 @@ def find_checkpoint(path: Path, wanted: str) -> Checkpoint:
     return open_checkpoint(named if named.exists() else Path(wanted).expanduser())
 
 
-def load_model(config: Config, checkpoint: Checkpoint) -> CLIP:
+def load_model(config: Config, checkpoint: Checkpoint, weights: str = "raw") -> CLIP:
     """The model of a run with a checkpoint's weights, in evaluation mode, on the CPU.
 
+    Args: weights: raw, or ema: their running average where they have one.
     Raises:
         CheckpointError: the weights are those of another model.
+        UserError: an average is asked for that the run did not keep.
     """
+    if weights == "ema" and config.compute.ema_decay is None:
+        raise UserError(
+            "weights=ema: the run kept no average of its weights (its compute.ema_decay is null); write weights=raw"
+        )
     config.model.vision.pretrained = config.model.text.pretrained = False  # the checkpoint holds all weights
     model = build_clip(config.model, config.loss)
     try:
         model.load_state_dict(model_weights(checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} holds another model's weights than config.yaml describes") from error
+    if weights == "ema":
+        average = AveragedWeights(model, decay=0.0)
+        average.load(checkpoint.load(TRAINING)["module"]["averaged_weights"])
+        average.put()
     return model.eval()

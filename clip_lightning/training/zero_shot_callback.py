@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from clip_lightning.model.clip import CLIP
-from clip_lightning.records import Record
+from clip_lightning.records import EMA, Record
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 
@@ -27,7 +27,7 @@ class Evaluator(Protocol):
 
 
 class ZeroShotCallback(Callback):
-    """Runs evaluators on every rank and hands their records to a sink on rank 0.
+    """Runs evaluators on every rank and hands their records to a sink on rank 0; with the average of weights as well.
 
     Attributes:
         seconds: time spent in evaluation so far, to be left out of throughput.
@@ -77,11 +77,10 @@ class ZeroShotCallback(Callback):
         if self._evaluated_at == pl_module.samples_seen:
             return self.latest
         start = time.perf_counter()
-        measured = [
-            record
-            for evaluator in self.evaluators
-            for record in evaluator.run(pl_module.model, self.tokenizer, pl_module.device)
-        ]
+        measured = self._measure(pl_module)
+        if pl_module.averaged is not None:
+            with pl_module.averaged.in_place():
+                measured += [replace(record, weights=EMA) for record in self._measure(pl_module)]
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self.latest = [replace(record, samples_seen=pl_module.samples_seen) for record in measured]
@@ -90,3 +89,10 @@ class ZeroShotCallback(Callback):
             spent = Record(what="evaluation_seconds", value=seconds, samples_seen=pl_module.samples_seen)
             self.sink([*self.latest, spent])
         return self.latest
+
+    def _measure(self, pl_module: ClipModule) -> list[Record]:
+        return [
+            record
+            for evaluator in self.evaluators
+            for record in evaluator.run(pl_module.model, self.tokenizer, pl_module.device)
+        ]

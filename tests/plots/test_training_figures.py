@@ -99,3 +99,14 @@ def test_figures_are_written_without_a_display_or_global_state(tmp_path: Path) -
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_the_average_of_weights_is_a_second_line() -> None:
+    raw = records_of_a_run(("shape",))
+    average = raw[raw.task != ""].assign(weights="ema", value=lambda rows: rows.value + 0.1)
+    both = pd.concat([raw, average])
+    (axes,) = zero_shot_curves(both).axes
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[0.25, 0.5], [0.35, 0.6]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["raw", "ema"]
+    assert axes.get_title() == "shape\n50.0 ± 2.5 %  (n=1,797)"
+    assert loss_curve(both).axes[0].containers[0].lines[0].get_ydata().tolist() == [6 / 5, 6 / 10]

@@ -1,5 +1,7 @@
 """The end of a run is computed from its records: medians, means, the latest scores."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,14 @@ def test_peaks_are_those_of_the_named_card() -> None:
     assert peak_flops("NVIDIA A10") == 125e12
     assert peak_flops("NVIDIA L4") == 121e12
     assert peak_flops("Some Processor") is None
+
+
+def test_the_average_of_weights_stands_beside_the_raw_ones() -> None:
+    assert summary().as_json()["ema"] is None
+    both = [*summary().records, *(replace(record, weights="ema") for record in scores(48, 0.75))]
+    content = summary(records=both).as_json()
+    assert content["zeroshot"]["shape"]["acc1"] == 0.5
+    assert content["ema"]["zeroshot"]["shape"]["acc1"] == 0.75
+    table = end_table(summary(records=both))
+    assert re.search(r"^shape +top-1 50\.0%", table, re.MULTILINE)
+    assert re.search(r"^shape \(ema\) +top-1 75\.0%", table, re.MULTILINE)

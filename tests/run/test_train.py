@@ -22,7 +22,7 @@ TASKS = [
 @pytest.fixture(scope="module")
 def finished(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     runs = tmp_path_factory.mktemp("finished")
-    return runs, runner.train(runs, *TASKS)
+    return runs, runner.train(runs, *TASKS, "compute.ema_decay=0.8")
 
 
 def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]) -> None:
@@ -32,8 +32,8 @@ def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]
     assert "128 samples = " in lines[1]
     assert re.search(r"compute\.global_batch \d+ -> 16 \(command line\)", finished[1])
     assert sum(line.startswith("sample ") for line in lines) == 8
-    assert sum(line.startswith("eval @64  ") for line in lines) == 3
-    assert "status              finished" in lines
+    assert sum(line.startswith("eval @64  ") for line in lines) == 6
+    assert re.search(r"^status +finished$", finished[1], re.MULTILINE)
 
 
 def test_a_run_leaves_its_records_summary_and_figures(finished: tuple[Path, str]) -> None:
@@ -51,23 +51,24 @@ def test_a_run_leaves_its_records_summary_and_figures(finished: tuple[Path, str]
 
 
 def test_the_same_command_reports_a_finished_run(runner: Any, finished: tuple[Path, str]) -> None:
-    printed = runner.train(finished[0], *TASKS)
+    printed = runner.train(finished[0], *TASKS, "compute.ema_decay=0.8")
     assert "is finished; fresh=true starts it over" in printed
     assert (finished[0] / "latest" / "summary.txt").read_text() in printed
     assert len((finished[0] / "latest" / "starts.jsonl").read_text().splitlines()) == 1
 
 
 def test_evaluate_gives_the_numbers_of_the_end_of_training(runner: Any, finished: tuple[Path, str]) -> None:
-    child = runner.start("evaluate.py", f"run={finished[0] / 'latest'}")
-    assert child.wait() == 0, child.text()
+    for weights in ("raw", "ema"):
+        child = runner.start("evaluate.py", f"run={finished[0] / 'latest'}", f"weights={weights}")
+        assert child.wait() == 0, child.text()
 
-    def scores(name: str) -> dict[tuple[str, str], float]:
+    def scores(name: str) -> dict[tuple[str, str, str], float]:
         found = read_records(finished[0] / "latest" / name)
-        return {(r.task, r.what): r.value for r in found if r.task and r.samples_seen == 128}
+        return {(r.task, r.what, r.weights): r.value for r in found if r.task and r.samples_seen == 128}
 
     assert scores("evaluation.jsonl") == scores("metrics.jsonl")
     assert scores("evaluation.parquet") == scores("metrics.jsonl")
-    assert "top-1" in child.text()
+    assert "shape (ema)" in child.text()
 
 
 def test_evaluate_measures_other_tasks_of_any_checkpoint(runner: Any, finished: tuple[Path, str]) -> None:

@@ -59,9 +59,12 @@ Train = Callable[..., ClipModule]
 @pytest.fixture
 def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
     def run(
-        make: Callable[[ContrastiveDataModule], ZeroShotCallback] | None, *, steps: int = STEPS, seen: int = 0
+        make: Callable[[ContrastiveDataModule], ZeroShotCallback] | None,
+        *settings: str,
+        steps: int = STEPS,
+        seen: int = 0,
     ) -> ClipModule:
-        config = compose.load("train", SETTINGS)
+        config = compose.load("train", [*SETTINGS, *settings])
         assert isinstance(config, Config)
         datamodule = ContrastiveDataModule(
             config.data,
@@ -163,3 +166,24 @@ def test_training_does_not_notice_evaluation(train: Train, tokenizer: Tokenizer)
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+class Norm:
+    """An evaluator that looks at one weight."""
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        return [Record(what="norm", value=model.vision.projection.weight.norm().item(), task="weight")]
+
+
+def test_the_average_of_weights_is_evaluated_beside_them(train: Train, tokenizer: Tokenizer) -> None:
+    sink: list[list[Record]] = []
+
+    def make(_: ContrastiveDataModule) -> ZeroShotCallback:
+        return ZeroShotCallback([Norm()], tokenizer, sink.append, every=0, total_samples=BATCH * STEPS)
+
+    module = train(make, "compute.ema_decay=0.5")
+    assert module.averaged is not None
+    raw, ema = sink[0][:2]
+    assert (raw.weights, ema.weights) == ("", "ema")
+    assert raw.value == module.model.vision.projection.weight.norm().item()
+    assert ema.value == module.averaged.average["vision.projection.weight"].norm().item() != raw.value
