@@ -40,7 +40,13 @@ def check(config: Config | EvaluateConfig) -> list[str]:
     problems = [*wrong.values(), *_machine(config)]
     if isinstance(config, EvaluateConfig):
         return [*problems, *_run_folder(config)]
-    problems += [*_vision(config.model.vision), *_text(config.model.text), *_loss(config), *_names(config)]
+    problems += [
+        *_vision(config.model.vision),
+        *_text(config.model.text),
+        *_loss(config),
+        *_cached(config),
+        *_names(config),
+    ]
     problems += [*_data(config.data), *_data_places(config.data)]
     problems += phases.problems(config)
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
@@ -78,6 +84,9 @@ def _vision(vision: VisionConfig) -> Iterator[str]:
         yield f"model.vision.timm and model.vision._target_: {given}, and exactly one of them builds the tower"
     if vision.locked and not vision.pretrained:
         yield "model.vision.locked=true freezes random weights; set model.vision.pretrained to true or a path"
+    for name in ("patch_dropout", "drop_path"):
+        if vision.locked and (share := getattr(vision, name)):
+            yield f"model.vision.{name}={share} has no effect: model.vision.locked=true leaves nothing out; write 0"
     if not vision.timm:
         return
     architecture, size = vision.timm.split(".")[0], vision.image_size
@@ -137,6 +146,26 @@ def _loss(config: Config) -> Iterator[str]:
         yield (
             f"loss.logit_scale_max={loss.logit_scale_max} is below loss.logit_scale_init={loss.logit_scale_init}; "
             "both are logarithms"
+        )
+
+
+def _cached(config: Config) -> Iterator[str]:
+    """Whether the features of locked towers can come again."""
+    vision, augment = config.model.vision, config.data.augment
+    if not config.cluster.cache_locked:
+        return
+    if not (vision.locked or config.model.text.locked):
+        yield (
+            "cluster.cache_locked=true has no effect: neither model.vision.locked nor model.text.locked is true; "
+            "leave it out"
+        )
+    still = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "pad": 0, "flip": 0.0, "color_jitter": [], "grey": 0.0}
+    drawn = {name: value for name, value in still.items() if getattr(augment, name) != value}
+    if vision.locked and drawn:
+        wanted = " ".join(f"data.augment.{name}={value}".replace(", ", ",") for name, value in drawn.items())
+        yield (
+            "cluster.cache_locked=true has no effect on images that augmentation draws anew in every epoch; "
+            f"write {wanted}, or leave it out"
         )
 
 

@@ -51,7 +51,7 @@ class VisionConfig:
     patch_dropout: float = 0.0  # share of patches left out in training (FLIP)
     drop_path: float = 0.0  # share of residual branches left out in training (stochastic depth)
     pretrained: bool | str = False  # false, true (timm's weights, needs the hub), or a path
-    locked: bool = False  # LiT: weights frozen
+    locked: bool = False  # LiT: frozen, in evaluation mode, without a graph; its linear projection still learns
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model or of _target_
     _target_: str | None = None  # import path of the user's own builder; never taken from a checkpoint
 
@@ -71,7 +71,7 @@ class TextConfig:
     projection_bias: bool = False  # the linear projection has a bias
     init: str = "huggingface"  # openai, huggingface
     pretrained: bool | str = False  # false, true (needs the hub), or a path
-    locked: bool = False  # weights frozen
+    locked: bool = False  # as model.vision.locked
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     _target_: str | None = None  # import path of the user's own builder; never taken from a checkpoint
 
@@ -257,6 +257,7 @@ class ClusterConfig:
     micro_batch: int | None = None  # pairs per forward on a rank; null: the rank's whole share
     workers: int = 2  # loader processes per rank
     threads: int | None = None  # torch threads per rank; null: cores / local ranks - workers
+    cache_locked: bool = False  # features of locked towers are kept in the run's directory, float32, while it runs
     activation_checkpointing: str = "none"  # none, full, selective
     compile: bool = False  # torch.compile of the towers' blocks
     time_limit_minutes: int | None = None  # the run saves and leaves before it

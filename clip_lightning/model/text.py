@@ -40,7 +40,8 @@ class TextTower(nn.Module):
         else:
             self.encoder = encoders.build(config)
         self.position_offset = None if self.is_own else encoders.position_offset(self.encoder)
-        self.projection = _build_projection(config, _width(self.encoder, config), embed_dim)
+        self.width = _width(self.encoder, config)
+        self.projection = _build_projection(config, self.width, embed_dim)
         if config.locked:
             self.encoder.requires_grad_(False).eval()
 
@@ -54,12 +55,14 @@ class TextTower(nn.Module):
         Returns:
             Float [B, D].
         """
+        return self.projection(self.pooled(tokens_BL, lengths_B))
+
+    def pooled(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """What the projection reads, [B, W]; of a locked tower without a graph."""
         with torch.no_grad() if self.locked else nullcontext():
             if self.is_own:
-                pooled_BW = self.encoder(tokens_BL, lengths_B)
-            else:
-                pooled_BW = self._pool(self._encode(tokens_BL, lengths_B), lengths_B)
-        return self.projection(pooled_BW)
+                return self.encoder(tokens_BL, lengths_B)
+            return self._pool(self._encode(tokens_BL, lengths_B), lengths_B)
 
     def train(self, mode: bool = True) -> "TextTower":
         """As usual, but a locked encoder draws nothing at random."""

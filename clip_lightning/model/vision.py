@@ -42,7 +42,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int, phases: Sequence[Phase] = ()) -> None:
         super().__init__()
         self.backbone = _build_backbone(config, phases)
-        width = _width(self.backbone, config)
+        self.width = width = _width(self.backbone, config)
         self.projection: nn.Module = nn.Identity()
         if config.projection == "linear":
             self.projection = nn.Linear(width, embed_dim, bias=False)
@@ -68,12 +68,15 @@ class VisionTower(nn.Module):
         Returns:
             Float [B, D].
         """
+        return self.projection(self.pooled(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """What the projection reads, [B, width]; of a locked tower without a graph."""
         if images.dtype == torch.uint8:
             images = (images.float() / 255 - self.mean) / self.std
         with torch.no_grad() if self.locked else nullcontext():
             # Under a sharding policy the weights are bfloat16, and images that come as bytes are not cast by it.
-            pooled = self.backbone(images.to(next(self.backbone.parameters()).dtype))
-        return self.projection(pooled)
+            return self.backbone(images.to(next(self.backbone.parameters()).dtype))
 
     def train(self, mode: bool = True) -> "VisionTower":
         """As usual, but a locked backbone keeps its statistics and draws nothing at random."""

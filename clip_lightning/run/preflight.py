@@ -49,11 +49,12 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.teacher
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Preflight:
 
     Attributes:
         flops: forward FLOPs of one sample by tower, in each phase of the run.
+        is_locked: whether the image tower, and whether the text tower, is never gone back through.
         num_checks: how many things were tried.
     """
 
@@ -72,18 +74,22 @@ class Preflight:
     parameters: int
     phases: list[Phase]
     flops: list[Flops]
+    is_locked: tuple[bool, bool]
     memory: Memory
     num_checks: int
 
     def training_flops(self, position: int) -> float:
         """FLOPs of the sample at a position of the run in training: forward, and a backward of twice that."""
-        return 3 * sum(self.flops[self.phases.index(phase_at(self.phases, position))])
+        return self._training(self.flops[self.phases.index(phase_at(self.phases, position))])
 
     @property
     def total_flops(self) -> float:
         """FLOPs of training in the whole run."""
         sizes = phase_lengths(self.phases, self.lengths.total)
-        return sum(3 * sum(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
+        return sum(self._training(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
+
+    def _training(self, flops: Flops) -> float:
+        return sum(count * (1 if locked else 3) for count, locked in zip(flops, self.is_locked, strict=True))
 
 
 def preflight(config: Config) -> Preflight:
@@ -115,6 +121,7 @@ def preflight(config: Config) -> Preflight:
         parameters=num_parameters(model),
         phases=phases,
         flops=flops,
+        is_locked=(config.model.vision.locked, config.model.text.locked),
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=trials.count,
     )
@@ -235,10 +242,11 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
     batch = min(config.cluster.micro_batch or share, share)
     width = 1 if config.compute.precision == "fp32" else 2
     return Memory(
-        weights=weights * (2 if config.compute.ema_decay else 1) + (4 * num_parameters(teacher) if teacher else 0),
+        weights=weights * (2 if config.compute.ema_decay else 1),
         gradients=trained,
         optimizer=2 * trained,
         activations=batch * max(_saved_bytes(config, phase) for phase in phases) // width,
+        teacher=4 * num_parameters(teacher) if teacher else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ from clip_lightning.run.progress import Interval
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 from clip_lightning.training.zero_shot_callback import Evaluator, ZeroShotCallback
+
+# Features of locked towers, while a run goes on.
+LOCKED = "locked"
 
 
 class Sink:
@@ -84,6 +88,8 @@ class Session:
         config, datamodule = self.config, self.datamodule
         datamodule.tokenizer = self.tokenizer
         module = ClipModule(config, total_samples=self.lengths.total, epoch_samples=datamodule.num_samples)
+        if config.cluster.cache_locked:
+            module.locked.keep_in(self.path / LOCKED, int(datamodule.layout.shard_sizes.sum()))
         activation_checkpointing.apply(module.model, config.cluster.activation_checkpointing)
         if config.cluster.compile:
             compile.apply(module.model)
@@ -114,6 +120,7 @@ class Session:
             complete = module.samples_seen >= self.lengths.total
             shown: list[Prediction] = []
             if complete:
+                shutil.rmtree(self.path / LOCKED, ignore_errors=True)
                 zero_shot.evaluate(module)
                 shown = example_predictions(module, self.tokenizer, self.tasks, config.model.vision.image_size)
         return Outcome(module.samples_seen, complete, meter.seconds, _all_bad_samples(datamodule), shown)

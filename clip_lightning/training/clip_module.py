@@ -29,6 +29,7 @@ from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
+from clip_lightning.training.locked import LockedTowers
 from clip_lightning.training.optimizer import build_optimizer
 from clip_lightning.training.sample_randomness import sample_keys
 from clip_lightning.training.schedule import build_schedule
@@ -44,6 +45,7 @@ class Pairs(NamedTuple):
         images: [b, 3, S, S], tokens: [b, L], lengths: [b].
         keys: [b], of random draws.
         lengths_on_host: [b], the lengths once more, on the CPU.
+        samples_on_host: [b, 3], which samples they are for locked towers, on the CPU.
     """
 
     images: Tensor
@@ -51,6 +53,7 @@ class Pairs(NamedTuple):
     lengths: Tensor
     keys: Tensor
     lengths_on_host: Tensor
+    samples_on_host: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class ClipModule(LightningModule):
         last_step: numbers of the newest step.
         averaged: the running average of weights, where `compute.ema_decay` asks for one.
         teacher: the frozen model that the loss learns from, where it does.
+        locked: keeps what locked towers gave.
     """
 
     last_step: StepMetrics
@@ -121,7 +125,8 @@ class ClipModule(LightningModule):
         self._length_groups = None
         if can_group(config.model.text, sample_randomness.is_random(self.model.text)):
             self._length_groups = LengthGroups(self.model.text)
-        self._lengths_on_host = torch.empty(0)
+        self.locked = LockedTowers(self.model)
+        self._lengths_on_host = self._samples_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -141,7 +146,7 @@ class ClipModule(LightningModule):
         self._randomness.keys = pairs.keys
         if self._length_groups is not None:
             self._length_groups.plan = plan_groups(pairs.lengths_on_host, self.device)
-        with self.autocast():
+        with self.autocast(), self.locked.at(pairs.samples_on_host):
             features: Features = self.model(pairs.images, pairs.tokens, pairs.lengths)
         if self._length_groups is not None:
             self._length_groups.plan = None
@@ -153,8 +158,8 @@ class ClipModule(LightningModule):
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Keeps the lengths, from which groups are planned, where reading them waits for nothing."""
-        self._lengths_on_host = batch.lengths
+        """Keeps what is read on the host, where reading it waits for nothing: lengths, and who the samples are."""
+        self._lengths_on_host, self._samples_on_host = batch.lengths, self.locked.samples(batch)
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -228,7 +233,7 @@ class ClipModule(LightningModule):
                 f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
             )
         keys = sample_keys(self.config.compute.seed, batch.positions // self.epoch_samples, batch.sample_ids)
-        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self._lengths_on_host)
+        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self._lengths_on_host, self._samples_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
         """Puts the gradient of the global batch's loss into the parameters.
@@ -248,6 +253,7 @@ class ClipModule(LightningModule):
             torch.cuda.empty_cache()
 
     def _gradients_once(self, pairs: Pairs) -> LossOutput:
+        self.locked.begin_step()
         micro_batch = self.micro_batch or len(pairs.images)
         loss: Callable[..., LossOutput] = self.loss
         if self.teacher is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_lightning.config.schema import TextConfig
 
@@ -48,19 +48,20 @@ def plan_groups(lengths: Tensor, device: torch.device) -> Plan:
 
 
 class LengthGroups:
-    """Stands before a text tower's forward pass; without a plan it only passes on.
+    """Stands before a text tower's forward pass, or the locked part of it; without a plan it only passes on.
 
     Attributes:
         plan: of the next forward pass.
     """
 
-    def __init__(self, text: nn.Module) -> None:
+    def __init__(self, text: Any) -> None:
         self.plan: Plan | None = None
-        self._forward: Any = text.forward
-        text.forward = self
+        part = "pooled" if text.locked else "forward"
+        self._forward: Any = getattr(text, part)
+        setattr(text, part, self)
 
     def __call__(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """The tower's own result [B, D], in the order given."""
+        """The tower's own result [B, ...], in the order given."""
         if self.plan is None:
             return self._forward(tokens_BL, lengths_B)
         parts = [self._forward(tokens_BL[rows, :longest], lengths_B[rows]) for rows, longest in self.plan.groups]

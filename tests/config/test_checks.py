@@ -93,6 +93,12 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"model__vision__timm": "resnet50", "model__vision__patch_dropout": 0.5}, "resnet50 has no patches"),
     ({"model__vision__timm": None}, "neither is set, and exactly one of them builds the tower"),
     ({"model__vision__locked": True}, "model.vision.locked=true freezes random weights"),
+    ({"model__vision__locked": True, "model__vision__drop_path": 0.1}, "model.vision.drop_path=0.1 has no effect"),
+    ({"cluster__cache_locked": True}, "cluster.cache_locked=true has no effect: neither"),
+    (
+        {"cluster__cache_locked": True, "model__vision__locked": True, "data__augment__flip": 0.5},
+        "write data.augment.crop_scale=[1.0,1.0] data.augment.crop_ratio=[1.0,1.0] data.augment.flip=0.0, or leave",
+    ),
     ({"model__text__config": {}}, "model.text names no encoder"),
     ({"model__text__projection": "none", "model__text__projection_bias": True}, "model.text.projection_bias=true has"),
     ({"model__name": "a/b"}, "model.name=a/b names the run's directory"),

@@ -201,6 +201,7 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
         config.cluster.micro_batch, config.loss.teacher = case["micro_batch"], case.get("teacher")
         config.cluster.strategy, config.cluster.devices = "ddp", world
         config.model.vision.patch_dropout = config.model.vision.drop_path = case.get("drop", 0.0)
+        config.model.vision.locked = config.model.text.locked = case.get("locked", False)
         strategy = ddp.strategy(config.cluster)
         strategy.cluster_environment = _Started(rank, world)
         module = small_module(config)
