@@ -14,7 +14,7 @@ _USUAL = ("acc1", "val_loss_1024", "loss")
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's records, by quantity and samples seen.
+    """One run's records of the weights it trains, by quantity and samples seen; not those of their average.
 
     Attributes:
         seconds: of training so far; None before the first line.
@@ -29,6 +29,8 @@ class Curve:
         """Of a run's metrics.jsonl; empty without one. A line that is still being written is left out."""
         values: dict[tuple[str, str], dict[int, float]] = {}
         for row in _lines(path):
+            if row.get("weights"):
+                continue
             key = row.get("task", ""), row["what"]
             values.setdefault(key, {})[row.get("samples_seen", 0)] = float(row["value"])
         seconds = values.get(("", "seconds"), {})

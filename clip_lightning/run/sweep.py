@@ -114,7 +114,7 @@ def rows_of(path: Path, metric: str | None = None) -> tuple[list[Row], str]:
     """The rows of a sweep's directory or of a folder of runs, and the metric that they show.
 
     Args:
-        metric: WHAT or TASK/WHAT of the runs' records; None: see `metric.choose`.
+        metric: WHAT or TASK/WHAT of the runs' records; None: the first usual one that any of them has.
     Raises: UserError where there is neither.
     """
     if (path / FILE).exists():

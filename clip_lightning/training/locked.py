@@ -8,9 +8,11 @@ caption or crop of the sample, or a row that a loss of power has torn, is comput
 Shapes: b samples, W width of what the locked part of a tower gives.
 """
 
+import hashlib
 import os
 import shutil
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,8 +28,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import CLIP
 
-Words = npt.NDArray[np.uint64]
-_MULTIPLIER, _EMPTY = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
+Rows = npt.NDArray[np.int64]
 
 
 class LockedTowers:
@@ -140,7 +141,7 @@ class FeatureStore:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(descriptor, size)
         os.close(descriptor)
-        self._rows: Words = np.memmap(path, np.uint64, "r+", shape=(num_rows, num_words))
+        self._rows: Rows = np.memmap(path, np.int64, "r+", shape=(num_rows, num_words))
 
     def read(self, ids: Tensor, contents: Tensor) -> tuple[Tensor, Tensor]:
         """Rows float32 [b, W] of samples, and bool [b] whether they are there; int64 [b] ids and content hashes."""
@@ -151,7 +152,7 @@ class FeatureStore:
 
     def write(self, ids: Tensor, contents: Tensor, rows: Tensor) -> None:
         """Keeps float32 rows [b, W]."""
-        words = np.zeros((len(rows), self._rows.shape[1]), np.uint64)
+        words = np.zeros((len(rows), self._rows.shape[1]), np.int64)
         words.view(np.float32)[:, : self.width] = rows.numpy()
         words[:, -1] = _checksums(words[:, :-1], contents)
         self._rows[ids.numpy()] = words
@@ -163,20 +164,18 @@ def content_hashes(inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
     Args:
         inputs: images uint8 [b, ...], or tokens int64 [b, L], whose padding beyond `lengths` does not count.
     """
-    if lengths is not None:
-        inputs = torch.where(torch.arange(inputs.shape[1]) < lengths[:, None], inputs + 1, 0)
-    raw = inputs.movedim(1, -1).contiguous().numpy().reshape(len(inputs), -1).view(np.uint8)
-    words = np.zeros((len(raw), -(-raw.shape[1] // 8)), np.uint64)
-    words.view(np.uint8)[:, : raw.shape[1]] = raw
-    positions = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * _MULTIPLIER | np.uint64(1)
-    return torch.from_numpy(_mixed((_mixed(words) * positions).sum(1, dtype=np.uint64)).view(np.int64))
+    if lengths is None:
+        return torch.tensor([_hash(row) for row in inputs.movedim(1, -1).contiguous().numpy()])
+    return torch.tensor([_hash(row[:n]) for row, n in zip(inputs.numpy(), lengths.tolist(), strict=True)])
 
 
-def _checksums(words: Words, contents: Tensor) -> Words:
-    """Of rows of words and of what they were computed from; never that of a row that was not written."""
-    return _mixed(np.bitwise_xor.reduce(words, axis=1)) ^ contents.numpy().view(np.uint64) ^ _EMPTY
+def _checksums(rows: Rows, contents: Tensor) -> npt.NDArray[np.int64]:
+    """Of rows of the file and of what they were computed from: int64 [b]."""
+    return np.array([_hash(row, content) for row, content in zip(rows, contents.numpy(), strict=True)])
 
 
-def _mixed(words: Words) -> Words:
-    words = (words ^ (words >> np.uint64(32))) * _MULTIPLIER
-    return words ^ (words >> np.uint64(29))
+def _hash(*parts: npt.NDArray[Any]) -> int:
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(np.ascontiguousarray(part).data)
+    return int.from_bytes(hashed.digest(), sys.byteorder, signed=True)
