@@ -24,7 +24,8 @@ from clip_lightning.training.saved_model import find_checkpoint, load_model, ref
 def evaluate(config: EvaluateConfig) -> int:
     """Prints and records the scores of a checkpoint; returns the exit code.
 
-    Tasks that are null are the run's own, and then its validation pairs are measured as well.
+    Tasks that are null are the run's own, and then its folders, unless others are named, and its validation pairs are
+    measured as well.
 
     Raises: UserError for what the user can mend.
     """
@@ -33,7 +34,10 @@ def evaluate(config: EvaluateConfig) -> int:
     frozen = compose.read(path / "config.yaml")
     refuse_targets(frozen, config.allow_target)
     own = config.eval.tasks is None
-    frozen.eval = replace(config.eval, tasks=frozen.eval.tasks if own else config.eval.tasks)
+    if own:
+        folders = config.eval.folders or frozen.eval.folders
+        config.eval = replace(config.eval, tasks=frozen.eval.tasks, folders=folders)
+    frozen.eval = config.eval
     tasks = build_tasks(frozen.eval.tasks or [], frozen.eval.folders)
     checkpoint = find_checkpoint(path, config.checkpoint)
     tokenizer = build_tokenizer(frozen.model.text, path / "tokenizer", None)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clip_lightning.records import read_records
+from tests.evaluation.small_folder import write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,15 @@ def test_evaluate_gives_the_numbers_of_the_end_of_training(runner: Any, finished
     assert scores("evaluation.jsonl") == scores("metrics.jsonl")
     assert scores("evaluation.parquet") == scores("metrics.jsonl")
     assert "shape (ema)" in child.text()
+
+
+def test_evaluate_takes_the_runs_own_folders_unless_others_are_named(runner: Any, tmp_path: Path) -> None:
+    own, other = write_folder(tmp_path / "own"), write_folder(tmp_path / "other")
+    runner.train(tmp_path, "eval=default", "eval.tasks=[]", f"eval.folders=[{own}]", "compute.duration=2 steps")
+    for settings, shown in (([], "own"), ([f"eval.folders=[{other}]"], "other")):
+        child = runner.start("evaluate.py", f"run={tmp_path / 'latest'}", *settings)
+        assert child.wait() == 0, child.text()
+        assert [line.split()[0] for line in child.text().splitlines() if "top-1" in line] == [shown]
 
 
 def test_evaluate_measures_other_tasks_of_any_checkpoint(runner: Any, finished: tuple[Path, str]) -> None:
