@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from clip_lightning.errors import UserError
+
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
@@ -22,9 +24,18 @@ def full_float32(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def working_dtype(*features: Tensor) -> torch.dtype:
-    """float32 for features of float32 or less, float64 for float64 (gradcheck)."""
-    dtype = torch.float32
-    for tensor in features:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def working_dtype(image: Tensor, text: Tensor) -> torch.dtype:
+    """float32 for features [b, D] of float32 or less, float64 for float64 (gradcheck).
+
+    Raises: UserError for a rank without pairs, and for images and texts that do not fit each other.
+    """
+    if not len(image) or image.shape != text.shape:
+        raise UserError(
+            f"image features {list(image.shape)} and text features {list(text.shape)} are no pairs [b, D] with b above "
+            "0; give every rank as many images as texts, and both towers the same width"
+        )
+    if image.dtype != text.dtype:
+        raise UserError(
+            f"image features are {image.dtype} and text features {text.dtype}; let both towers give the same"
+        )
+    return torch.promote_types(torch.float32, image.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clip_lightning.config.schema import LossConfig
 from clip_lightning.errors import UserError
-from clip_lightning.loss import LOSSES, LossOutput, build_loss, needs_teacher
+from clip_lightning.loss import LOSSES, LossOutput, SigmoidLoss, SoftmaxLoss, build_loss, needs_teacher
 
 
 class OwnLoss(nn.Module):
@@ -49,3 +49,17 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
 def test_what_does_not_fit_is_said(config: LossConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_loss(config)
+
+
+@pytest.mark.parametrize("loss", [SoftmaxLoss(7), SigmoidLoss(7)], ids=["softmax", "sigmoid"])
+def test_features_that_are_no_pairs_are_refused(loss: torch.nn.Module) -> None:
+    scale, bias, pairs = torch.ones(1), torch.zeros(1), torch.ones(3, 2)
+    for text, words in [
+        (pairs.bfloat16(), "torch.bfloat16"),
+        (pairs[:2], "are no pairs"),
+        (pairs[:, :1], "same width"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            loss(pairs, text, scale, bias)
+    with pytest.raises(UserError, match="b above 0"):
+        loss(pairs[:0], pairs[:0], scale, bias)
