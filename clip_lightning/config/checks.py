@@ -48,7 +48,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
         *_names(config),
     ]
     problems += [*_data(config.data), *_data_places(config.data)]
-    problems += phases.problems(config)
+    problems += [*phases.problems(config), *_guards(config.compute)]
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
         problems += [*_batch(config), *_lengths(config), *_schedule(config)]
     return problems
@@ -245,6 +245,18 @@ def _schedule(config: Config) -> Iterator[str]:
         )
 
 
+def _guards(compute: ComputeConfig) -> Iterator[str]:
+    """Settings of the guards that nothing reads."""
+    unread = []
+    if compute.spike_threshold is None:
+        unread += [("spike_window", "compute.spike_threshold=null"), ("spike_limit", "compute.spike_threshold=null")]
+    if compute.on_divergence == "stop":
+        unread += [(name, "compute.on_divergence=stop") for name in ("rollback_margin", "rollback_limit")]
+    for name, why in unread:
+        if (value := getattr(compute, name)) != getattr(ComputeConfig, name):
+            yield f"compute.{name}={value} has no effect with {why}; leave it out"
+
+
 def _batch(config: Config) -> Iterator[str]:
     """Whether the global batch divides over ranks, micro-batches and groups of batch norm."""
     compute, cluster = config.compute, config.cluster
@@ -252,7 +264,7 @@ def _batch(config: Config) -> Iterator[str]:
     if batch % ranks:
         yield (
             f"compute.global_batch={batch} must be divisible by the {ranks} ranks (cluster.nodes x cluster.devices); "
-            f"write {max(1, batch // ranks) * ranks} or {(batch // ranks + 1) * ranks}"
+            f"write {f'{batch // ranks * ranks} or ' if batch > ranks else ''}{(batch // ranks + 1) * ranks}"
         )
         return
     share = batch // ranks
@@ -265,11 +277,18 @@ def _batch(config: Config) -> Iterator[str]:
         return
     group = compute.batch_norm_samples
     if batch % group:
-        yield f"compute.batch_norm_samples={group} must divide compute.global_batch={batch}"
-    elif micro % group and (group % micro or ranks % (group // micro)):
         yield (
-            f"compute.batch_norm_samples={group}: {ranks} ranks with {micro} pairs in a forward cannot form such "
-            f"groups; write cluster.micro_batch={group}, or let {group // math.gcd(group, micro)} ranks share a group"
+            f"compute.batch_norm_samples={group} must divide compute.global_batch={batch}; "
+            f"write {math.gcd(group, batch) if math.gcd(group, batch) > 1 else batch}"
+        )
+    elif micro % group and (micro != share or group % share):
+        # Groups lie inside a forward pass, or whole shares of ranks form them.
+        mend = f"take {batch // group} ranks (cluster.nodes x cluster.devices)"
+        if share % group == 0 or group % share == 0:
+            mend = f"write cluster.micro_batch={group if share % group == 0 else 'null'}"
+        yield (
+            f"compute.batch_norm_samples={group}: {share} pairs on a rank, {micro} of them in a forward pass, form no "
+            f"such groups; {mend}"
         )
 
 

@@ -195,7 +195,13 @@ class ComputeConfig:
     batch_norm_samples: int = 256  # samples that share batch statistics (towers with batch norm)
     deterministic: bool = False  # deterministic GPU kernels
     ema_decay: float | None = None  # per step; null: no average of weights
-    nonfinite_limit: int = 10  # skipped steps in a row (loss or gradient not finite) that stop the run
+    nonfinite_limit: int = 10  # skipped steps in a row (loss or gradient not finite) that are a divergence
+    spike_threshold: float | None = None  # MADs above its median at which loss or gradient norm is a spike; null: off
+    spike_window: int = 128  # steps before it that median and MAD (median absolute deviation) are of
+    spike_limit: int = 3  # spikes in a row that are a divergence
+    on_divergence: str = machine("stop")  # stop (with its sample ids), rollback (and pass over its samples)
+    rollback_margin: str = "100 steps"  # passed over before and after the steps of a divergence as well
+    rollback_limit: int = machine(3)  # rollbacks after which a divergence stops the run
 
 
 @dataclass

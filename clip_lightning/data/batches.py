@@ -98,14 +98,15 @@ class BatchMaker:
         self.layout, self.order, self.tokenizer, self.config = layout, order, tokenizer, config
         self.image_size, self.seed, self.training, self.phases = image_size, seed, training, phases
 
-    def make(self, positions: Ids) -> Made:
+    def make(self, positions: Ids, samples_seen: int = 0) -> Made:
         """The batch at `positions`, int64 [b], all in one phase: in images and texts of its size.
 
+        Args: samples_seen: of the run at the first of them, which decides over the phase.
         Raises: DataError where no substitute of a bad sample can be read either.
         """
         size, tokenizer = self.image_size, self.tokenizer
         if self.phases:
-            phase = phase_at(self.phases, int(positions[0]))
+            phase = phase_at(self.phases, samples_seen)
             size, tokenizer = phase.image_size, tokenizer.with_context_length(phase.context_length)
         located = self.order.locate(positions)
         sample_ids = located.sample_ids.copy()

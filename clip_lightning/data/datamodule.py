@@ -1,7 +1,8 @@
 """The data of a run as Lightning takes it: batches of training pairs from any point of the run on, and held-out pairs.
 
-The whole state is `samples_seen`. Positions are cut into steps of the global batch, steps into one slice per rank, and
-slices into pieces that one loader process makes; none of these cuts changes what stands at a position.
+The whole state is `samples_seen`, and the windows that a run passes over. Positions are cut into steps of the global
+batch, steps into one slice per rank, and slices into pieces that one loader process makes; none of these cuts changes
+what stands at a position.
 """
 
 import signal
@@ -23,6 +24,7 @@ from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder, Made
 from clip_lightning.data.layout import Ids, build_layout
 from clip_lightning.data.mixture import build_order
 from clip_lightning.data.order import BucketedOrder
+from clip_lightning.data.passed_over import PassedOver, positions_of
 from clip_lightning.data.prefetch import Prefetcher
 from clip_lightning.data.quarantine import Quarantine
 from clip_lightning.errors import DataError, UserError
@@ -45,7 +47,8 @@ class ContrastiveDataModule(LightningDataModule):
         fingerprint: 16 hex digits that change when the data changes.
         tokenizer: must be set before a loader is asked for.
         samples_seen: where the training loader begins; set it to resume.
-        phases: sizes of training images and texts by position; set it where a run has any.
+        phases: sizes of training images and texts by samples seen; set it where a run has any.
+        passed_over: windows of positions that the training loader leaves out.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ContrastiveDataModule(LightningDataModule):
         self.tokenizer = tokenizer
         self.samples_seen = 0
         self.phases: Sequence[Phase] = ()
+        self.passed_over: tuple[PassedOver, ...] = ()
         self.layout = build_layout(data)
         self._quarantine = Quarantine(self.layout, data.max_bad_share)
         held_out = data.validation.num_samples if data.validation.path is None else 0
@@ -167,7 +171,7 @@ class TrainingLoader:
         if module.global_batch % world:
             raise DataError(f"compute.global_batch={module.global_batch} does not divide by {world} ranks.")
         self.module, self.start = module, module.samples_seen
-        self.pieces = TrainingPieces(maker, self.start, module.global_batch, rank, world)
+        self.pieces = TrainingPieces(maker, self.start, module.global_batch, rank, world, module.passed_over)
         self.num_steps = max(0, (module.total_samples - self.start) // module.global_batch)
 
     def __len__(self) -> int:
@@ -180,7 +184,7 @@ class TrainingLoader:
         loader = _loader(self.pieces, range(self.num_steps * per_step), self.module.workers)
         quarantine = self.module._quarantine
         with Prefetcher(self.pieces.maker.layout, self.module.order, self.module.data.cache.ahead) as prefetcher:
-            prefetcher.reached(self.start)
+            prefetcher.reached(int(positions_of(np.array([self.start]), self.pieces.passed_over)[0]))
             made: list[Batch] = []
             handed = 0
             for piece in loader:
@@ -198,9 +202,17 @@ class TrainingLoader:
 class TrainingPieces(Dataset[Made | UserError]):
     """Piece k of what one rank trains on; an error that the user can mend is handed over like a batch."""
 
-    def __init__(self, maker: BatchMaker, start: int, global_batch: int, rank: int, world: int) -> None:
-        """Args: start: the position at which piece 0 begins."""
-        self.maker, self.start, self.global_batch = maker, start, global_batch
+    def __init__(
+        self,
+        maker: BatchMaker,
+        start: int,
+        global_batch: int,
+        rank: int,
+        world: int,
+        passed_over: tuple[PassedOver, ...] = (),
+    ) -> None:
+        """Args: start: samples of the run before piece 0. passed_over: windows of positions that are left out."""
+        self.maker, self.start, self.global_batch, self.passed_over = maker, start, global_batch, passed_over
         self.share = global_batch // world
         self.first = rank * self.share
         self.per_step = -(-self.share // LARGEST_PIECE)
@@ -211,7 +223,8 @@ class TrainingPieces(Dataset[Made | UserError]):
         begin, end = (self.share * part // self.per_step for part in (piece, piece + 1))
         first = self.start + step * self.global_batch + self.first
         try:
-            return self.maker.make(np.arange(first + begin, first + end, dtype=np.int64))
+            samples = np.arange(first + begin, first + end, dtype=np.int64)
+            return self.maker.make(positions_of(samples, self.passed_over), int(samples[0]))
         except UserError as error:
             return error
 

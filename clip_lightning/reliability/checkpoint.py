@@ -54,14 +54,15 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one run."""
 
-    def __init__(self, path: Path, *, keep_last: int, notify: Callable[[str], None] = print) -> None:
+    def __init__(self, path: Path, *, keep_last: int, reach: int = 0, notify: Callable[[str], None] = print) -> None:
         """Args.
 
         path: the folder; made when the first checkpoint is written.
         keep_last: older checkpoints beyond so many are removed after each save.
+        reach: samples; beyond `keep_last`, one checkpoint stays that is at least so much older than the newest.
         notify: is told, in a sentence each, of damaged checkpoints and of a full disk.
         """
-        self.path, self.keep_last, self.notify = path, keep_last, notify
+        self.path, self.keep_last, self.reach, self.notify = path, keep_last, reach, notify
 
     def save(self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any]) -> Path | None:
         """Writes a checkpoint, then removes old ones.
@@ -99,14 +100,25 @@ class CheckpointFolder:
         )
         return None
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged newer ones are named and passed over. None without any."""
+    def newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies; damaged newer ones are named and passed over. None without any.
+
+        Args: at_most: samples seen beyond which checkpoints do not count.
+        """
         for number in self.numbers():
+            if at_most is not None and number > at_most:
+                continue
             try:
                 return open_checkpoint(self.path / name_of(number))
             except CheckpointError as error:
                 self.notify(f"warning: {error}; going back to an older one")
         return None
+
+    def remove_after(self, samples_seen: int) -> None:
+        """Removes the checkpoints of more samples: a run that went back takes another course from there."""
+        for number in self.numbers():
+            if number > samples_seen:
+                self._remove(self.path / name_of(number))
 
     def numbers(self) -> list[int]:
         """Samples seen of all checkpoints, verified or not, newest first."""
@@ -139,9 +151,13 @@ class CheckpointFolder:
         return final
 
     def _prune(self, keep: int) -> None:
-        """Removes all but the newest `keep`; never the newest that verifies."""
+        """Removes all but the newest `keep`, those that `reach` asks for, and the newest that verifies."""
         numbers = self.numbers()
         kept = numbers[:keep]
+        if self.reach and numbers:
+            old = [number for number in numbers if number <= numbers[0] - self.reach][:1]
+            # Its successor as well: without it none would come of age, and the old one would stay for ever.
+            kept += old + [number for number in numbers if not old or number > old[0]][-1:]
         if not any(_verifies(self.path / name_of(number)) for number in kept):
             kept += [number for number in numbers[keep:] if _verifies(self.path / name_of(number))][:1]
         for number in numbers:

@@ -1,57 +1,87 @@
-"""Steps without a finite loss and gradient: the optimizer skips them on the device; here they are counted.
+"""Steps out of order: those that are not finite, which the optimizer skips on the device, and spikes. Counted here.
 
-The host learns of a step's flag some steps later, when the device has long computed it, so that no step waits for it.
-Every rank reads the same flags at the same step and stops at the same step.
+The host learns of a step's numbers some steps later, when the device has long computed them, so that no step waits for
+it. Every rank reads the same numbers in the same order and comes to the same decision, whenever it reads them.
 """
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clip_lightning.config.schema import ComputeConfig
 from clip_lightning.errors import UserError
+from clip_lightning.reliability.spike import SpikeDetector
 
-DELAY = 4  # steps between a flag's step and its reading
+DELAY = 4  # steps between a step's numbers and their reading
 
 
-class _Flag(NamedTuple):
-    flag: Tensor
+class Step(NamedTuple):
+    """A step out of order.
+
+    Attributes:
+        samples_seen: before it.
+        is_skipped: loss or gradient was not finite; otherwise it is a spike.
+        sample_ids: int64 [b], of this rank; None for a step of before a restart.
+    """
+
+    samples_seen: int
+    is_skipped: bool
+    loss: float
+    gradient_norm: float
+    sample_ids: Tensor | None = None
+
+
+class DivergenceError(UserError):
+    """Too many steps in a row were out of order: those `steps`, the first of them to the one that decided."""
+
+    def __init__(self, problem: str, steps: list[Step]) -> None:
+        super().__init__(problem)
+        self.steps = steps
+
+
+class _Waiting(NamedTuple):
+    numbers: Tensor
     copied: torch.cuda.Event | None
     samples_seen: int
     sample_ids: Tensor
+    phase: int
 
 
 class NanGuard:
-    """Counts skipped steps.
+    """Counts steps out of order.
 
     Attributes:
         num_skipped: steps skipped so far, those of the last `DELAY` steps not yet among them.
         in_a_row: how many of them at the end.
+        row: the steps out of order at the end, spikes among them.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Args: limit: skipped steps in a row at which `record` raises."""
-        self.limit = limit
+    def __init__(self, limit: int, spikes: SpikeDetector | None = None) -> None:
+        """Args: limit: skipped steps in a row that are a divergence. spikes: None: spikes are not looked for."""
+        self.limit, self.spikes = limit, spikes
         self.num_skipped = self.in_a_row = 0
-        self._waiting: deque[_Flag] = deque()
+        self.row: list[Step] = []
+        self._waiting: deque[_Waiting] = deque()
 
-    def record(self, is_skipped: Tensor, samples_seen: int, sample_ids: Tensor) -> None:
-        """Takes a step's flag.
+    def record(self, numbers: Tensor, samples_seen: int, sample_ids: Tensor, phase: int = 0) -> None:
+        """Takes a step's numbers.
 
         Args:
-            is_skipped: [] or [1], any number type, on any device, equal on all ranks.
+            numbers: [3], on any device, equal on all ranks: not 0 where the step was skipped, loss, gradient norm.
             samples_seen: before the step.
             sample_ids: int64 [b], of this rank.
-        Raises: UserError at the limit, with the first sample ids of the last skipped step.
+            phase: where the step's phase begins; a spike is one among its own phase.
+        Raises: DivergenceError at a limit.
         """
         copied = None
-        flag = is_skipped.detach()
-        if flag.is_cuda:
-            flag = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
+        numbers = numbers.detach()
+        if numbers.is_cuda:
+            numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-        self._waiting.append(_Flag(flag, copied, samples_seen, sample_ids))
+        self._waiting.append(_Waiting(numbers, copied, samples_seen, sample_ids, phase))
         if len(self._waiting) > DELAY:
             self._read(self._waiting.popleft())
 
@@ -60,18 +90,54 @@ class NanGuard:
         while self._waiting:
             self._read(self._waiting.popleft())
 
-    def _read(self, step: _Flag) -> None:
-        if step.copied is not None:
-            step.copied.synchronize()
-        if not step.flag.item():
-            self.in_a_row = 0
+    def is_in_doubt(self) -> bool:
+        """Whether the newest steps are out of order, and may turn out to be a divergence. Raises as `record` does."""
+        self.flush()
+        return bool(self.row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides over the next steps, in plain values."""
+        return {
+            "num_skipped": self.num_skipped,
+            "in_a_row": self.in_a_row,
+            "row": [list(step[:4]) for step in self.row],
+            "spikes": self.spikes.state_dict() if self.spikes is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.num_skipped, self.in_a_row = state["num_skipped"], state["in_a_row"]
+        self.row = [Step(*step) for step in state["row"]]
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state["spikes"])
+
+    def _read(self, waiting: _Waiting) -> None:
+        if waiting.copied is not None:
+            waiting.copied.synchronize()
+        skipped, loss, norm = waiting.numbers.tolist()
+        is_spike = not skipped and self.spikes is not None and self.spikes.is_spike(loss, norm, waiting.phase)
+        self.num_skipped += bool(skipped)
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if not skipped and not is_spike:
+            self.row = []
             return
-        self.num_skipped += 1
-        self.in_a_row += 1
+        self.row.append(Step(waiting.samples_seen, bool(skipped), loss, norm, waiting.sample_ids))
+        num_spikes = len(self.row) - sum(step.is_skipped for step in self.row)
         if self.in_a_row >= self.limit:
-            ids = ", ".join(str(sample) for sample in step.sample_ids[:8].tolist())
-            raise UserError(
-                f"compute.nonfinite_limit={self.limit}: the loss or its gradient was not finite in {self.in_a_row} "
-                f"steps in a row, up to the one after {step.samples_seen:,} samples (sample ids {ids}, ...); "
-                "lower compute.learning_rate, set compute.gradient_clip=1.0, or look at these samples"
-            )
+            what = f"the loss or its gradient was not finite in {self.in_a_row} steps in a row"
+            self._diverged(f"compute.nonfinite_limit={self.limit}: {what}")
+        if self.spikes is not None and num_spikes >= self.spikes.limit:
+            what = f"{num_spikes} spikes in a row, the last a loss of {loss:.4g} with a gradient norm of {norm:.4g}"
+            self._diverged(f"compute.spike_limit={self.spikes.limit}: {what}")
+
+    def _diverged(self, what: str) -> None:
+        first, last = self.row[0].samples_seen, self.row[-1].samples_seen
+        raise DivergenceError(f"{what}, from the step after {first:,} samples to the one after {last:,}", self.row)
+
+
+def build_guard(compute: ComputeConfig) -> NanGuard:
+    """The guard of a run."""
+    spikes = None
+    if compute.spike_threshold is not None:
+        spikes = SpikeDetector(compute.spike_threshold, compute.spike_window, compute.spike_limit)
+    return NanGuard(compute.nonfinite_limit, spikes)

@@ -5,6 +5,7 @@
     starts.jsonl         one line per start: when, where, which code, what machine settings differ from config.yaml
     status.json          new, running, finished, stopped or failed, and why
     failure.txt          traceback of the newest start, if it failed
+    divergence.jsonl     steps and sample ids of every divergence, if there was one
     checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/
 
 Rank 0 alone writes here. `runs/latest` points to the run that began last.

@@ -63,7 +63,7 @@ class Meter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
         """Starts the clocks."""
-        self._begun = self._clock()
+        self._begun = time.perf_counter()
         self._begun_at = self._samples_before = pl_module.samples_seen
         self._begin_interval(pl_module)
 
@@ -102,10 +102,11 @@ class Meter(Callback):
 
     def elapsed(self) -> float:
         """Seconds of the run until now, all starts together."""
-        return self._before + self._clock() + self.pauses() - self._begun if self._begun else self._before
+        return self._before + time.perf_counter() - self._begun if self._begun else self._before
 
     def _report(self, module: ClipModule) -> None:
         step = module.last_step
+        module.guard.flush()  # the device is waited for here anyway
         counts = torch.tensor([self._cut, self._captions, self.datamodule.bad_samples.total()], dtype=torch.float64)
         numbers = torch.cat([self._sums.double() / self._steps, counts.to(self._sums.device)])
         if dist.is_initialized():
@@ -136,6 +137,7 @@ class Meter(Callback):
                 "accuracy": accuracy,
                 "cut_captions": cut / max(captions, 1),
                 "bad_samples": bad,
+                "skipped_steps": module.guard.num_skipped,
                 "memory_gib": peak_memory_gib(module.device),
                 "seconds": self.seconds,
             }

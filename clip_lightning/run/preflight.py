@@ -33,12 +33,13 @@ _Built = TypeVar("_Built")
 
 @dataclass(frozen=True)
 class Lengths:
-    """The durations of a config in samples; whole steps each."""
+    """The durations of a config in samples; whole steps each. The margin is 0 in a run that does not roll back."""
 
     total: int
     checkpoint_every: int
     eval_every: int
     log_every: int
+    rollback_margin: int
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,13 @@ def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
     total = samples(config.compute.duration, None)
     if not total:
         raise UserError(f"compute.duration={config.compute.duration} is no step of {batch} samples; make it longer")
+    goes_back = config.compute.on_divergence == "rollback"
     return Lengths(
         total=total,
         checkpoint_every=samples(config.cluster.checkpoint_every, total),
         eval_every=samples(config.eval.every, total),
         log_every=max(batch, samples(config.tracker.log_every, total)),
+        rollback_margin=samples(config.compute.rollback_margin, total) if goes_back else 0,
     )
 
 

@@ -1,9 +1,12 @@
 """Rank 0's sink: every number goes to the tracker, to the screen, and where the run stands to `status.json`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from clip_lightning.data.passed_over import PassedOver
 from clip_lightning.records import Record
 from clip_lightning.run.directory import write_status
+from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.progress import Interval, Screen, evaluation_lines
 from clip_lightning.run.session import Sink
 from clip_lightning.run.tracker import Tracker
@@ -27,3 +30,18 @@ class Reporter(Sink):
         self.tracker.write(records)
         for line in evaluation_lines(records):
             self.screen.say(line)
+
+    def rollback(self, rollback: Rollback) -> None:
+        """Forgets the numbers of the course that is left, and says why."""
+        self.tracker.resume_at(rollback.samples_seen)
+        self.screen.say(rollback.line)
+
+    def passed_over(self, windows: Sequence[PassedOver]) -> None:
+        """Writes those of which there is no record yet: a kill may have come between a checkpoint and its record."""
+        if windows:
+            records = [
+                Record(what="passed_over", value=float(begin), n=end - begin, split="train", samples_seen=samples_seen)
+                for samples_seen, begin, end in windows
+            ]
+            known = {(record.what, record.value, record.n) for record in self.tracker.records()}
+            self.tracker.write(record for record in records if (record.what, record.value, record.n) not in known)

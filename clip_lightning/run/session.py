@@ -1,5 +1,6 @@
 """What every rank does in a run: model, callbacks in their order, Lightning's Trainer, fit, final evaluation."""
 
+import gc
 import logging
 import os
 import shutil
@@ -8,15 +9,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
+from clip_lightning.data.passed_over import PassedOver
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -24,7 +26,9 @@ from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 from clip_lightning.parallel import activation_checkpointing, compile, ddp
 from clip_lightning.records import Record
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
+from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
+from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import num_cores
 from clip_lightning.run.meter import Costs, Meter
@@ -46,6 +50,31 @@ class Sink:
 
     def evaluation(self, records: list[Record]) -> None:
         """Takes the records of an evaluation."""
+
+    def rollback(self, rollback: Rollback) -> None:
+        """Takes note that what came after a checkpoint no longer counts."""
+
+    def passed_over(self, windows: Sequence[PassedOver]) -> None:
+        """Takes the windows that the run passes over, at every start."""
+
+
+class _Fit(NamedTuple):
+    """One course from a checkpoint on."""
+
+    trainer: Trainer
+    module: ClipModule
+    zero_shot: ZeroShotCallback
+    meter: Meter
+
+
+class _PassedOver(Callback):
+    """Tells a sink what the restored run passes over."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+
+    def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
+        self.sink.passed_over(pl_module.passed_over)
 
 
 @dataclass(frozen=True)
@@ -84,12 +113,55 @@ class Session:
         signals: StopSignals,
         seconds_before: float = 0.0,
     ) -> Outcome:
-        """Trains from the checkpoint that `checkpoint` resumes to the end, or until a signal asks to leave."""
+        """Trains from the checkpoint that `checkpoint` resumes to the end, or until a signal asks to leave.
+
+        A run that goes back from a divergence begins a new fit, as a process that resumes would.
+        """
         config, datamodule = self.config, self.datamodule
         datamodule.tokenizer = self.tokenizer
+        windows: tuple[PassedOver, ...] = ()
+        with signals:
+            while True:
+                fit = self._assemble(checkpoint, costs, sink, signals, seconds_before, windows)
+                try:
+                    fit.trainer.fit(fit.module, datamodule=datamodule)
+                    break
+                except DivergenceError as divergence:
+                    rollback = roll_back(
+                        divergence, fit.module.passed_over, config.compute, self.lengths.rollback_margin,
+                        checkpoint, self.path,
+                    )  # fmt: skip
+                finally:
+                    datamodule.write_quarantine(self.path / "quarantine.jsonl")
+                sink.rollback(rollback)
+                windows, seconds_before = rollback.windows, fit.meter.elapsed()
+                # Two models at a time may be one too many; loader processes leave with their loader.
+                del fit
+                gc.collect()
+            module, zero_shot = fit.module, fit.zero_shot
+            module.to(fit.trainer.strategy.root_device)
+            complete = module.samples_seen >= self.lengths.total
+            shown: list[Prediction] = []
+            if complete:
+                shutil.rmtree(self.path / LOCKED, ignore_errors=True)
+                zero_shot.evaluate(module)
+                shown = example_predictions(module, self.tokenizer, self.tasks, config.model.vision.image_size)
+        return Outcome(module.samples_seen, complete, fit.meter.seconds, _all_bad_samples(datamodule), shown)
+
+    def _assemble(
+        self,
+        checkpoint: CheckpointCallback,
+        costs: Costs,
+        sink: Sink,
+        signals: StopSignals,
+        seconds_before: float,
+        windows: tuple[PassedOver, ...],
+    ) -> _Fit:
+        config, datamodule = self.config, self.datamodule
         module = ClipModule(config, total_samples=self.lengths.total, epoch_samples=datamodule.num_samples)
         if config.cluster.cache_locked:
             module.locked.keep_in(self.path / LOCKED, int(datamodule.layout.shard_sizes.sum()))
+        module.passed_over = windows
         activation_checkpointing.apply(module.model, config.cluster.activation_checkpointing)
         if config.cluster.compile:
             compile.apply(module.model)
@@ -110,20 +182,8 @@ class Session:
         )
         # Numbers are written before the checkpoint at the same place: a run that is killed in between resumes from an
         # older one and repeats them, instead of missing them.
-        trainer = build_trainer(config, [meter, zero_shot, PreemptionCallback(signals), checkpoint], self.path)
-        with signals:
-            try:
-                trainer.fit(module, datamodule=datamodule)
-            finally:
-                datamodule.write_quarantine(self.path / "quarantine.jsonl")
-            module.to(trainer.strategy.root_device)
-            complete = module.samples_seen >= self.lengths.total
-            shown: list[Prediction] = []
-            if complete:
-                shutil.rmtree(self.path / LOCKED, ignore_errors=True)
-                zero_shot.evaluate(module)
-                shown = example_predictions(module, self.tokenizer, self.tasks, config.model.vision.image_size)
-        return Outcome(module.samples_seen, complete, meter.seconds, _all_bad_samples(datamodule), shown)
+        callbacks = [_PassedOver(sink), meter, zero_shot, PreemptionCallback(signals), checkpoint]
+        return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)
 
 
 def evaluators(

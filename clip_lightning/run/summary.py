@@ -62,6 +62,8 @@ class Summary:
             "memory_gib": largest(self.records, "memory_gib"),
             "cut_captions": mean(self.records, "cut_captions"),
             "restarts": self.restarts,
+            "skipped_steps": last_value(self.records, "skipped_steps"),
+            "rollbacks": len(values(self.records, "passed_over")),
             "bad_samples": dict(self.bad_samples),
         }
 
@@ -81,6 +83,7 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
         ("data waits", f"{_shown(content['data_wait'], percent)} of training time"),
         ("cut captions", _shown(content["cut_captions"], percent)),
         ("restarts", str(summary.restarts)),
+        ("skipped steps", f"{_shown(content['skipped_steps'], count)}; {content['rollbacks']} rollbacks"),
         ("bad samples", bad),
         *_score_rows(summary.records),
         ("directory", str(summary.path)),

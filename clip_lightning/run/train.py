@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from clip_lightning.config import compose, identity
@@ -15,6 +15,7 @@ from clip_lightning.config.schema import Config
 from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
+from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run import failure, provenance
 from clip_lightning.run.card import CardFacts, card, cost_table
@@ -70,12 +71,11 @@ def _lead(
     config: Config, argv: Sequence[str], found: Preflight, directory: RunDirectory, screen: Screen, begun: float
 ) -> int:
     """Rank 0 of a run whose directory stands."""
-    path, data = (
-        directory.path,
-        {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples},
-    )
+    path = directory.path
+    data = {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples}
     directory.begin(config, commit=provenance.commit(), versions=provenance.versions(), data=data, argv=argv)
-    folder = CheckpointFolder(directory.checkpoints, keep_last=config.cluster.keep_last, notify=screen.say)
+    keep_last, reach = config.cluster.keep_last, found.lengths.rollback_margin
+    folder = CheckpointFolder(directory.checkpoints, keep_last=keep_last, reach=reach, notify=screen.say)
     resume = folder.newest()
     samples_seen = resume.samples_seen if resume else 0
     write_status(path, "running", samples_seen=samples_seen, total_samples=found.lengths.total)
@@ -122,8 +122,8 @@ def _lead(
 
 
 def _follow(config: Config, path: Path) -> int:
-    """A rank other than 0: the same steps, no word. It leaves with 0 even when a signal ended the run: Lightning kills
-    all ranks when one leaves with an error, and rank 0 may still be writing.
+    """A rank other than 0: the same steps, no word. It leaves with 0 even when a signal or a divergence ended the
+    run: Lightning kills all ranks when one leaves with an error, and rank 0 may still be writing.
     """
     datamodule = build_datamodule(config)
     lengths = lengths_of(config, datamodule.num_samples)
@@ -132,7 +132,8 @@ def _follow(config: Config, path: Path) -> int:
     folder = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
     checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=None, about={})
     session = Session(config, path, datamodule, lengths, tasks, tokenizer)
-    session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
+    with suppress(DivergenceError):
+        session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
     return 0
 
 

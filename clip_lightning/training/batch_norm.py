@@ -122,7 +122,7 @@ class _GroupedBatchNorm(_BatchNorm):
             if running is not None:
                 running.copy_(torch.where(is_skipped.bool(), running, running.lerp(value, self.momentum or 0.0)))
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += ~is_skipped.bool()
 
     def _inside(self, x: Tensor) -> Tensor:
         statistics = torch.zeros(2, self.num_features, device=x.device)

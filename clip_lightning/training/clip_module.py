@@ -20,11 +20,12 @@ from torch import Tensor
 from clip_lightning.config.phases import phase_at, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
+from clip_lightning.data.passed_over import PassedOver
 from clip_lightning.errors import UserError
 from clip_lightning.loss import LossOutput, build_loss, needs_teacher
 from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
-from clip_lightning.reliability.nan_guard import NanGuard
+from clip_lightning.reliability.nan_guard import build_guard
 from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
@@ -84,6 +85,7 @@ class ClipModule(LightningModule):
     Attributes:
         model: the towers and the scale.
         samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
+        passed_over: windows of the data that the run leaves out; likewise.
         last_step: numbers of the newest step.
         averaged: the running average of weights, where `compute.ema_decay` asks for one.
         teacher: the frozen model that the loss learns from, where it does.
@@ -111,7 +113,8 @@ class ClipModule(LightningModule):
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
         self.micro_batch = config.cluster.micro_batch
         self._halved_micro_batch: int | None = None
-        self.guard = NanGuard(config.compute.nonfinite_limit)
+        self.guard = build_guard(config.compute)
+        self.passed_over: tuple[PassedOver, ...] = ()
         decay = config.compute.ema_decay
         self.averaged = AveragedWeights(self.model, decay) if decay is not None else None
         self._randomness = sample_randomness.apply(self.model)
@@ -168,13 +171,15 @@ class ClipModule(LightningModule):
         learning_rate = self.schedule.learning_rate(self.samples_seen)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        self._randomness.patch_dropout = phase_at(self.phases, self.samples_seen).patch_dropout
+        phase = phase_at(self.phases, self.samples_seen)
+        self._randomness.patch_dropout = phase.patch_dropout
         optimizer.zero_grad(set_to_none=True)
         output = self._gradients(self._pairs(batch))
-        loss = all_reduce_sum(output.loss.detach().clone()) / rank_and_world()[1]
         if self._scaler is not None:
             self._scaler.unscale_(optimizer.optimizer)
-        norm = self._clip()
+        # Also the norm, which is the same already but for rounding on unlike machines: ranks must decide alike.
+        both = torch.stack([output.loss.detach().reshape(()), self._clip()])
+        loss, norm = all_reduce_sum(both) / rank_and_world()[1]
         is_skipped = (~(loss.isfinite() & norm.isfinite())).float()
         optimizer.optimizer.found_inf = is_skipped
         optimizer.step()
@@ -184,7 +189,7 @@ class ClipModule(LightningModule):
         self._batch_statistics.commit(is_skipped)
         if self.averaged is not None:
             self.averaged.update(is_skipped)
-        self.guard.record(is_skipped, self.samples_seen, batch.sample_ids)
+        self.guard.record(torch.stack([is_skipped, loss, norm]), self.samples_seen, batch.sample_ids, phase.start)
         self.samples_seen += self.global_batch
         self.last_step = StepMetrics(
             loss=loss,
@@ -206,7 +211,8 @@ class ClipModule(LightningModule):
         self.guard.flush()
         checkpoint["samples_seen"] = self.samples_seen
         checkpoint["halved_micro_batch"] = self._halved_micro_batch
-        checkpoint["num_skipped"], checkpoint["skipped_in_a_row"] = self.guard.num_skipped, self.guard.in_a_row
+        checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["passed_over"] = [list(window) for window in self.passed_over]
         if self.averaged is not None:
             checkpoint["averaged_weights"] = self.averaged.average
         if self._scaler is not None:
@@ -218,7 +224,10 @@ class ClipModule(LightningModule):
         self._halved_micro_batch = checkpoint["halved_micro_batch"]
         if self._halved_micro_batch is not None:
             self.micro_batch = min(self.micro_batch or self.global_batch, self._halved_micro_batch)
-        self.guard.num_skipped, self.guard.in_a_row = checkpoint["num_skipped"], checkpoint["skipped_in_a_row"]
+        self.guard.load_state_dict(checkpoint["guard"])
+        # A checkpoint of before a rollback does not know of its window.
+        known = {PassedOver(*window) for window in checkpoint["passed_over"]}
+        self.passed_over = tuple(sorted(known.union(self.passed_over)))
         if self.averaged is not None:
             self.averaged.load(checkpoint["averaged_weights"])
         if self._scaler is not None:

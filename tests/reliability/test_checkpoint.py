@@ -50,6 +50,20 @@ def test_there_is_no_newest_without_any(folder: CheckpointFolder) -> None:
     assert folder.newest() is None
 
 
+def test_one_checkpoint_stays_that_is_old_enough_to_go_back_to(folder: CheckpointFolder) -> None:
+    folder.reach = 100
+    for number in range(10, 1000, 10):
+        folder.save(number, parts(0), {})
+        numbers = folder.numbers()
+        assert len(numbers) <= 4
+        assert number <= 100 or number - 220 <= max(n for n in numbers if n <= number - 100)
+    found = folder.newest(at_most=890)
+    assert found is not None
+    assert 770 <= found.samples_seen <= 890
+    folder.remove_after(found.samples_seen)
+    assert folder.numbers()[0] == found.samples_seen
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest cut", "no manifest"])
 def test_a_damaged_newest_is_named_and_passed_over(folder: CheckpointFolder, said: list[str], damage: str) -> None:
     folder.save(100, parts(1), {})

@@ -1,0 +1,110 @@
+"""What a run does when its guard says that it diverges: stop with the sample ids saved, or go back and pass them over.
+
+It goes back to the newest checkpoint of before the steps that decided, less a margin, and trains on as it did, which
+gives the same bits, to that place; from there on it reads what stands behind them, plus the margin (PaLM, arXiv
+2204.02311, section 5.1: restarted about 100 steps before a spike, 200 to 500 batches passed over; such a spike came
+from data and weights together, and did not come back with other data). Learning rate and length of the run follow the
+samples that are trained on; what is passed over is not among them. All of it is a function of the steps alone, so
+that a run which is killed anywhere comes to the same end.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+
+from clip_lightning.config.schema import ComputeConfig
+from clip_lightning.data.passed_over import PassedOver, positions_of
+from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
+from clip_lightning.reliability.nan_guard import DivergenceError
+
+FILE_NAME = "divergence.jsonl"
+
+
+class Rollback(NamedTuple):
+    """What the next fit begins with.
+
+    Attributes:
+        samples_seen: of the checkpoint that it goes back to; 0 without one.
+        windows: that the run passes over, the new one among them.
+        line: says it all, for the screen.
+    """
+
+    samples_seen: int
+    windows: tuple[PassedOver, ...]
+    line: str
+
+
+def roll_back(
+    divergence: DivergenceError,
+    before: tuple[PassedOver, ...],
+    compute: ComputeConfig,
+    margin: int,
+    checkpoint: CheckpointCallback,
+    path: Path,
+) -> Rollback:
+    """Writes the divergence down, and lets the next fit go back. To be called on every rank.
+
+    Args:
+        before: windows that are passed over already.
+        margin: samples to pass over before and after the steps themselves.
+        checkpoint: takes the next fit back.
+        path: the run's directory.
+    Raises: DivergenceError, with the file's name and a mend, where it is to stop.
+    """
+    goes_back = compute.on_divergence == "rollback" and len(before) < compute.rollback_limit
+    samples = [
+        max(0, divergence.steps[0].samples_seen - margin),
+        divergence.steps[-1].samples_seen + compute.global_batch + margin,
+    ]
+    window = PassedOver(samples[0], *positions_of(np.array(samples, np.int64), before).tolist())
+    _write(path / FILE_NAME, divergence, window if goes_back else None)
+    what = divergence.problems[0]
+    if not goes_back:
+        mend = "pass over them with compute.on_divergence=rollback"
+        if compute.on_divergence == "rollback":
+            what = f"{what}, after compute.rollback_limit={compute.rollback_limit} rollbacks"
+            mend = "allow more rollbacks"
+        raise DivergenceError(
+            f"{what}; the sample ids are in {path / FILE_NAME}: look at them, lower compute.learning_rate, set "
+            f"compute.gradient_clip=1.0, or {mend}",
+            divergence.steps,
+        )
+    place = checkpoint.go_back(window.samples_seen)
+    line = (
+        f"rollback {len(before) + 1} of {compute.rollback_limit} to {place:,} samples: {what}; passes over the "
+        f"{window.end - window.begin:,} samples from position {window.begin:,} on (ids of those steps in {FILE_NAME})"
+    )
+    return Rollback(place, (*before, window), line)
+
+
+def _write(path: Path, divergence: DivergenceError, window: PassedOver | None) -> None:
+    """Adds a line: the steps with their numbers and the sample ids of all ranks, in the order of the global batch."""
+    own = [None if step.sample_ids is None else step.sample_ids.tolist() for step in divergence.steps]
+    of_ranks = [own]
+    if dist.is_initialized():
+        of_ranks = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(of_ranks, own)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        steps = [
+            {
+                "samples_seen": step.samples_seen,
+                "skipped": step.is_skipped,
+                "loss": _plain(step.loss),
+                "gradient_norm": _plain(step.gradient_norm),
+                "sample_ids": None if None in ids else [one for share in ids for one in share or []],
+            }
+            for step, ids in zip(divergence.steps, zip(*of_ranks, strict=True), strict=True)
+        ]
+        line = {"problem": divergence.problems[0], "passed_over": window and window[1:], "steps": steps}
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    if dist.is_initialized():
+        dist.barrier()  # a rank that leaves takes the others along
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
