@@ -18,3 +18,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """No usable checkpoint where one was asked for."""
+
+
+class NodeError(UserError):
+    """A machine of the run is not fit for it: the sentence names it."""

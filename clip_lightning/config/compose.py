@@ -26,7 +26,7 @@ from yaml import YAMLError
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets, recipes
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
-from clip_lightning.errors import CheckpointError, DataError, UserError
+from clip_lightning.errors import CheckpointError, DataError, NodeError, UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
@@ -368,7 +368,7 @@ def _name_teacher(loss: LossConfig) -> list[str]:
 
 
 def tell(error: UserError) -> int:
-    """Prints the sentences; 2 for what the command got wrong, 1 for what data or checkpoints have."""
+    """Prints the sentences; 2 for what the command got wrong, 1 for what data, checkpoints or nodes have."""
     for problem in error.problems:
         print(problem, file=sys.stderr)
-    return 1 if isinstance(error, DataError | CheckpointError) else 2
+    return 1 if isinstance(error, DataError | CheckpointError | NodeError) else 2

@@ -266,7 +266,7 @@ class ClusterConfig:
     cache_locked: bool = False  # features of locked towers are kept in the run's directory, float32, while it runs
     activation_checkpointing: str = "none"  # none, full, selective
     compile: bool = False  # torch.compile of the towers' blocks
-    time_limit_minutes: int | None = None  # the run saves and leaves before it
+    time_limit_minutes: float | None = None  # of one start: the run saves and leaves before it; null: no limit
     checkpoint_every: str = "10%"  # duration between checkpoints
     keep_last: int = 2  # checkpoints kept
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -33,6 +33,7 @@ from clip_lightning.tokenizer import Tokenizer
 __all__ = ["Batch", "ContrastiveDataModule"]
 
 LARGEST_PIECE = 1024  # samples that one process makes at a time; more would only wait in memory
+PREFETCHED_PIECES = 2  # that each loader process has ready
 VALIDATION_BATCH = 256
 
 
@@ -264,7 +265,9 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def _loader(pieces: TrainingPieces, indices: range, workers: int) -> DataLoader[Any]:
-    settings: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _begin_worker} if workers else {}
+    settings: dict[str, Any] = (
+        {"prefetch_factor": PREFETCHED_PIECES, "worker_init_fn": _begin_worker} if workers else {}
+    )
     return DataLoader(
         pieces,
         batch_size=None,

@@ -1,12 +1,14 @@
 """Signals that ask a run to leave: they set a flag, and all ranks act on it together between two steps.
 
-SIGINT (Ctrl-C), SIGTERM (a scheduler) and SIGUSR2 (a scheduler's warning; NCCL takes USR1) mean the same: finish this
-step, save, leave. A second Ctrl-C leaves at once. Nothing is saved and no collective is called inside a handler.
+SIGINT (Ctrl-C), SIGTERM (a scheduler), SIGUSR2 (a scheduler's warning; NCCL takes USR1) and SIGALRM (the run's own
+clock, before its time limit) mean the same: finish this step, save, leave. A second Ctrl-C leaves at once. Nothing is
+saved and no collective is called inside a handler.
 """
 
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,26 +16,35 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from clip_lightning.config.schema import ClusterConfig
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
+# A run that nothing warns leaves so much before its limit: a tenth of it, at most these seconds.
+_MOST_SECONDS_TO_SAVE = 300.0
 
 
 class StopSignals:
-    """While entered, the three signals only set `received`.
+    """While entered, the signals only set `received`.
 
     Attributes:
         received: the signal that asked to stop, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leave_after: float | None = None) -> None:
+        """Args: leave_after: seconds from now, when the run asks itself to leave."""
         self.received: signal.Signals | None = None
+        self._leave_at = None if leave_after is None else time.monotonic() + leave_after
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
+        if self._leave_at is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(self._leave_at - time.monotonic(), 0.001))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -47,11 +58,26 @@ class StopSignals:
         """128 + the signal, as shells have it; 0 when none came."""
         return 128 + self.received if self.received else 0
 
+    @property
+    def reason(self) -> str:
+        """Who asked, in a few words; empty when nobody did."""
+        if self.received == signal.SIGALRM:
+            return "cluster.time_limit_minutes is near"
+        return f"asked to by {self.received.name}" if self.received else ""
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             os.write(sys.stderr.fileno(), b"\nleft at once; the newest checkpoint stands\n")
             os._exit(128 + number)
         self.received = self.received or signal.Signals(number)
+
+
+def leave_after(cluster: ClusterConfig) -> float | None:
+    """Seconds after its start at which a run has to leave, so that it has saved before its time limit; None without."""
+    if cluster.time_limit_minutes is None:
+        return None
+    limit = 60 * cluster.time_limit_minutes
+    return limit - min(limit / 10, _MOST_SECONDS_TO_SAVE)
 
 
 class PreemptionCallback(Callback):

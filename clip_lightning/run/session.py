@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+import socket
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
-from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
+from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
 from clip_lightning.data.passed_over import PassedOver
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
@@ -27,6 +29,7 @@ from clip_lightning.parallel import activation_checkpointing, compile, ddp
 from clip_lightning.records import Record
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
+from clip_lightning.reliability.node_health import NodeHealth
 from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
@@ -182,8 +185,21 @@ class Session:
         )
         # Numbers are written before the checkpoint at the same place: a run that is killed in between resumes from an
         # older one and repeats them, instead of missing them.
-        callbacks = [_PassedOver(sink), meter, zero_shot, PreemptionCallback(signals), checkpoint]
+        callbacks = [self._node_health(), _PassedOver(sink), meter, zero_shot, PreemptionCallback(signals), checkpoint]
         return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)
+
+    def _node_health(self) -> NodeHealth:
+        """Compares the machines of the run: what loader processes hand over, and a sample read on each."""
+        config, datamodule = self.config, self.datamodule
+
+        def read_a_sample() -> str:
+            datamodule.layout.read_many(datamodule.order.training_ids(np.zeros(1, dtype=np.int64)))
+            return datamodule.fingerprint
+
+        share = config.compute.global_batch // (config.cluster.nodes * config.cluster.devices)
+        piece = min(share, LARGEST_PIECE) * 3 * config.model.vision.image_size**2
+        in_flight = config.cluster.workers * (PREFETCHED_PIECES + 1)
+        return NodeHealth(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), in_flight * piece, read_a_sample)
 
 
 def evaluators(

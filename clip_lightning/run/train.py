@@ -7,26 +7,25 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
-from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
-from clip_lightning.reliability.nan_guard import DivergenceError
-from clip_lightning.reliability.preemption import StopSignals
+from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, provenance
 from clip_lightning.run.card import CardFacts, card, cost_table
 from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, write_status
 from clip_lightning.run.figures import write_figures
+from clip_lightning.run.follow import follow
 from clip_lightning.run.hardware import device_name, total_peak_flops, uses_gpu
 from clip_lightning.run.meter import Costs
-from clip_lightning.run.preflight import Preflight, build_datamodule, lengths_of, preflight, prepare_tokenizer
+from clip_lightning.run.preflight import Preflight, preflight, prepare_tokenizer
 from clip_lightning.run.progress import Screen, count, screen
 from clip_lightning.run.reporter import Reporter
-from clip_lightning.run.session import Session, Sink, quiet_libraries, rank_of_process
+from clip_lightning.run.session import Session, quiet_libraries, rank_of_process
 from clip_lightning.run.status import read_json
 from clip_lightning.run.summary import Summary, end_table, last_value
 from clip_lightning.run.tracker import open_tracker
@@ -49,7 +48,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     if rank := rank_of_process():
         path = Path(os.environ.get(_RUN_VARIABLE, path))
         with failure.noted(path, rank):
-            return _follow(config, path)
+            return follow(config, path)
     if read_json(path / "status.json").get("status") == "finished" and not (config.fresh or config.dry_run):
         print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
         return 0
@@ -88,7 +87,8 @@ def _lead(
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config)}
     checkpoint = CheckpointCallback(folder, every=found.lengths.checkpoint_every, resume=resume, about=about)
     costs = Costs(found.training_flops, total_peak_flops(config.cluster))
-    signals = StopSignals()
+    time_left = leave_after(config.cluster)
+    signals = StopSignals(None if time_left is None else time_left - (time.perf_counter() - begun))
     os.environ[_RUN_VARIABLE] = str(path)
     with closing(open_tracker(config, path, found.wandb, directory.tracker_id(), screen.say)) as tracker:
         tracker.resume_at(samples_seen)
@@ -100,7 +100,7 @@ def _lead(
         run=path.name,
         path=path,
         status="finished" if outcome.complete else "stopped",
-        reason="" if outcome.complete else f"asked to by {signals.received.name if signals.received else 'a rank'}",
+        reason="" if outcome.complete else signals.reason,
         samples=outcome.samples_seen,
         total_samples=found.lengths.total,
         seconds=outcome.seconds,
@@ -119,22 +119,6 @@ def _lead(
     write_status(path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
     print(f"\n{table}")
     return 0 if outcome.complete else signals.exit_code
-
-
-def _follow(config: Config, path: Path) -> int:
-    """A rank other than 0: the same steps, no word. It leaves with 0 even when a signal or a divergence ended the
-    run: Lightning kills all ranks when one leaves with an error, and rank 0 may still be writing.
-    """
-    datamodule = build_datamodule(config)
-    lengths = lengths_of(config, datamodule.num_samples)
-    tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
-    tokenizer = prepare_tokenizer(config, path / "tokenizer", datamodule)
-    folder = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
-    checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=None, about={})
-    session = Session(config, path, datamodule, lengths, tasks, tokenizer)
-    with suppress(DivergenceError):
-        session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
-    return 0
 
 
 def _card(config: Config, argv: Sequence[str], found: Preflight, state: str, begun: float) -> str:

@@ -1,0 +1,201 @@
+"""Whether every machine of a run is fit for it: asked of all of them together, before the first step.
+
+Each rank reports its own machine; all judge the same reports, so that all leave with the same sentence, which names the
+sick node. One rank alone would leave the others waiting in a collective that never comes.
+"""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed import distributed_c10d
+
+from clip_lightning.errors import NodeError
+
+# How long a rank may take to report after the others, to read a sample, and to answer the first all-reduce.
+PATIENCE = timedelta(seconds=120)
+_REPORTED, _READ = "reported", "read a sample"
+_SHARED_MEMORY = Path("/dev/shm")
+_MOST_CLOCK_SKEW_SECONDS = 5.0
+_LEAST_FREE_GPU_SHARE = 0.8  # before the model is there
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one rank reports.
+
+    Attributes:
+        clock: seconds since 1970, read when all ranks had just met.
+        shared_memory_needed: bytes that this rank's loader processes pass through /dev/shm at a time.
+        shared_memory_free: bytes free there; None where there is none.
+        gpu_bytes: free and total of this rank's GPU; None on a CPU.
+        fingerprint: of the data; empty where it cannot be read, and `data_error` says why.
+    """
+
+    node: str
+    rank: int
+    clock: float
+    shared_memory_needed: int
+    shared_memory_free: int | None
+    gpu_bytes: tuple[int, int] | None
+    fingerprint: str
+    data_error: str = ""
+
+
+class NodeHealth(Callback):
+    """Asks all ranks once the process group stands; nothing happens with a single process."""
+
+    def __init__(self, node: str, shared_memory_needed: int, data: Callable[[], str]) -> None:
+        """Args.
+
+        node: this machine's name.
+        shared_memory_needed: bytes, as `Machine` has them.
+        data: reads a sample and returns the data's fingerprint.
+        """
+        self.node, self.shared_memory_needed, self.data = node, shared_memory_needed, data
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises: NodeError for every node that is not fit."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            check_nodes(self.node, self.shared_memory_needed, self.data, trainer.strategy.root_device)
+
+
+def check_nodes(
+    node: str, shared_memory_needed: int, data: Callable[[], str], device: torch.device, patience: timedelta = PATIENCE
+) -> None:
+    """Compares the machines of all ranks, and tries their collectives.
+
+    Args:
+        node: this machine's name; the other two as `NodeHealth` has them.
+        device: this rank's, on which the default process group works.
+        patience: for the slowest rank.
+    Raises: NodeError, the same on every rank.
+    """
+    _meet(_REPORTED, node, patience)
+    group = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(group, dist.ProcessGroup)
+    dist.barrier(group)
+    clock = time.time()
+    fingerprint, data_error = _read(data)
+    _meet(_READ, node, patience)
+    own = Machine(
+        node=node,
+        rank=dist.get_rank(),
+        clock=clock,
+        shared_memory_needed=shared_memory_needed,
+        shared_memory_free=shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None,
+        gpu_bytes=torch.cuda.mem_get_info(device) if device.type == "cuda" else None,
+        fingerprint=fingerprint,
+        data_error=data_error,
+    )
+    machines: list[Machine] = [own] * dist.get_world_size()
+    dist.all_gather_object(machines, own, group)
+    if found := problems(machines):
+        raise NodeError(*found)
+    _try_all_reduce(machines, device, patience, group)
+
+
+def problems(machines: list[Machine]) -> list[str]:
+    """What is wrong with machines, one sentence each, by name. `machines` are the reports of ranks 0, 1, ..."""
+    found = []
+    clock = statistics.median(machine.clock for machine in machines)
+    for node in dict.fromkeys(machine.node for machine in machines):
+        own = [machine for machine in machines if machine.node == node]
+        skew = own[0].clock - clock
+        if abs(skew) > _MOST_CLOCK_SKEW_SECONDS:
+            found.append(
+                f"node {node}: its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the other nodes'; "
+                "set it by NTP, or leave the node out (sbatch --exclude)"
+            )
+        needed, free = sum(machine.shared_memory_needed for machine in own), own[0].shared_memory_free
+        if needed and free is not None and free < needed:
+            found.append(
+                f"node {node}: {_SHARED_MEMORY} has {_gib(free)} free, and the loader processes of its {len(own)} "
+                f"ranks pass {_gib(needed)} through it; give it more, or write a smaller cluster.workers"
+            )
+    for machine in machines:
+        where = f"node {machine.node} (rank {machine.rank})"
+        if machine.gpu_bytes is not None and machine.gpu_bytes[0] < _LEAST_FREE_GPU_SHARE * machine.gpu_bytes[1]:
+            free, total = machine.gpu_bytes
+            found.append(
+                f"{where}: {_gib(total - free)} of its GPU's {_gib(total)} are taken by another process; end it "
+                "(nvidia-smi shows it), or leave the node out (sbatch --exclude)"
+            )
+        if machine.data_error:
+            found.append(f"{where}: the data cannot be read there ({machine.data_error})")
+        elif machines[0].fingerprint and machine.fingerprint != machines[0].fingerprint:
+            found.append(
+                f"{where}: its data is not rank 0's (fingerprint {machine.fingerprint}, not "
+                f"{machines[0].fingerprint}); mount or copy the same data on every node"
+            )
+    return found
+
+
+def _meet(done: str, node: str, patience: timedelta) -> None:
+    """Every rank leaves a word in the ranks' store when it has `done` something: who does not is known by its absence.
+
+    Raises: NodeError with the missing ranks, by node where they have met before, and the nodes of those that came.
+    """
+    store = distributed_c10d._get_default_store()
+    store.set(_key(done, dist.get_rank()), node)
+    end = time.monotonic() + patience.total_seconds()
+    missing, present = [], dict[str, None]()
+    for rank in range(dist.get_world_size()):
+        try:
+            store.wait([_key(done, rank)], timedelta(seconds=max(end - time.monotonic(), 0.01)))
+            present[store.get(_key(done, rank)).decode()] = None
+        except RuntimeError:
+            met = _key(_REPORTED, rank)
+            missing.append(f"{rank}" + (f" (node {store.get(met).decode()})" if store.check([met]) else ""))
+    if missing:
+        raise NodeError(
+            f"rank {', '.join(missing)} of {dist.get_world_size()} has not {done} within "
+            f"{patience.total_seconds():.0f} s; nodes that have: {', '.join(present)}"
+        )
+
+
+def _try_all_reduce(
+    machines: list[Machine], device: torch.device, patience: timedelta, group: dist.ProcessGroup
+) -> None:
+    """One small all-reduce on the ranks' devices, watched from the CPU.
+
+    Raises: NodeError with the nodes where it did not come back, or came back wrong.
+    """
+    ones = torch.ones(1, device=device)
+    work = dist.all_reduce(ones, async_op=True)
+    assert work is not None
+    end = time.monotonic() + patience.total_seconds()
+    while not work.is_completed() and time.monotonic() < end:
+        time.sleep(0.001)
+    is_right = work.is_completed() and int(ones.item()) == len(machines)
+    answers = [is_right] * len(machines)
+    dist.all_gather_object(answers, is_right, group)
+    if sick := [machine.node for machine, answer in zip(machines, answers, strict=True) if not answer]:
+        raise NodeError(
+            f"the first all-reduce did not come back on node {', '.join(dict.fromkeys(sick))} within "
+            f"{patience.total_seconds():.0f} s; NCCL_DEBUG=INFO shows what it waits for, NCCL_SOCKET_IFNAME names the "
+            "network"
+        )
+
+
+def _read(data: Callable[[], str]) -> tuple[str, str]:
+    # Whatever keeps a sample from being read on this machine is told to all ranks; raised here, it would hang them.
+    try:
+        return data(), ""
+    except Exception as error:
+        return "", " ".join(str(error).split()) or type(error).__name__
+
+
+def _key(done: str, rank: int) -> str:
+    return f"clip_lightning/{done}/{rank}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
