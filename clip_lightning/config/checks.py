@@ -5,13 +5,22 @@ A sentence names key, value, rule and mend. What needs the data, the towers or t
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from clip_lightning.config import duration, identity, phases, values
 from clip_lightning.config.keys import did_you_mean, near
-from clip_lightning.config.schema import ComputeConfig, Config, DataConfig, EvaluateConfig, TextConfig, VisionConfig
+from clip_lightning.config.schema import (
+    ClusterConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 _BATCH = [
     "compute.global_batch",
@@ -61,6 +70,10 @@ def _machine(config: Config | EvaluateConfig) -> Iterator[str]:
             f"cluster.strategy=single is one process, and cluster.nodes={cluster.nodes} x "
             f"cluster.devices={cluster.devices} are {ranks}; write cluster=ddp"
         )
+    yield from _shards(cluster)
+    yield from _launched_elsewhere(cluster)
+    if values.get(config, "compute.precision") == "fp16" and cluster.strategy in ("fsdp", "hsdp"):
+        yield f"compute.precision=fp16 cannot be scaled under cluster={cluster.strategy}; write compute.precision=bf16"
     if values.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
         yield "compute.precision=fp16 needs a GPU and cluster.accelerator is cpu; write compute.precision=bf16"
     for folder in config.eval.folders:
@@ -68,6 +81,35 @@ def _machine(config: Config | EvaluateConfig) -> Iterator[str]:
             yield f"eval.folders: {folder} does not exist; name folders in CLIP_benchmark's layout"
     if isinstance(config, Config) and config.tracker.name == "none" and config.tracker.mode != "auto":
         yield f"tracker.mode={config.tracker.mode} has no effect with tracker=none; leave it out or write tracker=wandb"
+
+
+def _shards(cluster: ClusterConfig) -> Iterator[str]:
+    """Whether there are ranks to share the weights, and how many share them."""
+    ranks, size = cluster.nodes * cluster.devices, cluster.shard_size or cluster.devices
+    if cluster.strategy in ("fsdp", "hsdp") and ranks == 1:
+        yield f"cluster.strategy={cluster.strategy} shares weights among ranks and there is 1; write cluster.devices=2"
+    elif cluster.strategy == "hsdp" and (ranks % size or not 1 < size < ranks):
+        fit = next((n for n in range(2, ranks) if ranks % n == 0), None)
+        mend = f"write cluster.shard_size={fit}, or cluster=fsdp" if fit else "write cluster=fsdp"
+        yield (
+            f"cluster.shard_size={size} (null: cluster.devices) must divide the {ranks} ranks into two groups or more, "
+            f"of two or more; {mend} for one group"
+        )
+    if cluster.strategy != "hsdp" and cluster.shard_size is not None:
+        yield f"cluster.shard_size={cluster.shard_size} has no effect without cluster=hsdp; leave it out"
+
+
+def _launched_elsewhere(cluster: ClusterConfig) -> Iterator[str]:
+    """Whether torchrun started as many processes as the cluster has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if (world, local) != (cluster.nodes * cluster.devices, cluster.devices):
+        yield (
+            f"torchrun started {world} processes, {local} on this node, and cluster.nodes={cluster.nodes} x "
+            f"cluster.devices={cluster.devices} are {cluster.nodes * cluster.devices}; write "
+            f"cluster.nodes={world // local} cluster.devices={local}, or another --nproc_per_node"
+        )
 
 
 def _run_folder(config: EvaluateConfig) -> Iterator[str]:
@@ -158,6 +200,11 @@ def _cached(config: Config) -> Iterator[str]:
         yield (
             "cluster.cache_locked=true has no effect: neither model.vision.locked nor model.text.locked is true; "
             "leave it out"
+        )
+    if config.cluster.strategy in ("fsdp", "hsdp"):
+        yield (
+            f"cluster.cache_locked=true cannot be with cluster.strategy={config.cluster.strategy}, whose ranks have "
+            "to compute with a tower's weights at the same time; leave it out, or write cluster=ddp"
         )
     still = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "pad": 0, "flip": 0.0, "color_jitter": [], "grey": 0.0}
     drawn = {name: value for name, value in still.items() if getattr(augment, name) != value}
@@ -320,6 +367,13 @@ def _lengths(config: Config) -> Iterator[str]:
             f"{what} take {warmup + cooldown:,} samples and the whole run has {total:,} "
             f"(compute.duration={compute.duration}); write compute.warmup=5%"
         )
+    if (keep := config.cluster.keep_every) is not None:
+        often, rarely = samples(config.cluster.checkpoint_every, total), samples(keep, total)
+        if not often or rarely < often:
+            yield (
+                f"cluster.keep_every={keep} is no longer than cluster.checkpoint_every="
+                f"{config.cluster.checkpoint_every}; write a longer one, or null"
+            )
     overfit = config.debug.overfit_samples
     if 0 < overfit < compute.global_batch:
         yield f"debug.overfit_samples={overfit} must be at least compute.global_batch={compute.global_batch}"

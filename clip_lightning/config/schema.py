@@ -259,7 +259,9 @@ class ClusterConfig:
     accelerator: str = "auto"  # auto, cpu, gpu
     nodes: int = 1  # machines
     devices: int = 1  # per node
-    strategy: str = "single"  # single, ddp, fsdp, hsdp
+    strategy: str = "single"  # single, ddp, fsdp (weights in shards over all ranks), hsdp (shards, repeated)
+    shard_size: int | None = None  # hsdp: neighbouring ranks that hold the weights once; null: cluster.devices
+    timeout_minutes: float = 10.0  # a collective that takes longer ends the run; the first step may take 30
     micro_batch: int | None = None  # pairs per forward on a rank; null: the rank's whole share
     workers: int = 2  # loader processes per rank
     threads: int | None = None  # torch threads per rank; null: cores / local ranks - workers
@@ -268,7 +270,8 @@ class ClusterConfig:
     compile: bool = False  # torch.compile of the towers' blocks
     time_limit_minutes: float | None = None  # of one start: the run saves and leaves before it; null: no limit
     checkpoint_every: str = "10%"  # duration between checkpoints
-    keep_last: int = 2  # checkpoints kept
+    keep_last: int = 2  # newest checkpoints kept
+    keep_every: str | None = None  # duration; the first checkpoint past each multiple is never removed; null: none
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 

@@ -52,6 +52,8 @@ _ABOVE_0 = [
     "cluster.nodes",
     "cluster.devices",
     "cluster.micro_batch",
+    "cluster.shard_size",
+    "cluster.timeout_minutes",
     "cluster.threads",
     "cluster.time_limit_minutes",
     "cluster.keep_last",
@@ -86,6 +88,7 @@ DURATIONS = [
     "compute.cooldown",
     "compute.rollback_margin",
     "cluster.checkpoint_every",
+    "cluster.keep_every",
     "eval.every",
     "tracker.log_every",
 ]

@@ -112,10 +112,16 @@ class ContrastiveDataModule(LightningDataModule):
         return TrainingLoader(self, self._maker(training=True))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """This rank's share of the validation pairs, in a fixed order; empty where there are none."""
+        """This rank's share of the validation pairs, in a fixed order; empty where there are none.
+
+        Shares are equally long, so that no rank of a sharded model waits for another's forward pass; what would be
+        missing from the last is taken twice, and told apart by its position.
+        """
         rank, world = rank_and_world()
         maker, num = self._validation
-        first, last = num * rank // world, num * (rank + 1) // world
+        size = -(-num // world)
+        first = min(rank * size, num - size)
+        last = first + size
         starts = range(first, last, VALIDATION_BATCH)
         pieces = [np.arange(start, min(start + VALIDATION_BATCH, last), dtype=np.int64) for start in starts]
         # The pieces are few: forking processes for them would take longer than the pixels.

@@ -73,7 +73,7 @@ def predictions(
     with inference(model, device, precision):
         weights_CD = ClassifierBuilder(task.name, task.classnames, task.templates).build(model, tokenizer, device)
         features_BD = model.encode_image(images.to(device))
-        logits_BC = (model.log_logit_scale.float().exp() * cosines(features_BD, weights_CD)).cpu()
+        logits_BC = (model.current_logit_scale() * cosines(features_BD, weights_CD)).cpu()
     refuse_broken(int((~logits_BC.isfinite()).any(1).sum()), len(images), f"{task.name}, images")
     ranks = ranks_of(logits_BC, labels).tolist()
     best = logits_BC.argsort(dim=1, descending=True, stable=True)[:, :NUM_SHOWN].tolist()

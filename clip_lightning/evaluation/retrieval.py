@@ -56,7 +56,7 @@ class RetrievalEvaluator:
         """
         with inference(model, device, self.precision):
             images_ND, texts_ND = self._features(model, device)
-            scale = model.log_logit_scale.float().exp()
+            scale = model.current_logit_scale()
         pairs = len(images_ND)
         if pairs < 2:
             raise DataError(f"data.validation has {pairs} pairs, and a contrastive loss needs two or more.")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from clip_lightning.config.phases import Phase
@@ -74,6 +75,12 @@ class CLIP(nn.Module):
         """Holds the scale at its maximum, 100 in the paper (section 2.5); called after every optimizer step."""
         if self._largest_log_scale is not None:
             self.log_logit_scale.clamp_(max=self._largest_log_scale)
+
+    @torch.no_grad()
+    def current_logit_scale(self) -> Tensor:
+        """The factor of the cosines, float32 [1]; to be called on every rank, whose shards are put together."""
+        scale = self.log_logit_scale.detach()
+        return (scale.full_tensor() if isinstance(scale, DTensor) else scale).float().exp()
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks of both towers, in order: what is checkpointed, compiled and sharded one by one."""

@@ -1,29 +1,36 @@
 """Saves and restores a training run: what goes into a checkpoint, and when.
 
-The state is taken and given through the strategy, so that a sharded model hands over whole tensors as well. Restoring
-happens once the model stands on its device and the optimizer exists, before the loader is made: what the loader yields
-follows from `samples_seen` alone.
+Training stands still while a copy of the state is made in the host's memory; a thread writes it while training goes on.
+Each rank copies and writes what it holds, so that nothing is gathered. Restoring happens once the model stands on its
+device and the optimizer exists, before the loader is made: what the loader yields follows from `samples_seen` alone.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_lightning.errors import CheckpointError
-from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
+from clip_lightning.records import Record
+from clip_lightning.reliability.background import Background
+from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint, shard_name
+from clip_lightning.reliability.ranks import Ranks
+from clip_lightning.reliability.shards import laid_out, on_host, optimizer_laid_out, own_rows
 
 WEIGHTS, TRAINING = "weights", "training"
+# How long a run that fails waits for a checkpoint that is being written: other ranks may be gone.
+LAST_WAIT_SECONDS = 60
 
 
 class CheckpointCallback(Callback):
     """Writes a checkpoint at a cadence in samples and where training ends, asked to or not.
 
     Attributes:
-        seconds: time spent saving so far, to be left out of throughput.
+        seconds: for which training stood still for checkpoints so far, to be left out of throughput.
         restored: the checkpoint that this start continues, or None.
+        sink: takes the records of each checkpoint that was written, on rank 0.
     """
 
     def __init__(
@@ -38,9 +45,13 @@ class CheckpointCallback(Callback):
         self.folder, self.every, self.about = folder, every, dict(about)
         self.restored = resume
         self.seconds = 0.0
+        self.sink: Callable[[list[Record]], None] = lambda records: None
+        self._ranks = Ranks()
         self._samples_before = 0
         self._saved_at: int | None = None
         self._is_due = False
+        self._writing: Background[Path | None] | None = None
+        self._stall = 0.0
 
     def go_back(self, at_most: int) -> int:
         """Lets the next fit begin at the newest checkpoint of at most so many samples. To be called on every rank.
@@ -51,18 +62,16 @@ class CheckpointCallback(Callback):
         Returns: its samples; 0: the run begins anew, since the place is before its first checkpoint.
         Raises: CheckpointError on every rank where there should be a checkpoint, and none verifies.
         """
+        self._finish()
         self.restored, place = None, 0
-        if _rank() == 0:
+        if self._ranks.rank == 0:
             self.restored = self.folder.newest(at_most)
             if self.restored is None and self.every and at_most >= self.every:
                 place = -1
             else:
                 place = self.restored.samples_seen if self.restored else 0
                 self.folder.remove_after(place)
-        if dist.is_initialized():
-            places = [place]
-            dist.broadcast_object_list(places)
-            place = places[0]
+        place = self._ranks.exchange(place)[0]
         if place < 0:
             raise CheckpointError(
                 f"{self.folder.path} has no checkpoint to go back to, at or before {at_most:,} samples; take an older "
@@ -73,14 +82,11 @@ class CheckpointCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores weights, optimizer and the module's own state on every rank, and tells the loader where to begin."""
-        path = trainer.strategy.broadcast(self.restored.path if self.restored else None)
+        self._ranks = Ranks.connected()
+        path = self._ranks.exchange(self.restored.path if self.restored else None)[0]
         if path is not None:
-            self.restored = self.restored or open_checkpoint(path)
-            training = self.restored.load(TRAINING)
-            trainer.strategy.load_model_state_dict({"state_dict": self.restored.load(WEIGHTS)})
-            trainer.strategy.load_optimizer_state_dict({"optimizer_states": training["optimizers"]})
-            trainer.precision_plugin.load_state_dict(training["precision"])
-            pl_module.on_load_checkpoint(training["module"])
+            self.restored = self.restored or open_checkpoint(path, verify=False)
+            self._restore(self.restored, trainer, pl_module)
             self._saved_at = self.restored.samples_seen
         self._samples_before = _samples_seen(pl_module)
         trainer.datamodule.samples_seen = self._samples_before  # type: ignore[attr-defined]
@@ -90,39 +96,66 @@ class CheckpointCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves when the step went past a multiple of `every`; not amid steps out of order, but right after them."""
+        if self._writing is not None and self._writing.is_done:
+            self._finish()
         before, self._samples_before = self._samples_before, _samples_seen(pl_module)
         self._is_due |= bool(self.every) and before // self.every < self._samples_before // self.every
         if self._is_due and not pl_module.guard.is_in_doubt():  # type: ignore[union-attr, operator]
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves where training stops, complete or not."""
+        """Saves where training stops, complete or not, and waits until it is written.
+
+        Raises: CheckpointError on every rank when it cannot be: what was learned since the newest would be lost.
+        """
         self.save(trainer, pl_module)
+        self._finish()
+        if self._saved_at is None:
+            newest = next(iter(self.folder.numbers()), None)
+            raise CheckpointError(
+                f"{self.folder.path}: the last checkpoint, at {_samples_seen(pl_module):,} samples, could not be "
+                "written; make room and run the same command again: it goes on "
+                + (f"from {newest:,} samples" if newest else "from the start")
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets a checkpoint that is being written become whole."""
+        if self._writing is not None:
+            self._writing.wait(LAST_WAIT_SECONDS)
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves now, unless this place is saved already. To be called on every rank: sharded state is gathered."""
-        samples_seen = _samples_seen(pl_module)
-        self._is_due = False
-        if self._saved_at == samples_seen:
-            return
+        """Begins to save, unless this place is saved already; to be called on every rank."""
         start = time.perf_counter()
-        module: dict[str, Any] = {}
-        pl_module.on_save_checkpoint(module)
-        weights = trainer.strategy.lightning_module_state_dict()
-        optimizers = [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers]
-        if _rank() == 0:
-            training = {"optimizers": optimizers, "precision": trainer.precision_plugin.state_dict(), "module": module}
-            self.folder.save(samples_seen, {WEIGHTS: weights, TRAINING: training}, self.about)
-        self._saved_at = samples_seen
-        self.seconds += time.perf_counter() - start
+        self._is_due = False
+        self._finish()
+        samples_seen = _samples_seen(pl_module)
+        if self._saved_at != samples_seen:
+            parts = _parts(_state(trainer, pl_module), self._ranks.rank)
+            self._saved_at = samples_seen
+            self._writing = Background(lambda: self.folder.save(samples_seen, parts, self.about, self._ranks))
+        self._stall = time.perf_counter() - start
+        self.seconds += self._stall
 
+    def _finish(self) -> None:
+        """Waits for the checkpoint that is being written, and notes how it went."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        if writing.result() is None:
+            self._saved_at = None
+        elif self._ranks.rank == 0:
+            measured = {"checkpoint_stall_seconds": self._stall, "checkpoint_write_seconds": writing.seconds}
+            at = self._saved_at or 0
+            self.sink([Record(what=what, value=value, samples_seen=at) for what, value in measured.items()])
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _samples_seen(module: LightningModule) -> int:
-    return int(module.samples_seen)  # type: ignore[arg-type]
+    def _restore(self, checkpoint: Checkpoint, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights, training = checkpoint.saved(WEIGHTS), checkpoint.saved(TRAINING)
+        own = pl_module.state_dict()
+        pl_module.load_state_dict({name: laid_out(weights[name], own[name]) for name in weights.keys() & own.keys()})
+        for optimizer, saved in zip(trainer.optimizers, training["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_laid_out(saved, optimizer))
+        trainer.precision_plugin.load_state_dict(training["precision"])
+        pl_module.on_load_checkpoint(training["module"])
 
 
 def model_weights(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -130,3 +163,29 @@ def model_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     prefix = "model."
     weights = checkpoint.load(WEIGHTS)
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _state(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """All that a resume needs. The optimizer's state has parameters by number, under every strategy alike."""
+    module: dict[str, Any] = {}
+    pl_module.on_save_checkpoint(module)
+    return {
+        WEIGHTS: pl_module.state_dict(),
+        TRAINING: {
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "precision": trainer.precision_plugin.state_dict(),
+            "module": module,
+        },
+    }
+
+
+def _parts(state: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Copies of what this rank writes: rank 0 everything but other ranks' rows, the others their rows."""
+    if rank == 0:
+        return {part: on_host(tree) for part, tree in state.items()}
+    found = {part: own_rows(tree) for part, tree in state.items()}
+    return {shard_name(part, shard): rows for part, (shard, rows) in found.items() if rows}
+
+
+def _samples_seen(module: LightningModule) -> int:
+    return int(module.samples_seen)  # type: ignore[arg-type]

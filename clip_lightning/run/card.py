@@ -7,6 +7,7 @@ from importlib.metadata import version
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.parallel.fsdp import shard_size
 from clip_lightning.run.preflight import Preflight
 from clip_lightning.run.progress import count, percent
 
@@ -63,7 +64,7 @@ def cost_table(config: Config, found: Preflight) -> str:
         ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.datamodule.num_samples:,}"),
         *((f"memory: {part.name}", _gib(getattr(memory, part.name))) for part in fields(memory)),
         ("memory per process", f"{_gib(memory.total)} estimated, libraries left out"),
-        ("checkpoint", _gib(memory.weights + memory.optimizer)),
+        ("checkpoint", _gib((memory.weights + memory.optimizer) * shard_size(config.cluster))),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

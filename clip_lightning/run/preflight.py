@@ -21,6 +21,7 @@ from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, count_flops
+from clip_lightning.parallel import fsdp
 from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
@@ -37,6 +38,7 @@ class Lengths:
 
     total: int
     checkpoint_every: int
+    keep_every: int
     eval_every: int
     log_every: int
     rollback_margin: int
@@ -191,6 +193,7 @@ def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
     return Lengths(
         total=total,
         checkpoint_every=samples(config.cluster.checkpoint_every, total),
+        keep_every=samples(config.cluster.keep_every, total) if config.cluster.keep_every else 0,
         eval_every=samples(config.eval.every, total),
         log_every=max(batch, samples(config.tracker.log_every, total)),
         rollback_margin=samples(config.compute.rollback_margin, total) if goes_back else 0,
@@ -235,19 +238,20 @@ def _take_tokenizer(teachers: Path, own: Path) -> None:
 def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teacher: CLIP | None = None) -> Memory:
     """Bytes of one rank's step: float32 weights, gradients and AdamW's two moments, and what autograd keeps.
 
-    What autograd keeps is that of the largest phase, counted on the meta device in float32 and halved under 16-bit
-    autocast, which keeps most of it in 16 bits.
+    Of what is sharded the rank's part is counted, without the units that are whole for a moment. What autograd keeps is
+    that of the largest phase, counted on the meta device in float32 and halved under 16-bit autocast, which keeps most
+    of it in 16 bits.
     """
     weights = 4 * num_parameters(model)
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    ranks = config.cluster.nodes * config.cluster.devices
+    ranks, shards = config.cluster.nodes * config.cluster.devices, fsdp.shard_size(config.cluster)
     share = config.compute.global_batch // ranks
     batch = min(config.cluster.micro_batch or share, share)
     width = 1 if config.compute.precision == "fp32" else 2
     return Memory(
-        weights=weights * (2 if config.compute.ema_decay else 1),
-        gradients=trained,
-        optimizer=2 * trained,
+        weights=weights * (2 if config.compute.ema_decay else 1) // shards,
+        gradients=trained // shards,
+        optimizer=2 * trained // shards,
         activations=batch * max(_saved_bytes(config, phase) for phase in phases) // width,
         teacher=4 * num_parameters(teacher) if teacher else 0,
     )

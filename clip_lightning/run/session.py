@@ -25,15 +25,17 @@ from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
-from clip_lightning.parallel import activation_checkpointing, compile, ddp
+from clip_lightning.parallel import activation_checkpointing, compile, strategy
+from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.records import Record
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.node_health import NodeHealth
 from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
+from clip_lightning.run import launch
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
-from clip_lightning.run.hardware import num_cores
+from clip_lightning.run.hardware import num_cores, uses_gpu
 from clip_lightning.run.meter import Costs, Meter
 from clip_lightning.run.preflight import Lengths
 from clip_lightning.run.progress import Interval
@@ -122,6 +124,9 @@ class Session:
         """
         config, datamodule = self.config, self.datamodule
         datamodule.tokenizer = self.tokenizer
+        checkpoint.sink = sink.evaluation
+        record_collectives(self.path)
+        launch.meet(uses_gpu(config.cluster.accelerator))
         windows: tuple[PassedOver, ...] = ()
         with signals:
             while True:
@@ -185,7 +190,9 @@ class Session:
         )
         # Numbers are written before the checkpoint at the same place: a run that is killed in between resumes from an
         # older one and repeats them, instead of missing them.
-        callbacks = [self._node_health(), _PassedOver(sink), meter, zero_shot, PreemptionCallback(signals), checkpoint]
+        patience = CollectiveTimeout(config.cluster.timeout_minutes)
+        stop = PreemptionCallback(signals)
+        callbacks = [self._node_health(), _PassedOver(sink), meter, zero_shot, stop, patience, checkpoint]
         return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)
 
     def _node_health(self) -> NodeHealth:
@@ -235,7 +242,7 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
         accelerator=cluster.accelerator,
         devices=cluster.devices,
         num_nodes=cluster.nodes,
-        strategy=ddp.strategy(cluster),
+        strategy=strategy.build(cluster),
         deterministic=config.compute.deterministic,
         callbacks=callbacks,
         default_root_dir=folder,
@@ -264,14 +271,6 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-
-
-def rank_of_process() -> int:
-    """The rank that a launcher gave this process: torchrun's, SLURM's, or Lightning's own; 0 without one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
 
 
 def _all_bad_samples(datamodule: ContrastiveDataModule) -> Counter[str]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clip_lightning.reliability.shards import SavedRows, laid_out
+
 
 class AveragedWeights:
     """average = decay x average + (1 - decay) x weight after every step, for each parameter that is trained.
@@ -43,9 +45,9 @@ class AveragedWeights:
         """Gives the model the average for good."""
         self._put(self.average)
 
-    def load(self, average: dict[str, Tensor]) -> None:
+    def load(self, average: dict[str, Tensor | SavedRows]) -> None:
         """Goes on from a saved average."""
-        self.average = {name: average[name].to(parameter) for name, parameter in self._trained().items()}
+        self.average = {name: laid_out(average[name], parameter) for name, parameter in self._trained().items()}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -25,6 +25,7 @@ from clip_lightning.errors import UserError
 from clip_lightning.loss import LossOutput, build_loss, needs_teacher
 from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
+from clip_lightning.parallel.fsdp import ShardedStrategy, whole
 from clip_lightning.reliability.nan_guard import build_guard
 from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
@@ -132,6 +133,13 @@ class ClipModule(LightningModule):
         self._lengths_on_host = self._samples_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
 
+    def configure_model(self) -> None:
+        """Hands the model to a strategy that shards it."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self.model)
+            # A block is gathered for each group, and all ranks have to gather equally often.
+            self._length_groups = None
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; its learning rate is set before every step."""
         if self.config.compute.precision == "fp16":
@@ -197,7 +205,7 @@ class ClipModule(LightningModule):
             chance_loss=math.log(self.global_batch) if self.config.loss.name == "softmax" else None,
             gradient_norm=norm,
             learning_rate=learning_rate,
-            logit_scale=self.model.log_logit_scale.detach().exp().reshape(()),
+            logit_scale=self.model.current_logit_scale().reshape(()),
             is_skipped=is_skipped,
             samples_seen=self.samples_seen,
         )
@@ -294,14 +302,15 @@ class ClipModule(LightningModule):
         self.manual_backward(value if self._scaler is None else self._scaler.scale(value))
 
     def _no_sync(self) -> AbstractContextManager[None]:
-        no_sync = getattr(self.trainer.model, "no_sync", None)
+        no_sync = getattr(self.trainer.model, "no_sync", None) or getattr(self.trainer.strategy, "no_sync", None)
         return nullcontext() if no_sync is None else no_sync()
 
     def _clip(self) -> Tensor:
         """Scales the gradient down to `compute.gradient_clip`; returns its norm before, [] float32."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         largest = self.config.compute.gradient_clip
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if largest is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         return norm.detach()

@@ -2,6 +2,7 @@
 
 Exact where padding reaches no feature, which is so for causal encoders pooled at the end of the text and for encoders
 that mask padding. Captions of 14 tokens on average cost 26 to 41 when a batch of 64 to 1024 is padded to its longest.
+Not under FSDP, where every group would gather the weights again, and ranks with other captions another number of times.
 """
 
 from typing import Any, NamedTuple

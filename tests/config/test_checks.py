@@ -39,6 +39,11 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"compute__global_batch": 510, "cluster__devices": 4, "cluster__strategy": "ddp"}, "write 508 or 512"),
     ({"cluster__micro_batch": 300}, "cluster.micro_batch=300 must divide the 512 pairs of a rank; write 256"),
     ({"cluster__devices": 2}, "cluster.strategy=single is one process"),
+    ({"cluster__strategy": "fsdp"}, "cluster.strategy=fsdp shares weights among ranks and there is 1"),
+    ({"cluster__strategy": "fsdp", "cluster__devices": 2, "compute__precision": "fp16"}, "cannot be scaled under"),
+    ({"cluster__strategy": "hsdp", "cluster__devices": 4}, "write cluster.shard_size=2, or cluster=fsdp for one group"),
+    ({"cluster__shard_size": 2}, "cluster.shard_size=2 has no effect without cluster=hsdp"),
+    ({"cluster__keep_every": "1%"}, "cluster.keep_every=1% is no longer than cluster.checkpoint_every=10%"),
     ({"compute__precision": "fp16", "cluster__accelerator": "cpu"}, "compute.precision=fp16 needs a GPU"),
     ({"compute__warmup": "9 epochs"}, "compute.warmup=9 epochs take 900,096 samples and the whole run has 200,192"),
     (
@@ -95,6 +100,15 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"model__vision__locked": True}, "model.vision.locked=true freezes random weights"),
     ({"model__vision__locked": True, "model__vision__drop_path": 0.1}, "model.vision.drop_path=0.1 has no effect"),
     ({"cluster__cache_locked": True}, "cluster.cache_locked=true has no effect: neither"),
+    (
+        {
+            "cluster__cache_locked": True,
+            "model__text__locked": True,
+            "cluster__strategy": "fsdp",
+            "cluster__devices": 2,
+        },
+        "cluster.cache_locked=true cannot be with cluster.strategy=fsdp",
+    ),
     (
         {"cluster__cache_locked": True, "model__vision__locked": True, "data__augment__flip": 0.5},
         "write data.augment.crop_scale=[1.0,1.0] data.augment.crop_ratio=[1.0,1.0] data.augment.flip=0.0, or leave",
@@ -197,3 +211,12 @@ def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
     (problem,) = checks.check(good)
     assert "is no run's directory" in problem
     assert "did you mean vit_b32-yfcc-paper-3f9a1c2e?" in problem
+
+
+def test_torchrun_must_start_what_the_cluster_has(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    found = told(base, cluster__strategy="ddp", cluster__devices=4)
+    assert len(found) == 1
+    assert "write cluster.nodes=2 cluster.devices=2" in found[0]
+    assert not told(base, cluster__strategy="ddp", cluster__devices=2, cluster__nodes=2)

@@ -33,6 +33,9 @@ class SmallTowers(nn.Module):
         self.text = nn.Sequential(nn.EmbeddingBag(64, embed_dim), nn.Dropout(0.5), nn.Linear(embed_dim, embed_dim))
         self.log_logit_scale = nn.Parameter(torch.tensor([3.0]))
 
+    def current_logit_scale(self) -> Tensor:
+        return self.log_logit_scale.detach().exp()
+
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         features = self.vision(images.float() / 255 - 0.5)
         return nn.functional.normalize(features, dim=-1) if normalize else features

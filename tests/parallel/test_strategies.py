@@ -6,13 +6,22 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import UserError
-from clip_lightning.parallel import compile, ddp
+from clip_lightning.parallel import compile, strategy
+from clip_lightning.parallel.fsdp import ShardedStrategy
 from tests.training.small_run import global_batch, small_config, small_module
 
 
 def test_strategies_by_name() -> None:
-    assert ddp.strategy(ClusterConfig(name="one")) == "auto"
-    assert isinstance(ddp.strategy(ClusterConfig(name="two", strategy="ddp", devices=2)), DDPStrategy)
+    assert strategy.build(ClusterConfig(name="one")) == "auto"
+    assert isinstance(strategy.build(ClusterConfig(name="two", strategy="ddp", devices=2)), DDPStrategy)
+    for settings, size in (
+        ({"strategy": "fsdp"}, 8),
+        ({"strategy": "hsdp"}, 4),
+        ({"strategy": "hsdp", "shard_size": 2}, 2),
+    ):
+        sharded = strategy.build(ClusterConfig(name="four", nodes=2, devices=4, **settings))
+        assert isinstance(sharded, ShardedStrategy)
+        assert sharded.shard_size == size
 
 
 @pytest.mark.parametrize(
@@ -24,7 +33,7 @@ def test_strategies_by_name() -> None:
 )
 def test_what_cannot_be_is_said(cluster: ClusterConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ddp.strategy(cluster)
+        strategy.build(cluster)
 
 
 @pytest.mark.ci

@@ -168,3 +168,10 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, said
     assert not said
     folder.remove_temporary()
     assert all(child.name.isdecimal() for child in tmp_path.iterdir())
+
+
+def test_the_first_past_each_multiple_is_kept_for_good(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_every=100)
+    for number in (40, 80, 120, 160, 200, 240, 280, 320):
+        folder.save(number, parts(number), {})
+    assert folder.numbers() == [320, 200, 120]

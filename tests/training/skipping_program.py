@@ -1,10 +1,11 @@
-"""Two ranks, one of which meets an image that is no number: `python -m tests.training.skipping_program FOLDER`.
+"""Two ranks, one of which meets no number: `python -m tests.training.skipping_program FOLDER STRATEGY`.
 
 Saves every rank's state after each step, the losses, and how many steps were skipped.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from clip_lightning.data.batches import Batch
-from clip_lightning.parallel import ddp
+from clip_lightning.parallel import strategy
+from clip_lightning.parallel.fsdp import whole
 from tests.training.small_run import GLOBAL_BATCH, Recorder, Stream, _Started, config_with_batch_norm, fit
 
 STEPS, POISONED = 5, 2
@@ -35,19 +37,19 @@ class Watched(Recorder):
         found |= {f"average {name}": value for name, value in self.averaged.average.items()}
         for number, kept in self.trainer.optimizers[0].state_dict()["state"].items():
             found |= {f"optimizer {number} {name}": value for name, value in kept.items()}
-        return {name: value.detach().clone() for name, value in found.items()}
+        return {name: whole(value.detach()).clone() for name, value in found.items()}
 
 
-def run_rank(rank: int, folder: str) -> None:
+def run_rank(rank: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     config = config_with_batch_norm(GLOBAL_BATCH // 2)
     config.compute.ema_decay = 0.9
-    config.cluster.strategy, config.cluster.devices = "ddp", 2
-    strategy = ddp.strategy(config.cluster)
-    strategy.cluster_environment = _Started(rank, 2)
+    config.cluster.strategy, config.cluster.devices = name, 2
+    spread: Any = strategy.build(config.cluster)
+    spread.cluster_environment = _Started(rank, 2)
     module = Watched(config, total_samples=STEPS * GLOBAL_BATCH, epoch_samples=40)
-    fit(module, Stream(0, STEPS), strategy, devices=2)
+    fit(module, Stream(0, STEPS), spread, devices=2)
     found = {
         "states": module.kept,
         "losses": torch.stack([step.loss for step in module.steps]),
@@ -58,4 +60,4 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.start_processes(run_rank, (sys.argv[1],), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(run_rank, (sys.argv[1], sys.argv[2]), nprocs=2, start_method="fork")

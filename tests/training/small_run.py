@@ -29,6 +29,8 @@ from clip_lightning.config.schema import (
 )
 from clip_lightning.data.batches import Batch
 from clip_lightning.loss.gather import rank_and_world
+from clip_lightning.parallel import activation_checkpointing, strategy
+from clip_lightning.parallel.fsdp import whole
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.training.clip_module import ClipModule, StepMetrics
 
@@ -141,7 +143,7 @@ class Recorder(ClipModule):
     def _clip(self) -> torch.Tensor:
         if not self.gradients:
             gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
-            self.gradients = {name: g.detach().clone() for name, g in gradients.items() if g is not None}
+            self.gradients = {name: whole(g.detach()).clone() for name, g in gradients.items() if g is not None}
         return super()._clip()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -188,9 +190,7 @@ def check_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 
 def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) -> None:
-    """Trains every case under DDP and saves rank 0's losses, first gradients and last buffers."""
-    from clip_lightning.parallel import ddp
-
+    """Trains every case under its strategy and saves rank 0's losses, first gradients, last weights and buffers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     results = {}
@@ -199,18 +199,26 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
         if "batch_norm_samples" in case:
             config = config_with_batch_norm(case["batch_norm_samples"])
         config.cluster.micro_batch, config.loss.teacher = case["micro_batch"], case.get("teacher")
-        config.cluster.strategy, config.cluster.devices = "ddp", world
+        config.cluster.strategy, config.cluster.devices = case.get("strategy", "ddp"), world
+        config.cluster.shard_size = case.get("shard_size")
+        config.compute.ema_decay, config.compute.gradient_clip = case.get("ema_decay"), case.get("gradient_clip")
+        config.compute.precision = case.get("precision", "fp32")
         config.model.vision.patch_dropout = config.model.vision.drop_path = case.get("drop", 0.0)
+        config.model.text.pad_to_context = case.get("pad_to_context", False)
         config.model.vision.locked = config.model.text.locked = case.get("locked", False)
-        strategy = ddp.strategy(config.cluster)
-        strategy.cluster_environment = _Started(rank, world)
+        spread: Any = strategy.build(config.cluster)
+        spread.cluster_environment = _Started(rank, world)
         module = small_module(config)
-        fit(module, Stream(0, case.get("num_steps", 1)), strategy, devices=world)
+        activation_checkpointing.apply(module.model, case.get("activation_checkpointing", "none"))
+        fit(module, Stream(0, case.get("num_steps", 1)), spread, devices=world)
+        average = module.averaged.average if module.averaged is not None else {}
         results[str(k)] = {
             "losses": torch.stack([step.loss for step in module.steps]),
             "accuracies": torch.stack([step.accuracy for step in module.steps]),
             **{f"gradient {name}": gradient for name, gradient in module.gradients.items()},
             **{f"buffer {name}": value for name, value in module.model.named_buffers()},
+            **{f"weight {name}": whole(value.detach()) for name, value in module.model.named_parameters()},
+            **{f"average {name}": whole(value) for name, value in average.items()},
         }
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")

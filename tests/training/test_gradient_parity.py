@@ -27,6 +27,7 @@ from tests.training.small_run import (
 )
 
 LOSSES = ("distill", "sigmoid", "softmax")
+STRATEGIES = {2: ("ddp", "fsdp"), 4: ("ddp", "hsdp")}
 MICRO_BATCHES = {1: (None, 8, 7), 2: (None, 6, 5), 4: (None, 3, 4)}  # whole, even, with a smaller last one
 Run = dict[str, Tensor]
 
@@ -43,7 +44,15 @@ def ranks(root: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
     for world in (2, 4):
         folder = tmp_path_factory.mktemp(f"world{world}")
         cases = [
-            {"loss": loss, "micro_batch": micro_batch, "drop": drop, "teacher": teacher_of(loss, teacher)}
+            {
+                "loss": loss,
+                "micro_batch": micro_batch,
+                "drop": drop,
+                "teacher": teacher_of(loss, teacher),
+                "strategy": strategy,
+                "shard_size": 2 if strategy == "hsdp" else None,
+            }
+            for strategy in STRATEGIES[world]
             for loss in LOSSES
             for micro_batch in MICRO_BATCHES[world]
             for drop in (0.0, 0.4)
@@ -52,7 +61,8 @@ def ranks(root: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
         subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
         results = torch.load(folder / "results.pt", weights_only=True)
         for k, case in enumerate(cases):
-            found[f"{world}-{case['loss']}-{case['micro_batch']}-{case['drop']}"] = results[str(k)]
+            names = (world, case["strategy"], case["loss"], case["micro_batch"], case["drop"])
+            found["-".join(map(str, names))] = results[str(k)]
     return found
 
 
@@ -114,7 +124,8 @@ def test_ranks_give_one_process_gradient(
 ) -> None:
     expected = one_rank(config_of(loss, teacher), None, drop)
     for micro_batch in MICRO_BATCHES[world]:
-        check_close(ranks[f"{world}-{loss}-{micro_batch}-{drop}"], expected, 1e-6)
+        for strategy in STRATEGIES[world]:
+            check_close(ranks[f"{world}-{strategy}-{loss}-{micro_batch}-{drop}"], expected, 1e-6)
 
 
 def test_patch_dropout_and_drop_path_change_the_gradient() -> None:

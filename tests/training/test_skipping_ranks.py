@@ -12,8 +12,11 @@ from tests.training.skipping_program import POISONED, STEPS
 
 
 @pytest.mark.slow
-def test_a_rank_that_meets_what_is_not_finite_lets_no_rank_step_and_the_run_goes_on(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.training.skipping_program", str(tmp_path)]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_that_meets_what_is_not_finite_lets_no_rank_step_and_the_run_goes_on(
+    root: Path, tmp_path: Path, strategy: str
+) -> None:
+    command = [sys.executable, "-m", "tests.training.skipping_program", str(tmp_path), strategy]
     subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank in ranks:

@@ -1,0 +1,151 @@
+"""One config on one process, under DDP and under FSDP2: one loss, one score, checkpoints that all of them read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clip_lightning.records import read_records
+from tests.run.test_resume import assert_bit_equal, final_state, losses
+
+pytestmark = pytest.mark.slow
+FSDP = ["cluster=fsdp", "cluster.accelerator=cpu", "compute.precision=fp32", "compute.ema_decay=0.9"]
+
+
+def counts(runs: Path) -> dict[str, float]:
+    """Zero-shot top-1 by task."""
+    records = read_records(runs / "latest" / "metrics.jsonl")
+    return {record.task: record.value for record in records if record.what == "acc1"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in shards on two ranks."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    runner.train(runs, *FSDP)
+    return runs
+
+
+def test_a_hundred_steps_have_one_loss_under_every_strategy(runner: Any, tmp_path: Path) -> None:
+    settings = [
+        "compute.duration=100 steps",
+        "compute.precision=fp32",
+        "compute.learning_rate=5e-4",
+        "compute.global_batch=32",
+        "cluster.checkpoint_every=0 samples",
+        "eval=default",
+        "eval.tasks=[shape]",
+        "eval.every=0 samples",
+    ]
+    for name in ("laptop", "ddp", "fsdp"):
+        runner.train(tmp_path / name, *settings, f"cluster={name}")
+    alone = losses(tmp_path / "laptop")
+    assert len(alone) == 100
+    for name in ("ddp", "fsdp"):
+        assert losses(tmp_path / name) == pytest.approx(alone, rel=1e-5)
+        assert counts(tmp_path / name) == counts(tmp_path / "laptop")
+
+
+def test_shards_resume_to_the_bit_and_are_evaluated(
+    runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str]
+) -> None:
+    child = runner.start("train.py", f"runs={tmp_path}", *small, *FSDP)
+    child.wait_for("sample 64/")
+    assert child.kill() == -signal.SIGKILL, child.text()
+    assert "[resumed at " in runner.train(tmp_path, *FSDP)
+    assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+    for weights in ("raw", "ema"):
+        asked = [f"run={tmp_path / 'latest'}", "eval.tasks=[shape]", "cluster.accelerator=cpu", f"weights={weights}"]
+        child = runner.start("evaluate.py", *asked)
+        assert child.wait() == 0, child.text()
+        assert "shape" in child.text()
+
+
+def test_four_ranks_then_two_then_one_learn_what_one_does(runner: Any, tmp_path: Path, small: list[str]) -> None:
+    """Shards in two groups, whole weights on every rank, shards, one process: each goes on from the one before."""
+    settings, cut = ["compute.precision=fp32", "compute.duration=20 steps"], tmp_path / "cut"
+    runner.train(tmp_path / "alone", *settings)
+    for cluster in (
+        "cluster=hsdp cluster.nodes=1 cluster.devices=4 cluster.shard_size=2 cluster.accelerator=cpu",
+        "cluster=ddp cluster.devices=2",
+        "cluster=fsdp cluster.accelerator=cpu",
+    ):
+        child = runner.start("train.py", f"runs={cut}", *small, *settings, *cluster.split())
+        child.wait_for("| loss ")
+        assert child.kill(signal.SIGTERM) == 128 + signal.SIGTERM, child.text()
+    assert "[resumed at " in runner.train(cut, *settings)
+    assert losses(cut) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    assert json.loads((cut / "latest" / "summary.json").read_text())["restarts"] == 3
+
+
+def worker(parent: int, rank: int) -> int:
+    """The process of a rank that torchrun started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_child = int(folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
+            if is_child and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                return int(folder.name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(
+    uninterrupted: Path, tmp_path: Path, root: Path, small: list[str]
+) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    out = tmp_path / "out.txt"
+    with out.open("w") as stream:
+        process = subprocess.Popen(
+            [*launch, "train.py", f"runs={tmp_path / 'runs'}", *small, *FSDP, "fresh=true"],
+            cwd=root, stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while "sample 64/" not in out.read_text():
+                assert time.monotonic() < end, out.read_text()
+                time.sleep(0.01)
+            os.kill(worker(process.pid, 1), signal.SIGKILL)
+            assert process.wait(180) == 0, out.read_text()
+        finally:
+            process.terminate()
+    assert "[resumed at " in out.read_text()
+    assert_bit_equal(final_state(tmp_path / "runs"), final_state(uninterrupted))
+    assert losses(tmp_path / "runs") == losses(uninterrupted)
+    summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
+    assert (summary["status"], summary["restarts"]) == ("finished", 1)
+    assert not list((tmp_path / "runs").glob("*.old-*")), "fresh=true is obeyed once"
+    again = subprocess.run(
+        [*launch, "train.py", f"runs={tmp_path / 'runs'}", *small, *FSDP],
+        cwd=root, text=True, capture_output=True, timeout=120, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+
+
+def test_a_full_disk_at_the_end_is_an_error_and_the_same_command_ends_well(
+    runner: Any, tmp_path: Path, small: list[str]
+) -> None:
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
+    )
+    root = Path(__file__).parents[2]
+    full = subprocess.run(
+        [sys.executable, "-c", program, f"runs={tmp_path}", *small], cwd=root, text=True, capture_output=True,
+        timeout=300, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert full.returncode == 1, full.stdout + full.stderr
+    assert "no checkpoint at 32 samples" in full.stdout + full.stderr
+    assert "sample 128/128" in full.stdout + full.stderr
+    assert "could not be written; make room" in full.stdout + full.stderr
+    runner.train(tmp_path)
+    assert torch.is_tensor(final_state(tmp_path)["/weights/model.log_logit_scale"])
