@@ -1,5 +1,6 @@
 """Runs of the real entry files, in small: a warmed process forks one child per run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -55,16 +56,18 @@ class Child:
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Sends a signal to it and waits."""
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
         return self.wait()
 
 
 class Runner:
     """Starts train.py and evaluate.py."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         self.folder, self.count = folder, 0
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.last: Child | None = None
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         pipe = subprocess.PIPE
         self.program = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("warm_program.py")],
@@ -73,13 +76,16 @@ class Runner:
 
     def start(self, entry: str, *argv: str, env: dict[str, str] | None = None) -> Child:
         """A run in the background; one at a time."""
+        if self.last is not None and self.last.code is None:  # left behind by a test that failed
+            self.last.kill()
         self.count += 1
         job = {"entry": entry, "argv": argv, "out": str(self.folder / f"out{self.count}.txt"), "env": env or {}}
         assert self.program.stdin is not None
         assert self.program.stdout is not None
         self.program.stdin.write(json.dumps(job) + "\n")
         self.program.stdin.flush()
-        return Child(int(self.program.stdout.readline()), Path(str(job["out"])), self.program)
+        self.last = Child(int(self.program.stdout.readline()), Path(str(job["out"])), self.program)
+        return self.last
 
     def train(self, runs: Path, *argv: str, code: int = 0) -> str:
         """A small run to its end; returns what it printed."""
@@ -87,14 +93,17 @@ class Runner:
         assert child.wait() == code, child.text()
         return child.text()
 
+    def close(self) -> None:
+        """Ends the warmed process."""
+        assert self.program.stdin is not None
+        self.program.stdin.close()
+        self.program.wait()
+
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("printed"))
-    yield runner
-    assert runner.program.stdin is not None
-    runner.program.stdin.close()
-    runner.program.wait()
+    with contextlib.closing(Runner(tmp_path_factory.mktemp("printed"))) as runner:
+        yield runner
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """A sweep can be killed, fail in parts, and be repeated until every cell is done; its table tells how it stands."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +78,33 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
 ) -> None:
     seeds = f"compute.seed={','.join(map(str, range(12)))}"
     child = runner.start("train.py", "-m", f"runs={tmp_path}", *small, *SHORT, seeds)
-    until(lambda: (tmp_path / "sweeps").exists() and states(tmp_path).count("finished") >= 5)
+
+    def killed_a_cell() -> bool:
+        if "failed" not in states(tmp_path):
+            for cell in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(cell), signal.SIGKILL)
+        return "failed" in states(tmp_path)
+
+    until(lambda: [*tmp_path.glob("sweeps/*/sweep.json")] and states(tmp_path).count("finished") >= 2)
+    until(killed_a_cell)
+    until(lambda: states(tmp_path).count("finished") >= 5)
     assert child.kill(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: "running" not in states(tmp_path))  # the cell at work is told by the kernel, and leaves
     record = sweep_of(tmp_path)
     assert len(record.cells) == 12
     finished = [cell for cell in record.cells if record.standing(cell)[0] == "finished"]
     assert 5 <= len(finished) < 12
-    assert f"12 runs: {len(finished)} finished" in status(record.path)
+    shown = status(record.path)
+    assert f"12 runs: {len(finished)} finished" in shown
+    assert re.search(r"^failed .*\(killed by SIGKILL; the kernel does so when memory runs out\)$", shown, re.M)
     before = {cell.run: untouched(record.run_of(cell)) for cell in finished}
 
     printed = runner.train(tmp_path, "-m", *SHORT, seeds)
     for cell in finished:
         assert untouched(record.run_of(cell)) == before[cell.run]
         assert f"{cell.run} is finished: {cell.settings[0]}" in printed
-    assert printed.count("[new]") + printed.count("[resumed at") == 12 - len(finished)
+    assert printed.count("checks   ") == 12 - len(finished)
     assert "12 runs: 12 finished" in printed
     rows = json.loads(status(record.path, "--json"))["rows"]
     assert [row["settings"] for row in rows] == [[f"compute.seed={seed}"] for seed in range(12)]
