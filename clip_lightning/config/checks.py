@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.config import duration, identity, phases, values
+from clip_lightning.config import data_places, duration, identity, phases, values
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import (
     ClusterConfig,
@@ -56,7 +56,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
         *_cached(config),
         *_names(config),
     ]
-    problems += [*_data(config.data), *_data_places(config.data)]
+    problems += [*_data(config.data), *data_places.problems(config)]
     problems += [*phases.problems(config), *_guards(config.compute)]
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
         problems += [*_batch(config), *_lengths(config), *_schedule(config)]
@@ -242,29 +242,6 @@ def _data(data: DataConfig) -> Iterator[str]:
             yield f"data.mixture={data.mixture} must give each data option a weight above 0, like {{cc12m: 1.0}}"
         if strangers := sorted(data.mixture_paths.keys() - data.mixture.keys()):
             yield f"data.mixture_paths names {', '.join(strangers)}, without a weight in data.mixture; add one"
-
-
-def _data_places(data: DataConfig) -> Iterator[str]:
-    """Local paths that are not there."""
-    if data.kind in ("scenes", "mixture") or data._target_:
-        places = {f"data.mixture_paths.{name}": path for name, path in data.mixture_paths.items()}
-    elif data.path is None:
-        yield f"data.path is not set and data={data.name} needs one; {data.how_to_get or 'write data.path=DIR'}"
-        places = {}
-    else:
-        places = {"data.path": data.path}
-    if data.validation.path is not None:
-        places["data.validation.path"] = data.validation.path
-    for key, path in places.items():
-        if "://" not in path and not _stands(path):
-            get = f": {data.how_to_get.rstrip('.')}" if data.how_to_get else ""
-            yield f"{key}={path} does not exist{get}; write {key}=PATH if the data is elsewhere"
-
-
-def _stands(path: str) -> bool:
-    """Whether a local path exists; of one with braces or stars, the folder before them."""
-    plain = re.split(r"[{*?\[]", path, maxsplit=1)[0]
-    return Path(path).exists() if plain == path else Path(plain.rpartition("/")[0] or ".").is_dir()
 
 
 def _schedule(config: Config) -> Iterator[str]:

@@ -272,6 +272,9 @@ class ClusterConfig:
     checkpoint_every: str = "10%"  # duration between checkpoints
     keep_last: int = 2  # newest checkpoints kept
     keep_every: str | None = None  # duration; the first checkpoint past each multiple is never removed; null: none
+    device_memory_gib: float | None = None  # of one device, to plan for other machines; null: this machine's
+    device_peak_tflops: float | None = None  # dense 16-bit peak of one device; null: known by the name of the GPU here
+    assumed_mfu: float | None = None  # share of the peak that a dry run's hours assume; null: measured, or 0.3
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 

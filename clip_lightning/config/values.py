@@ -57,6 +57,8 @@ _ABOVE_0 = [
     "cluster.threads",
     "cluster.time_limit_minutes",
     "cluster.keep_last",
+    "cluster.device_memory_gib",
+    "cluster.device_peak_tflops",
     "cluster.slurm.array_parallelism",
     "eval.batch",
 ]
@@ -106,7 +108,7 @@ def problems(config: Config | EvaluateConfig) -> Iterator[tuple[str, str]]:
         (_BELOW_1, lambda value: 0 <= value < 1, "from 0 to below 1"),
         (_SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
         (["compute.batch_norm_samples"], lambda value: value > 1, "2 or more: one sample has no batch statistics"),
-        (["compute.ema_decay"], lambda value: 0 < value < 1, "between 0 and 1"),
+        (["compute.ema_decay", "cluster.assumed_mfu"], lambda value: 0 < value < 1, "between 0 and 1"),
         (["model.vision.mean", "model.vision.std"], lambda value: len(value) == 3, "three numbers: red, green, blue"),
         (["data.augment.color_jitter"], lambda value: len(value) in (0, 4), "empty, or four numbers"),
         (["data.augment.crop_scale"], lambda value: _ascends(value, 1), "two shares of the area, [least,most]"),

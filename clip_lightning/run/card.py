@@ -1,15 +1,14 @@
 """The card of a run: what is printed before the first step. Values in, lines out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
-from clip_lightning.parallel.fsdp import shard_size
-from clip_lightning.run.preflight import Preflight
-from clip_lightning.run.progress import count, percent
+from clip_lightning.run.preflight import Plan
+from clip_lightning.run.progress import bytes_shown, count, percent
 
 WIDTH = 100
 # Where and whether to run, not what.
@@ -36,7 +35,7 @@ class CardFacts:
     argv: Sequence[str]
 
 
-def card(config: Config, found: Preflight, facts: CardFacts) -> str:
+def card(config: Config, found: Plan, facts: CardFacts) -> str:
     """The lines of the card."""
     head = f"clip_lightning {version('clip-lightning')}  {facts.commit}"
     run = f"run {facts.run}  [{facts.state}]"
@@ -51,25 +50,6 @@ def card(config: Config, found: Preflight, facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def cost_table(config: Config, found: Preflight) -> str:
-    """What a dry run prints: parameters, FLOPs, steps, memory."""
-    total, batch, memory = found.lengths.total, config.compute.global_batch, found.memory
-    rows = [
-        ("parameters", f"{found.parameters:,}"),
-        *(
-            (f"forward FLOPs{at}", f"{count(flops.image, 'G')} image + {count(flops.text, 'G')} text per sample")
-            for at, flops in zip(_starts(found), found.flops, strict=True)
-        ),
-        ("training FLOPs", f"{count(found.total_flops / total, 'G')} per sample, {found.total_flops:.3g} in all"),
-        ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.datamodule.num_samples:,}"),
-        *((f"memory: {part.name}", _gib(getattr(memory, part.name))) for part in fields(memory)),
-        ("memory per process", f"{_gib(memory.total)} estimated, libraries left out"),
-        ("checkpoint", _gib((memory.weights + memory.optimizer) * shard_size(config.cluster))),
-    ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
 def changed(config: Config, argv: Sequence[str]) -> list[str]:
     """What the settings of the command line changed against the chosen options: "key before -> after"."""
     options = [word for word in argv if word.startswith("-") or "." not in word.partition("=")[0]]
@@ -81,9 +61,9 @@ def changed(config: Config, argv: Sequence[str]) -> list[str]:
     return [line.replace(":", "", 1) for line in lines if line.partition(":")[0] not in _NO_SETTINGS]
 
 
-def _science(config: Config, found: Preflight) -> str:
+def _science(config: Config, found: Plan) -> str:
     compute, total = config.compute, found.lengths.total
-    pairs = found.datamodule.num_samples
+    pairs = found.epoch_samples
     epochs = total / pairs
     parts = [
         f"{identity.model_name(config)} {count(found.parameters)} parameters",
@@ -97,12 +77,7 @@ def _science(config: Config, found: Preflight) -> str:
     return " | ".join(parts)
 
 
-def _starts(found: Preflight) -> list[str]:
-    """Where each phase begins, as a part of a row's name; nothing where there is one."""
-    return [f" from {count(phase.start)}" for phase in found.phases] if len(found.phases) > 1 else [""]
-
-
-def _phases(found: Preflight) -> list[str]:
+def _phases(found: Plan) -> list[str]:
     """The line of phases; none where the run has one."""
     if len(found.phases) == 1:
         return []
@@ -114,7 +89,7 @@ def _phases(found: Preflight) -> list[str]:
     return ["phases   " + " | ".join(shown)]
 
 
-def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
+def _machine(config: Config, found: Plan, facts: CardFacts) -> str:
     cluster = config.cluster
     ranks = cluster.nodes * cluster.devices
     share = config.compute.global_batch // ranks
@@ -123,7 +98,7 @@ def _machine(config: Config, found: Preflight, facts: CardFacts) -> str:
     processes = f"{cluster.devices} process{'es' * (cluster.devices > 1)}"
     return (
         f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
-        f"{found.total_flops:.2g} FLOPs, {_gib(found.memory.total)}/process"
+        f"{found.total_flops:.2g} FLOPs, {bytes_shown(found.memory.total)}/process"
     )
 
 
@@ -131,7 +106,3 @@ def _changed(config: Config, argv: Sequence[str]) -> str:
     lines = [f"{line} (command line)" for line in changed(config, argv)] or ["nothing"]
     lines[0] += f"{' ' * max(2, 60 - len(lines[0]))}full config: config.yaml"
     return "\n         ".join(lines)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

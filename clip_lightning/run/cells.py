@@ -27,6 +27,7 @@ from clip_lightning.errors import UserError
 from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.reliability.preemption import SIGNALS
 from clip_lightning.run.directory import directory_of, now
+from clip_lightning.run.dry_run import dry_run_cells
 from clip_lightning.run.sweep import (
     FILE,
     FOLDER,
@@ -51,6 +52,8 @@ def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[c
         command: the arguments of train.py without -m.
         launch: calls a task with the config and arguments of each cell, or leaves that to jobs elsewhere.
     """
+    if any(cell.config.dry_run for cell in cells):
+        return dry_run_cells(cells)
     record = begin(cells, command)
     num_pending = len(record.pending())
     print(

@@ -4,6 +4,8 @@ import os
 import platform
 import resource
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +32,8 @@ PEAK_FLOPS = {
     "MI300X": 1307.4e12,
     "MI250X": 383e12,
 }
+# Of an H100's 80 GB, what its driver leaves to a process.
+H100_BYTES = 79 * 2**30
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -68,8 +72,50 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def total_peak_flops(cluster: ClusterConfig) -> float | None:
-    """The bf16 peak of all of a run's GPUs together, FLOP/s; None on CPUs and where it is not known."""
-    if not (uses_gpu(cluster.accelerator) and torch.cuda.is_available()):
-        return None
-    peak = peak_flops(torch.cuda.get_device_name())
+    """The bf16 peak of all of a run's devices together, FLOP/s; None where it is neither stated nor known."""
+    peak = device_of(cluster).peak_flops
     return peak * cluster.nodes * cluster.devices if peak else None
+
+
+class Device(NamedTuple):
+    """What one rank computes on; None where a number is neither stated in `cluster` nor known.
+
+    Attributes:
+        memory_bytes: that a process may fill; of a CPU its part of the main memory.
+        peak_flops: dense 16-bit peak, FLOP/s.
+        is_here: whether it is this machine's, so that a step can be tried and measured.
+    """
+
+    name: str
+    memory_bytes: float | None
+    peak_flops: float | None
+    is_here: bool
+
+
+def device_of(cluster: ClusterConfig) -> Device:
+    """The device that a run is planned for: as `cluster` states it, otherwise this machine's, or an H100."""
+    gpu, name = uses_gpu(cluster.accelerator), device_name(cluster.accelerator)
+    is_stated = bool(cluster.device_memory_gib or cluster.device_peak_tflops)
+    memory: float | None = None
+    peak: float | None = None
+    if gpu and torch.cuda.is_available():
+        is_here = cluster.device_memory_gib is None
+        memory, peak = torch.cuda.get_device_properties(0).total_memory, peak_flops(name)
+    elif is_stated:
+        is_here, name = False, "as stated"
+    elif gpu:
+        is_here, name = False, "an H100"
+        memory, peak = H100_BYTES, PEAK_FLOPS["H100"]
+    else:
+        is_here, memory = True, main_memory("MemTotal") / cluster.devices
+    if cluster.device_memory_gib is not None:
+        memory = cluster.device_memory_gib * 2**30
+    if cluster.device_peak_tflops is not None:
+        peak = cluster.device_peak_tflops * 1e12
+    return Device(name, memory, peak, is_here)
+
+
+def main_memory(line: str) -> float:
+    """Bytes of this machine's main memory: "MemTotal" all of it, "MemAvailable" what is free or can be made so."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return 1024 * float(dict(words.split(":") for words in lines)[line].split()[0])

@@ -4,15 +4,14 @@ The data is indexed, the model is built on the meta device (names, shapes, pretr
 activations: no memory), the tokenizer and the evaluation tasks are looked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import nn
 
-from clip_lightning.config import duration
+from clip_lightning.config import data_places, duration
 from clip_lightning.config.phases import Phase, phase_at, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
@@ -21,8 +20,8 @@ from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, count_flops
-from clip_lightning.parallel import fsdp
 from clip_lightning.reliability.checkpoint import write_atomically
+from clip_lightning.run.memory import Memory, estimate_memory, num_parameters
 from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
 from clip_lightning.training.teacher import find_teacher
@@ -45,35 +44,20 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one rank's training step, estimated: everything but the library's own."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    teacher: int = 0
-
-    @property
-    def total(self) -> int:
-        """Their sum."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.teacher
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What stands before training begins.
+class Plan:
+    """What a run computes and holds, counted before anything is made.
 
     Attributes:
+        epoch_samples: pairs that the index found; in a dry run without the data, those that were published.
+        has_data: whether the data is there and was looked at.
         flops: forward FLOPs of one sample by tower, in each phase of the run.
         is_locked: whether the image tower, and whether the text tower, is never gone back through.
         num_checks: how many things were tried.
     """
 
-    datamodule: ContrastiveDataModule
+    epoch_samples: int
+    has_data: bool
     lengths: Lengths
-    tasks: list[ZeroShotTask]
-    wandb: tuple[str, str]
     parameters: int
     phases: list[Phase]
     flops: list[Flops]
@@ -83,16 +67,26 @@ class Preflight:
 
     def training_flops(self, position: int) -> float:
         """FLOPs of the sample at a position of the run in training: forward, and a backward of twice that."""
-        return self._training(self.flops[self.phases.index(phase_at(self.phases, position))])
+        return self.training_of(self.flops[self.phases.index(phase_at(self.phases, position))])
 
     @property
     def total_flops(self) -> float:
         """FLOPs of training in the whole run."""
         sizes = phase_lengths(self.phases, self.lengths.total)
-        return sum(self._training(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
+        return sum(self.training_of(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
 
-    def _training(self, flops: Flops) -> float:
+    def training_of(self, flops: Flops) -> float:
+        """FLOPs of training on a sample whose forward FLOPs are these: a locked tower is not gone back through."""
         return sum(count * (1 if locked else 3) for count, locked in zip(flops, self.is_locked, strict=True))
+
+
+@dataclass(frozen=True)
+class Preflight(Plan):
+    """What stands before training begins."""
+
+    datamodule: ContrastiveDataModule
+    tasks: list[ZeroShotTask]
+    wandb: tuple[str, str]
 
 
 def preflight(config: Config) -> Preflight:
@@ -101,8 +95,17 @@ def preflight(config: Config) -> Preflight:
     Raises:
         UserError: all that was found wrong; a DataError when only data was.
     """
+    found = plan(config)
+    if not isinstance(found, Preflight):
+        raise AssertionError("only a dry run goes without data")
+    return found
+
+
+def plan(config: Config) -> Plan:
+    """The same, of a dry run without its data too; raises the same errors."""
     trials = _Trials()
-    datamodule = trials.run(lambda: build_datamodule(config))
+    has_data = not data_places.counts_as_published(config)
+    datamodule = trials.run(lambda: build_datamodule(config)) if has_data else None
     tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
     model = trials.run(lambda: build_on_meta(config))
     trials.run(lambda: build_loss(config.loss))
@@ -110,17 +113,16 @@ def preflight(config: Config) -> Preflight:
     tracking = trials.run(lambda: wandb_mode(config.tracker))
     if config.model.text.tokenizer.kind != "trained":
         trials.run(lambda: build_tokenizer(config.model.text, None, None))
-    lengths = trials.run(lambda: lengths_of(config, datamodule.num_samples)) if datamodule else None
-    phases = list(datamodule.phases) if datamodule else []
+    pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
+    lengths, phases = (trials.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
     flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
     trials.finish()
-    if datamodule is None or model is None or flops is None or lengths is None or tracking is None or tasks is None:
+    if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
         raise AssertionError("every trial that told no problem has a result")
-    return Preflight(
-        datamodule=datamodule,
+    counted = Plan(
+        epoch_samples=pairs,
+        has_data=has_data,
         lengths=lengths,
-        tasks=tasks,
-        wandb=tracking,
         parameters=num_parameters(model),
         phases=phases,
         flops=flops,
@@ -128,6 +130,12 @@ def preflight(config: Config) -> Preflight:
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=trials.count,
     )
+    return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks, wandb=tracking) if datamodule else counted
+
+
+def _lengths_and_phases(config: Config, epoch_samples: int) -> tuple[Lengths, list[Phase]]:
+    lengths = lengths_of(config, epoch_samples)
+    return lengths, phases_of(config, total_samples=lengths.total, epoch_samples=epoch_samples)
 
 
 class _Trials:
@@ -206,11 +214,6 @@ def build_on_meta(config: Config) -> CLIP:
         return build_clip(config.model, config.loss)
 
 
-def num_parameters(model: nn.Module) -> int:
-    """All parameters, trained or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
     """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`.
 
@@ -233,49 +236,3 @@ def _take_tokenizer(teachers: Path, own: Path) -> None:
         write_atomically(own, content)
     elif own.read_text(encoding="utf-8") != content:
         raise UserError(f"{own} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true")
-
-
-def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teacher: CLIP | None = None) -> Memory:
-    """Bytes of one rank's step: float32 weights, gradients and AdamW's two moments, and what autograd keeps.
-
-    Of what is sharded the rank's part is counted, without the units that are whole for a moment. What autograd keeps is
-    that of the largest phase, counted on the meta device in float32 and halved under 16-bit autocast, which keeps most
-    of it in 16 bits.
-    """
-    weights = 4 * num_parameters(model)
-    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    ranks, shards = config.cluster.nodes * config.cluster.devices, fsdp.shard_size(config.cluster)
-    share = config.compute.global_batch // ranks
-    batch = min(config.cluster.micro_batch or share, share)
-    width = 1 if config.compute.precision == "fp32" else 2
-    return Memory(
-        weights=weights * (2 if config.compute.ema_decay else 1) // shards,
-        gradients=trained // shards,
-        optimizer=2 * trained // shards,
-        activations=batch * max(_saved_bytes(config, phase) for phase in phases) // width,
-        teacher=4 * num_parameters(teacher) if teacher else 0,
-    )
-
-
-def _saved_bytes(config: Config, phase: Phase) -> int:
-    """Float32 bytes that autograd keeps for one pair of a phase, weights left out."""
-    size, length = phase.image_size, phase.context_length
-    with torch.device("meta"):
-        model = build_clip(config.model, config.loss, (phase,))
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    pairs = 2  # batch normalisation refuses one
-    images = torch.zeros(pairs, 3, size, size, device="meta")
-    tokens = torch.zeros(pairs, length, dtype=torch.int64, device="meta")
-    lengths = torch.full((pairs,), length, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = model.train()(images, tokens, lengths)
-    del features
-    return sum(storage.nbytes() for storage in kept.values()) // pairs

@@ -182,6 +182,17 @@ def count(number: float, giga: str = "B") -> str:
     return f"{number:.3g}"
 
 
+def bytes_shown(size: float) -> str:
+    """1610612736 -> "1.50 GiB"; under a GiB "75.3 MiB"."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table: columns side by side, the last as long as it is."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]) - 1)]
+    return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)
+
+
 def clock(seconds: float) -> str:
     """3725 -> "1:02:05"; under an hour "2:05"."""
     minutes, rest = divmod(max(0, round(seconds)), 60)

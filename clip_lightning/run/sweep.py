@@ -25,7 +25,7 @@ from typing import Any
 
 from clip_lightning.errors import UserError
 from clip_lightning.run.metric import Curve
-from clip_lightning.run.progress import clock, count
+from clip_lightning.run.progress import aligned, clock, count
 from clip_lightning.run.status import read_json, standing
 
 SWEEP_VARIABLE = "CLIP_LIGHTNING_SWEEP"
@@ -148,11 +148,9 @@ def table(rows: Sequence[Row], metric: str) -> str:
                 " ".join(row.settings) + (f"  ({row.reason})" if row.reason else ""),
             )
         )
-    widths = [max(len(line[k]) for line in lines) for k in range(len(head) - 1)]
-    shown = ["  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines]
     counts = Counter(row.state for row in rows)
     total = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
-    return "\n".join([*shown, f"{len(rows)} runs: {total}"])
+    return f"{aligned(lines)}\n{len(rows)} runs: {total}"
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomic
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, launch, provenance
-from clip_lightning.run.card import CardFacts, card, cost_table
+from clip_lightning.run.card import CardFacts, card
 from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, write_status
+from clip_lightning.run.dry_run import dry_run
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
 from clip_lightning.run.hardware import device_name, total_peak_flops, uses_gpu
 from clip_lightning.run.meter import Costs
-from clip_lightning.run.preflight import Preflight, preflight, prepare_tokenizer
+from clip_lightning.run.preflight import Plan, Preflight, preflight, prepare_tokenizer
 from clip_lightning.run.progress import Screen, count, screen
 from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, quiet_libraries
@@ -51,11 +52,10 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
         print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
         return 0
     try:
-        found = preflight(config)
         if config.dry_run:
             launch.announce(None)
-            print(_card(config, argv, found, "dry run", begun), cost_table(config, found), sep="\n\n")
-            return 0
+            return dry_run(config, lambda found: _card(config, argv, found, "dry run", begun))
+        found = preflight(config)
         if fresh and (aside := move_aside(path)):
             print(f"the earlier run is kept in {aside}")
         with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
@@ -119,7 +119,7 @@ def _lead(
     return 0 if outcome.complete else signals.exit_code
 
 
-def _card(config: Config, argv: Sequence[str], found: Preflight, state: str, begun: float) -> str:
+def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
     facts = CardFacts(
         run=identity.run_name(config),
         state=state,

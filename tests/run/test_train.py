@@ -119,14 +119,6 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path
     assert (tmp_path / "latest").resolve() == first.resolve()
 
 
-def test_a_dry_run_counts_and_leaves_nothing(runner: Any, tmp_path: Path) -> None:
-    printed = runner.train(tmp_path, "dry_run=true")
-    assert "[dry run]" in printed
-    for row in ("parameters  ", "forward FLOPs  ", "training FLOPs  ", "steps  ", "memory per process  "):
-        assert row in printed
-    assert not list(tmp_path.iterdir())
-
-
 def test_what_is_wrong_before_the_first_step_is_told_all_at_once(runner: Any, tmp_path: Path) -> None:
     bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "tracker=wandb", "tracker.mode=online"]
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
