@@ -7,10 +7,10 @@ from clip_lightning.config.schema import Config
 
 
 def task(config: Config, arguments: Sequence[str]) -> int:
-    """Trains; torch is imported only here, when the config is known to be right."""
-    from clip_lightning.run.train import train
+    """Trains, or submits a job that does; torch is imported only here, when the config is known to be right."""
+    from clip_lightning.run.slurm import submit_or_train
 
-    return train(config, arguments)
+    return submit_or_train(config, arguments)
 
 
 def sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:

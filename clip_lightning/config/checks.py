@@ -5,15 +5,13 @@ A sentence names key, value, rule and mend. What needs the data, the towers or t
 
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.config import data_places, duration, identity, phases, values
+from clip_lightning.config import data_places, duration, identity, machine, phases, values
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import (
-    ClusterConfig,
     ComputeConfig,
     Config,
     DataConfig,
@@ -46,7 +44,7 @@ _RESNET_SIZES = {"resnet50x4_clip": 288, "resnet50x16_clip": 384, "resnet50x64_c
 def check(config: Config | EvaluateConfig) -> list[str]:
     """Every problem of a typed and resolved config, one sentence each; an empty list where there is none."""
     wrong = dict(values.problems(config))
-    problems = [*wrong.values(), *_machine(config)]
+    problems = [*wrong.values(), *machine.problems(config)]
     if isinstance(config, EvaluateConfig):
         return [*problems, *_run_folder(config)]
     problems += [
@@ -61,55 +59,6 @@ def check(config: Config | EvaluateConfig) -> list[str]:
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
         problems += [*_batch(config), *_lengths(config), *_schedule(config)]
     return problems
-
-
-def _machine(config: Config | EvaluateConfig) -> Iterator[str]:
-    cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.devices
-    if cluster.strategy == "single" and ranks > 1:
-        yield (
-            f"cluster.strategy=single is one process, and cluster.nodes={cluster.nodes} x "
-            f"cluster.devices={cluster.devices} are {ranks}; write cluster=ddp"
-        )
-    yield from _shards(cluster)
-    yield from _launched_elsewhere(cluster)
-    if values.get(config, "compute.precision") == "fp16" and cluster.strategy in ("fsdp", "hsdp"):
-        yield f"compute.precision=fp16 cannot be scaled under cluster={cluster.strategy}; write compute.precision=bf16"
-    if values.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
-        yield "compute.precision=fp16 needs a GPU and cluster.accelerator is cpu; write compute.precision=bf16"
-    for folder in config.eval.folders:
-        if not Path(folder).is_dir():
-            yield f"eval.folders: {folder} does not exist; name folders in CLIP_benchmark's layout"
-    if isinstance(config, Config) and config.tracker.name == "none" and config.tracker.mode != "auto":
-        yield f"tracker.mode={config.tracker.mode} has no effect with tracker=none; leave it out or write tracker=wandb"
-
-
-def _shards(cluster: ClusterConfig) -> Iterator[str]:
-    """Whether there are ranks to share the weights, and how many share them."""
-    ranks, size = cluster.nodes * cluster.devices, cluster.shard_size or cluster.devices
-    if cluster.strategy in ("fsdp", "hsdp") and ranks == 1:
-        yield f"cluster.strategy={cluster.strategy} shares weights among ranks and there is 1; write cluster.devices=2"
-    elif cluster.strategy == "hsdp" and (ranks % size or not 1 < size < ranks):
-        fit = next((n for n in range(2, ranks) if ranks % n == 0), None)
-        mend = f"write cluster.shard_size={fit}, or cluster=fsdp" if fit else "write cluster=fsdp"
-        yield (
-            f"cluster.shard_size={size} (null: cluster.devices) must divide the {ranks} ranks into two groups or more, "
-            f"of two or more; {mend} for one group"
-        )
-    if cluster.strategy != "hsdp" and cluster.shard_size is not None:
-        yield f"cluster.shard_size={cluster.shard_size} has no effect without cluster=hsdp; leave it out"
-
-
-def _launched_elsewhere(cluster: ClusterConfig) -> Iterator[str]:
-    """Whether torchrun started as many processes as the cluster has."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if (world, local) != (cluster.nodes * cluster.devices, cluster.devices):
-        yield (
-            f"torchrun started {world} processes, {local} on this node, and cluster.nodes={cluster.nodes} x "
-            f"cluster.devices={cluster.devices} are {cluster.nodes * cluster.devices}; write "
-            f"cluster.nodes={world // local} cluster.devices={local}, or another --nproc_per_node"
-        )
 
 
 def _run_folder(config: EvaluateConfig) -> Iterator[str]:

@@ -26,6 +26,7 @@ _EXAMPLES = {
         ("model=vit_b32 data=cc12m compute=openclip_cc12m", "a named model, data set and recipe"),
         ("compute.learning_rate=1e-3 cluster=ddp cluster.devices=8", "other values, other machine"),
         ("-m model=vit_b32,vit_b16 compute.seed=0,1", "a sweep: one run each"),
+        ("-m hydra/launcher=slurm compute.seed=0,1", "the sweep as an array of SLURM jobs; without -m one job"),
         ("model=vit_l14 data=yfcc --cfg job", "print the whole config and stop"),
         ("model=vit_l14 data=yfcc dry_run=true", "check, count and stop"),
     ),
@@ -36,6 +37,9 @@ _EXAMPLES = {
 }
 
 
+LAUNCHER = "hydra/launcher=slurm"
+
+
 class Flags(NamedTuple):
     """The flags of a command; `hydra_arguments` are those that only Hydra answers."""
 
@@ -44,6 +48,7 @@ class Flags(NamedTuple):
     cfg: str | None
     package: str | None
     config_dirs: list[Path]
+    frozen: Path | None
     hydra_arguments: list[str]
 
 
@@ -66,7 +71,17 @@ def split(argv: Sequence[str]) -> tuple[Flags, list[str]]:
     for_hydra = [
         text for flag, value in asked.items() if value for text in ([flag] if value is True else [flag, value])
     ]
-    return Flags(found.help, found.multirun, found.cfg, found.package, folders, for_hydra), words
+    if found.frozen is not None and (extra := ["-m"] * found.multirun + words):
+        raise UserError(f"--frozen is the whole config of a run; leave out {' '.join(extra)}")
+    return Flags(found.help, found.multirun, found.cfg, found.package, folders, found.frozen, for_hydra), words
+
+
+def with_scheduler(argv: Sequence[str]) -> list[str]:
+    """The command line with what `hydra/launcher=slurm` means for each run: Hydra itself heeds it in sweeps only."""
+    if LAUNCHER not in argv:
+        return list(argv)
+    is_sweep = {"-m", "--multirun"} & set(argv)
+    return [word for word in argv if is_sweep or word != LAUNCHER] + ["cluster.scheduler=slurm"]
 
 
 def help_page(config_name: str, groups: dict[str, list[str]]) -> str:
@@ -122,6 +137,7 @@ def _parser() -> ArgumentParser:
         metavar="DIR",
         help="further options, in a folder like conf/",
     )
+    add("--frozen", type=Path, metavar="FILE", help="run a config.yaml that a submitted job or a run has kept")
     add(
         "--info",
         "-i",

@@ -72,6 +72,11 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
         UserError: all that is wrong, one sentence each.
     """
     flags, words = command_line.split(argv)
+    if flags.frozen is not None:
+        config = read(flags.frozen, SCHEMAS[config_name])
+        if problems := checks.check(config) if check else []:
+            raise UserError(*problems)
+        return config
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     good, problems = overrides.check(words, grammar, sweep=False)
     try:
@@ -162,6 +167,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None) -> int:
+    argv = command_line.with_scheduler(argv)
     flags, words = command_line.split(argv)
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     if flags.help:
@@ -209,6 +215,9 @@ def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, t
     """Runs every point of a sweep through Hydra's launcher, after all of them have been checked."""
     good, folders = _swept(config_name, words, grammar), grammar.folders[1:]
     cells = _cells(config_name, good, _directories(folders))
+    are_jobs = bool(cells) and all(cell.config.cluster.scheduler == "slurm" for cell in cells)
+    if are_jobs and "SLURM_JOB_ID" not in os.environ and all(word.key_or_group != "hydra/launcher" for word in good):
+        good += overrides.check([command_line.LAUNCHER], grammar, sweep=True)[0]
     settings = [*(overrides.to_hydra(word, grammar) for word in good), "hydra.sweeper.params=null"]
 
     def launch(task: Task) -> int:
@@ -368,7 +377,11 @@ def _name_teacher(loss: LossConfig) -> list[str]:
 
 
 def tell(error: UserError) -> int:
-    """Prints the sentences; 2 for what the command got wrong, 1 for what data, checkpoints or nodes have."""
+    """Prints the sentences, inside a SLURM job with the node's name; returns the exit code.
+
+    It is 2 for what the command got wrong, 1 for what data, checkpoints or nodes have.
+    """
+    node = os.environ.get("SLURMD_NODENAME")
     for problem in error.problems:
-        print(problem, file=sys.stderr)
+        print(f"{node}: {problem}" if node else problem, file=sys.stderr)
     return 1 if isinstance(error, DataError | CheckpointError | NodeError) else 2

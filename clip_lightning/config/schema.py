@@ -246,9 +246,12 @@ class SlurmConfig:
     cpus_per_task: int | None = None  # sbatch --cpus-per-task; null: cluster.workers + 1
     memory: str | None = None  # sbatch --mem
     signal_seconds: int = 300  # warning before the time limit
-    requeue: bool = True  # a job that is stopped starts again and resumes
+    requeue: bool = True  # a job that meets its time limit, or loses a node, starts again and resumes
     setup: list[str] = field(default_factory=list)  # shell lines before srun: modules, environment
-    extra: list[str] = field(default_factory=list)  # further #SBATCH lines
+    container: list[str] = field(default_factory=list)  # words before python, like [apptainer,exec,--nv,clip.sif]
+    srun: list[str] = field(default_factory=list)  # further arguments of srun
+    extra: list[str] = field(default_factory=list)  # further options of sbatch, like [--exclusive,--reservation=x]
+    submit: bool = True  # false: writes the job's files and says how to submit them
 
 
 @dataclass
@@ -256,6 +259,7 @@ class ClusterConfig:
     """Where a run computes; never what it learns."""
 
     name: str = MISSING  # the option's name
+    scheduler: str = "none"  # none, slurm: outside an allocation the run is submitted as a job, inside it trains
     accelerator: str = "auto"  # auto, cpu, gpu
     nodes: int = 1  # machines
     devices: int = 1  # per node

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "compute.schedule": ("cosine", "constant", "constant_cooldown"),
     "compute.precision": ("bf16", "fp32", "fp16"),
     "compute.on_divergence": ("stop", "rollback"),
+    "cluster.scheduler": ("none", "slurm"),
     "cluster.accelerator": ("auto", "cpu", "gpu"),
     "cluster.strategy": ("single", "ddp", "fsdp", "hsdp"),
     "cluster.activation_checkpointing": ("none", "full", "selective"),
@@ -60,6 +61,7 @@ _ABOVE_0 = [
     "cluster.device_memory_gib",
     "cluster.device_peak_tflops",
     "cluster.slurm.array_parallelism",
+    "cluster.slurm.cpus_per_task",
     "eval.batch",
 ]
 _FROM_0 = [
@@ -71,6 +73,8 @@ _FROM_0 = [
     "compute.final_learning_rate",
     "optimizer.weight_decay",
     "cluster.workers",
+    "cluster.slurm.gpus_per_node",
+    "cluster.slurm.signal_seconds",
     "debug.overfit_samples",
 ]
 _BELOW_1 = [

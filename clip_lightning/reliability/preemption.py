@@ -77,6 +77,8 @@ def leave_after(cluster: ClusterConfig) -> float | None:
     if cluster.time_limit_minutes is None:
         return None
     limit = 60 * cluster.time_limit_minutes
+    if cluster.scheduler == "slurm":  # SLURM's warning comes first; this one is for where it does not get through
+        return limit - cluster.slurm.signal_seconds
     return limit - min(limit / 10, _MOST_SECONDS_TO_SAVE)
 
 

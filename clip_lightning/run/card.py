@@ -52,6 +52,8 @@ def card(config: Config, found: Plan, facts: CardFacts) -> str:
 
 def changed(config: Config, argv: Sequence[str]) -> list[str]:
     """What the settings of the command line changed against the chosen options: "key before -> after"."""
+    if "--frozen" in argv:
+        return []
     options = [word for word in argv if word.startswith("-") or "." not in word.partition("=")[0]]
     try:
         before = compose.load("train", options, check=False)

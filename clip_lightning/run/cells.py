@@ -26,6 +26,7 @@ from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.reliability.preemption import SIGNALS
+from clip_lightning.run import slurm
 from clip_lightning.run.directory import directory_of, now
 from clip_lightning.run.dry_run import dry_run_cells
 from clip_lightning.run.sweep import (
@@ -122,6 +123,8 @@ class _Turns:
             return 0
         print(f"\n{run}: {' '.join(cell.settings)}", flush=True)
         failure_file(self.record.path, run).unlink(missing_ok=True)
+        if slurm.is_submitted(config):
+            return slurm.submit(config)
         code = self._in_own_process(lambda: _cell(config, cell.argv, self.record.path))
         if code < 0:
             code = 128 - code

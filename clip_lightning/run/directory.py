@@ -3,9 +3,10 @@
     config.yaml  git.txt  patch.diff  versions.json   frozen at the first start
     data.json            fingerprint of the data and number of pairs
     starts.jsonl         one line per start: when, where, which code, what machine settings differ from config.yaml
-    status.json          new, running, finished, stopped or failed, and why
+    status.json          submitted, running, finished, stopped or failed, and why
     failure.txt          traceback of the newest start, if it failed
     divergence.jsonl     steps and sample ids of every divergence, if there was one
+    slurm/               of a submitted run: its frozen config and code, its script, its output (`run/slurm.py`)
     checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/
 
 Rank 0 alone writes here. `runs/latest` points to the run that began last.
@@ -39,7 +40,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        state: status when it was opened: new, running (its process died), stopped, failed, or finished.
+        state: status when it was opened: new, submitted, running (its process died), stopped, failed, or finished.
     """
 
     def __init__(self, path: Path) -> None:

@@ -51,6 +51,11 @@ def uses_gpu(accelerator: str) -> bool:
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
+def num_visible_gpus(accelerator: str) -> int | None:
+    """GPUs that this process can use; None where the run uses none."""
+    return torch.cuda.device_count() if uses_gpu(accelerator) else None
+
+
 def device_name(accelerator: str) -> str:
     """The GPU's name, or the processor's with the cores that this process may use."""
     if uses_gpu(accelerator):
@@ -61,6 +66,12 @@ def device_name(accelerator: str) -> str:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cores_per_rank(num_local_ranks: int) -> int:
+    """Cores of one rank: what a SLURM job asks for each of its tasks, otherwise an even share of this machine's."""
+    asked = os.environ.get("SLURM_CPUS_PER_TASK") if "SLURM_STEP_ID" in os.environ else None
+    return int(asked) if asked else max(1, num_cores() // num_local_ranks)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from clip_lightning.parallel import slurm_tasks
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
 
 _KEY = "clip_lightning"
@@ -24,10 +25,11 @@ _PATIENCE = timedelta(days=1)
 
 def rank_of_process() -> int:
     """The rank that a launcher gave this process: torchrun's, SLURM's, or Lightning's own; 0 without one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    for name in ("RANK", "LOCAL_RANK"):  # before SLURM's: inside a job both may have started ranks of their own
         if name in os.environ:
             return int(os.environ[name])
-    return 0
+    task = slurm_tasks.step()
+    return task.rank if task else 0
 
 
 def is_restart() -> bool:

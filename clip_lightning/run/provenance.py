@@ -34,7 +34,11 @@ class Commit:
 
 
 def commit(root: Path = ROOT) -> Commit:
-    """The commit of a checkout; an empty one for an installed package, or where git is missing."""
+    """The commit of a checkout, or the one that `write` has kept; an empty one for a package, and without git."""
+    if (root / "git.txt").is_file():
+        head, *files = (root / "git.txt").read_text(encoding="utf-8").splitlines()
+        name = head.removeprefix("commit ").split(" ")[0] if head.startswith("commit ") else ""
+        return Commit(name, tuple(files), (root / "patch.diff").read_text(encoding="utf-8"))
     if not (root / ".git").exists():
         return Commit("")
     try:
@@ -43,6 +47,12 @@ def commit(root: Path = ROOT) -> Commit:
         return Commit(name, changed, _git(root, "diff", "--binary", "HEAD"))
     except (OSError, subprocess.CalledProcessError):
         return Commit("")
+
+
+def write(found: Commit, folder: Path) -> None:
+    """Keeps what `commit` found beside a copy of the code, in the form that a run's directory has it."""
+    (folder / "git.txt").write_text("\n".join([str(found), *found.changed]) + "\n", encoding="utf-8")
+    (folder / "patch.diff").write_text(found.patch, encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
-from clip_lightning.parallel import activation_checkpointing, compile, strategy
+from clip_lightning.parallel import activation_checkpointing, compile, slurm_environment, strategy
 from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.records import Record
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
@@ -35,7 +35,7 @@ from clip_lightning.reliability.preemption import PreemptionCallback, StopSignal
 from clip_lightning.run import launch
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
-from clip_lightning.run.hardware import num_cores, uses_gpu
+from clip_lightning.run.hardware import cores_per_rank, uses_gpu
 from clip_lightning.run.meter import Costs, Meter
 from clip_lightning.run.preflight import Lengths
 from clip_lightning.run.progress import Interval
@@ -236,13 +236,14 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
     """A Trainer that only trains: the loader's length is the run's; saving, logging and evaluating are ours."""
     cluster = config.cluster
     # A team of threads waits for its slowest: one core shared with a loader's worker costs more than it brings.
-    cores = min(num_cores(), torch.get_num_threads())
-    torch.set_num_threads(cluster.threads or max(1, cores // cluster.devices - cluster.workers))
+    cores = min(cores_per_rank(cluster.devices), torch.get_num_threads())
+    torch.set_num_threads(cluster.threads or max(1, cores - cluster.workers))
     return Trainer(
         accelerator=cluster.accelerator,
         devices=cluster.devices,
         num_nodes=cluster.nodes,
         strategy=strategy.build(cluster),
+        plugins=slurm_environment.environment(cluster),
         deterministic=config.compute.deterministic,
         callbacks=callbacks,
         default_root_dir=folder,

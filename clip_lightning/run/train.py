@@ -10,6 +10,7 @@ from contextlib import closing
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
+from clip_lightning.parallel.slurm_tasks import check_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
@@ -19,7 +20,7 @@ from clip_lightning.run.directory import RunDirectory, directory_of, move_aside,
 from clip_lightning.run.dry_run import dry_run
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
-from clip_lightning.run.hardware import device_name, total_peak_flops, uses_gpu
+from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
 from clip_lightning.run.meter import Costs
 from clip_lightning.run.preflight import Plan, Preflight, preflight, prepare_tokenizer
 from clip_lightning.run.progress import Screen, count, screen
@@ -40,6 +41,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     """
     begun = time.perf_counter()
     quiet_libraries()
+    check_tasks(config.cluster, num_visible_gpus(config.cluster.accelerator))
     path = directory_of(config)
     if rank := launch.rank_of_process():
         if (given := launch.directory(path)) is None:

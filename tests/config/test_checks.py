@@ -44,6 +44,15 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"cluster__strategy": "hsdp", "cluster__devices": 4}, "write cluster.shard_size=2, or cluster=fsdp for one group"),
     ({"cluster__shard_size": 2}, "cluster.shard_size=2 has no effect without cluster=hsdp"),
     ({"cluster__keep_every": "1%"}, "cluster.keep_every=1% is no longer than cluster.checkpoint_every=10%"),
+    ({"cluster__slurm__partition": "gpu"}, "cluster.slurm.partition=gpu has no effect with cluster.scheduler=none"),
+    (
+        {"cluster__scheduler": "slurm", "cluster__time_limit_minutes": 5.0},
+        "cluster.slurm.signal_seconds=300 must be less than the 300 seconds of cluster.time_limit_minutes=5",
+    ),
+    (
+        {"cluster__scheduler": "slurm", "cluster__accelerator": "cpu", "cluster__slurm__gpus_per_node": 1},
+        "cluster.slurm.gpus_per_node=1 has no effect with cluster.accelerator=cpu",
+    ),
     ({"compute__precision": "fp16", "cluster__accelerator": "cpu"}, "compute.precision=fp16 needs a GPU"),
     ({"compute__warmup": "9 epochs"}, "compute.warmup=9 epochs take 900,096 samples and the whole run has 200,192"),
     (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clip_lightning.config import compose
+from clip_lightning.config.command_line import with_scheduler
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 
@@ -277,3 +278,23 @@ def test_what_a_preset_leaves_open_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^model.text.pool has no value; write model.text.pool=VALUE"):
         compose.load("train", words, check=False)
     assert compose.load("train", [*words, "model.text.pool=mean"], check=False).model.text.pool == "mean"
+
+
+def test_the_slurm_launcher_means_a_job_per_run_with_and_without_a_sweep() -> None:
+    assert with_scheduler(["compute.seed=1"]) == ["compute.seed=1"]
+    assert with_scheduler(["hydra/launcher=slurm", "compute.seed=1"]) == ["compute.seed=1", "cluster.scheduler=slurm"]
+    sweep = ["-m", "hydra/launcher=slurm", "compute.seed=1,2"]
+    assert with_scheduler(sweep) == [*sweep, "cluster.scheduler=slurm"]
+
+
+def test_a_frozen_config_comes_back_whole_and_takes_no_settings(tmp_path: Path) -> None:
+    config = load("compute.seed=7", "cluster.slurm.extra=[--exclusive]", "cluster.scheduler=slurm")
+    file = tmp_path / "config.yaml"
+    file.write_text(compose.dump(config))
+    assert compose.load("train", ["--frozen", str(file)], check=False) == config
+    with pytest.raises(UserError, match=r"--frozen is the whole config of a run; leave out compute\.seed=8"):
+        compose.load("train", ["--frozen", str(file), "compute.seed=8"], check=False)
+    with pytest.raises(UserError, match="--frozen is the whole config of a run; leave out -m"):
+        compose.load("train", ["-m", "--frozen", str(file)], check=False)
+    with pytest.raises(UserError, match="this config cannot be read"):
+        compose.load("train", ["--frozen", str(tmp_path / "none.yaml")], check=False)

@@ -61,3 +61,8 @@ def test_wheel_installs_and_its_rooms_import(tmp_path: Path) -> None:
     code = "".join(f"import clip_lightning.{room}; " for room in ROOMS) + "print(clip_lightning.__file__)"
     found = output([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
     assert Path(found.strip()).is_relative_to(site)
+    # Hydra finds the launcher in the installed package.
+    code = "from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher; "
+    code += "print([found.__module__ for found in Plugins.instance().discover(Launcher)])"
+    found = output([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
+    assert "hydra_plugins.clip_lightning_slurm.launcher" in found

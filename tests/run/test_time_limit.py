@@ -14,6 +14,7 @@ def test_how_long_before_its_limit_a_run_leaves() -> None:
     assert leave_after(ClusterConfig(name="c")) is None
     assert leave_after(ClusterConfig(name="c", time_limit_minutes=10)) == 540
     assert leave_after(ClusterConfig(name="c", time_limit_minutes=1440)) == 1440 * 60 - 300
+    assert leave_after(ClusterConfig(name="c", time_limit_minutes=60, scheduler="slurm")) == 3300
 
 
 @pytest.mark.slow

@@ -1,0 +1,35 @@
+"""The launcher: each point of a sweep is prepared in this process, and then all are submitted as job arrays."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+
+
+@dataclass
+class SlurmLauncherConf:
+    """`hydra/launcher=slurm`; what a job asks for is in `cluster.slurm`."""
+
+    _target_: str = "hydra_plugins.clip_lightning_slurm.launcher.SlurmLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="clip_lightning")
+
+
+class SlurmLauncher(BasicLauncher):
+    """Goes through the points as Hydra's own launcher does; that each of them is submitted is the run's to know."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submits the points; leaves with an exit code when SLURM refuses them, since Hydra would print a traceback."""
+        from clip_lightning.config.compose import tell
+        from clip_lightning.errors import UserError
+        from clip_lightning.run import slurm
+
+        try:
+            with slurm.gathered():
+                return super().launch(job_overrides, initial_job_idx)
+        except UserError as error:
+            sys.exit(tell(error))
