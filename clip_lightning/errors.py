@@ -4,21 +4,44 @@
 class UserError(Exception):
     """One or more problems that the user can mend, each one sentence: key, value, rule, mend.
 
-    The entry files print the sentences and leave with exit code 2; `HYDRA_FULL_ERROR=1` keeps the traceback.
+    The entry files print the sentences and leave with `exit_code`; `HYDRA_FULL_ERROR=1` keeps the traceback.
+
+    Attributes:
+        exit_code: 2 for what the command got wrong, 1 for what data, checkpoints or machines have.
     """
+
+    exit_code = 2
 
     def __init__(self, *problems: str) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(problems))
 
 
+class AgreedError(UserError):
+    """Every rank raises it at the same place, so that rank 0 alone needs to tell."""
+
+
 class DataError(UserError):
     """The data cannot be trained on or evaluated: missing, empty, damaged beyond the allowed share."""
+
+    exit_code = 1
 
 
 class CheckpointError(UserError):
     """No usable checkpoint where one was asked for."""
 
+    exit_code = 1
+
+
+class AgreedCheckpointError(AgreedError, CheckpointError):
+    """Checkpoints fail every rank alike."""
+
 
 class NodeError(UserError):
-    """A machine of the run is not fit for it: the sentence names it."""
+    """A machine of the run, or a rank on it, is not fit for it: the sentence names it."""
+
+    exit_code = 1
+
+
+class AgreedNodeError(AgreedError, NodeError):
+    """All ranks that are left know of it."""

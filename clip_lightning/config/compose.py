@@ -26,7 +26,7 @@ from yaml import YAMLError
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets, recipes
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
-from clip_lightning.errors import CheckpointError, DataError, NodeError, UserError
+from clip_lightning.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
@@ -377,11 +377,8 @@ def _name_teacher(loss: LossConfig) -> list[str]:
 
 
 def tell(error: UserError) -> int:
-    """Prints the sentences, inside a SLURM job with the node's name; returns the exit code.
-
-    It is 2 for what the command got wrong, 1 for what data, checkpoints or nodes have.
-    """
+    """Prints the sentences, inside a SLURM job with the node's name; returns the exit code."""
     node = os.environ.get("SLURMD_NODENAME")
     for problem in error.problems:
         print(f"{node}: {problem}" if node else problem, file=sys.stderr)
-    return 1 if isinstance(error, DataError | CheckpointError | NodeError) else 2
+    return error.exit_code

@@ -12,10 +12,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from clip_lightning.errors import CheckpointError
+from clip_lightning.errors import AgreedCheckpointError
 from clip_lightning.records import Record
 from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint, shard_name
+from clip_lightning.reliability.drift import refuse_drift
 from clip_lightning.reliability.ranks import Ranks
 from clip_lightning.reliability.shards import laid_out, on_host, optimizer_laid_out, own_rows
 
@@ -60,7 +61,7 @@ class CheckpointCallback(Callback):
         one comes to the same divergence once more, and goes back alike.
 
         Returns: its samples; 0: the run begins anew, since the place is before its first checkpoint.
-        Raises: CheckpointError on every rank where there should be a checkpoint, and none verifies.
+        Raises: AgreedCheckpointError on every rank where there should be a checkpoint, and none verifies.
         """
         self._finish()
         self.restored, place = None, 0
@@ -73,7 +74,7 @@ class CheckpointCallback(Callback):
                 self.folder.remove_after(place)
         place = self._ranks.exchange(place)[0]
         if place < 0:
-            raise CheckpointError(
+            raise AgreedCheckpointError(
                 f"{self.folder.path} has no checkpoint to go back to, at or before {at_most:,} samples; take an older "
                 "one from elsewhere, or start over with fresh=true"
             )
@@ -106,13 +107,13 @@ class CheckpointCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where training stops, complete or not, and waits until it is written.
 
-        Raises: CheckpointError on every rank when it cannot be: what was learned since the newest would be lost.
+        Raises: AgreedCheckpointError on every rank when it cannot be: what was learned since the newest would be lost.
         """
         self.save(trainer, pl_module)
         self._finish()
         if self._saved_at is None:
             newest = next(iter(self.folder.numbers()), None)
-            raise CheckpointError(
+            raise AgreedCheckpointError(
                 f"{self.folder.path}: the last checkpoint, at {_samples_seen(pl_module):,} samples, could not be "
                 "written; make room and run the same command again: it goes on "
                 + (f"from {newest:,} samples" if newest else "from the start")
@@ -124,12 +125,16 @@ class CheckpointCallback(Callback):
             self._writing.wait(LAST_WAIT_SECONDS)
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to save, unless this place is saved already; to be called on every rank."""
+        """Begins to save, unless this place is saved already; to be called on every rank.
+
+        Raises: AgreedNodeError on every rank where they hold unlike weights.
+        """
         start = time.perf_counter()
         self._is_due = False
         self._finish()
         samples_seen = _samples_seen(pl_module)
         if self._saved_at != samples_seen:
+            refuse_drift(dict(pl_module.named_parameters()), self._ranks)
             parts = _parts(_state(trainer, pl_module), self._ranks.rank)
             self._saved_at = samples_seen
             self._writing = Background(lambda: self.folder.save(samples_seen, parts, self.about, self._ranks))

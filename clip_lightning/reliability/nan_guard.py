@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clip_lightning.config.schema import ComputeConfig
-from clip_lightning.errors import UserError
+from clip_lightning.errors import AgreedError
 from clip_lightning.reliability.spike import SpikeDetector
 
 DELAY = 4  # steps between a step's numbers and their reading
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     sample_ids: Tensor | None = None
 
 
-class DivergenceError(UserError):
+class DivergenceError(AgreedError):
     """Too many steps in a row were out of order: those `steps`, the first of them to the one that decided."""
 
     def __init__(self, problem: str, steps: list[Step]) -> None:

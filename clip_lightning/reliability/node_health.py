@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed import distributed_c10d
 
-from clip_lightning.errors import NodeError
+from clip_lightning.errors import AgreedNodeError
+from clip_lightning.reliability.roll_call import REPORTED, meet, node_name
 
 # How long a rank may take to report after the others, to read a sample, and to answer the first all-reduce.
 PATIENCE = timedelta(seconds=120)
-_REPORTED, _READ = "reported", "read a sample"
 _SHARED_MEMORY = Path("/dev/shm")
 _MOST_CLOCK_SKEW_SECONDS = 5.0
 _LEAST_FREE_GPU_SHARE = 0.8  # before the model is there
@@ -52,41 +51,40 @@ class Machine:
 class NodeHealth(Callback):
     """Asks all ranks once the process group stands; nothing happens with a single process."""
 
-    def __init__(self, node: str, shared_memory_needed: int, data: Callable[[], str]) -> None:
+    def __init__(self, shared_memory_needed: int, data: Callable[[], str]) -> None:
         """Args.
 
-        node: this machine's name.
         shared_memory_needed: bytes, as `Machine` has them.
         data: reads a sample and returns the data's fingerprint.
         """
-        self.node, self.shared_memory_needed, self.data = node, shared_memory_needed, data
+        self.shared_memory_needed, self.data = shared_memory_needed, data
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raises: NodeError for every node that is not fit."""
+        """Raises: AgreedNodeError for every node that is not fit."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            check_nodes(self.node, self.shared_memory_needed, self.data, trainer.strategy.root_device)
+            check_nodes(self.shared_memory_needed, self.data, trainer.strategy.root_device)
 
 
 def check_nodes(
-    node: str, shared_memory_needed: int, data: Callable[[], str], device: torch.device, patience: timedelta = PATIENCE
+    shared_memory_needed: int, data: Callable[[], str], device: torch.device, patience: timedelta = PATIENCE
 ) -> None:
     """Compares the machines of all ranks, and tries their collectives.
 
     Args:
-        node: this machine's name; the other two as `NodeHealth` has them.
+        shared_memory_needed, data: as `NodeHealth` has them.
         device: this rank's, on which the default process group works.
         patience: for the slowest rank.
-    Raises: NodeError, the same on every rank.
+    Raises: AgreedNodeError, the same on every rank.
     """
-    _meet(_REPORTED, node, patience)
+    meet(REPORTED, patience)
     group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)
     dist.barrier(group)
     clock = time.time()
     fingerprint, data_error = _read(data)
-    _meet(_READ, node, patience)
+    meet("read a sample", patience)
     own = Machine(
-        node=node,
+        node=node_name(),
         rank=dist.get_rank(),
         clock=clock,
         shared_memory_needed=shared_memory_needed,
@@ -98,7 +96,7 @@ def check_nodes(
     machines: list[Machine] = [own] * dist.get_world_size()
     dist.all_gather_object(machines, own, group)
     if found := problems(machines):
-        raise NodeError(*found)
+        raise AgreedNodeError(*found)
     _try_all_reduce(machines, device, patience, group)
 
 
@@ -138,35 +136,12 @@ def problems(machines: list[Machine]) -> list[str]:
     return found
 
 
-def _meet(done: str, node: str, patience: timedelta) -> None:
-    """Every rank leaves a word in the ranks' store when it has `done` something: who does not is known by its absence.
-
-    Raises: NodeError with the missing ranks, by node where they have met before, and the nodes of those that came.
-    """
-    store = distributed_c10d._get_default_store()
-    store.set(_key(done, dist.get_rank()), node)
-    end = time.monotonic() + patience.total_seconds()
-    missing, present = [], dict[str, None]()
-    for rank in range(dist.get_world_size()):
-        try:
-            store.wait([_key(done, rank)], timedelta(seconds=max(end - time.monotonic(), 0.01)))
-            present[store.get(_key(done, rank)).decode()] = None
-        except RuntimeError:
-            met = _key(_REPORTED, rank)
-            missing.append(f"{rank}" + (f" (node {store.get(met).decode()})" if store.check([met]) else ""))
-    if missing:
-        raise NodeError(
-            f"rank {', '.join(missing)} of {dist.get_world_size()} has not {done} within "
-            f"{patience.total_seconds():.0f} s; nodes that have: {', '.join(present)}"
-        )
-
-
 def _try_all_reduce(
     machines: list[Machine], device: torch.device, patience: timedelta, group: dist.ProcessGroup
 ) -> None:
     """One small all-reduce on the ranks' devices, watched from the CPU.
 
-    Raises: NodeError with the nodes where it did not come back, or came back wrong.
+    Raises: AgreedNodeError with the nodes where it did not come back, or came back wrong.
     """
     ones = torch.ones(1, device=device)
     work = dist.all_reduce(ones, async_op=True)
@@ -178,7 +153,7 @@ def _try_all_reduce(
     answers = [is_right] * len(machines)
     dist.all_gather_object(answers, is_right, group)
     if sick := [machine.node for machine, answer in zip(machines, answers, strict=True) if not answer]:
-        raise NodeError(
+        raise AgreedNodeError(
             f"the first all-reduce did not come back on node {', '.join(dict.fromkeys(sick))} within "
             f"{patience.total_seconds():.0f} s; NCCL_DEBUG=INFO shows what it waits for, NCCL_SOCKET_IFNAME names the "
             "network"
@@ -191,10 +166,6 @@ def _read(data: Callable[[], str]) -> tuple[str, str]:
         return data(), ""
     except Exception as error:
         return "", " ".join(str(error).split()) or type(error).__name__
-
-
-def _key(done: str, rank: int) -> str:
-    return f"clip_lightning/{done}/{rank}"
 
 
 def _gib(size: float) -> str:

@@ -10,11 +10,13 @@ class Ranks:
 
     Attributes:
         rank: of this process; 0 leads.
+        size: how many there are.
     """
 
     def __init__(self, rank: int = 0, group: Any = None) -> None:
         """Args: group: a process group of gloo; None: this rank is alone."""
         self.rank, self._group = rank, group
+        self.size = 1 if group is None else dist.get_world_size(group)
 
     @classmethod
     def connected(cls) -> "Ranks":
@@ -30,6 +32,6 @@ class Ranks:
         """Every rank's value, rank after rank; waits for all of them."""
         if self._group is None:
             return [value]
-        values: list[Any] = [None] * dist.get_world_size(self._group)
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._group)
         return values

@@ -64,6 +64,11 @@ def own_rows(tree: Any) -> tuple[int, Rows]:
     return shard, rows
 
 
+def shard_of(tensor: DTensor) -> int:
+    """Which of its shards this rank holds."""
+    return _place(tensor)[0]
+
+
 def with_rows(tree: Any, shards: list[Rows]) -> Any:
     """Rank 0's tree in which every sharded tensor is the `SavedRows` of all shards; `shards` are those from 1 on."""
 

@@ -4,11 +4,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from clip_lightning.config.schema import Config
-from clip_lightning.errors import NodeError
+from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
-from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run.meter import Costs
 from clip_lightning.run.preflight import build_datamodule, lengths_of, prepare_tokenizer
@@ -19,7 +18,7 @@ from clip_lightning.run.status import read_json
 def follow(config: Config, path: Path) -> int:
     """Trains with rank 0; returns the exit code.
 
-    It is 0 even when a signal, a divergence or a sick node ended the run: all ranks are killed when one leaves with an
+    It is 0 even when a signal, or what all ranks agree on, ended the run: all ranks are killed when one leaves with an
     error, and rank 0 may still be writing.
     """
     if read_json(path / "status.json").get("status") == "finished" and not config.fresh:
@@ -31,6 +30,6 @@ def follow(config: Config, path: Path) -> int:
     folder = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
     checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=None, about={})
     session = Session(config, path, datamodule, lengths, tasks, tokenizer)
-    with suppress(DivergenceError, NodeError):  # all ranks know what rank 0 says
+    with suppress(AgreedError):
         session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
     return 0

@@ -2,9 +2,7 @@
 
 import gc
 import logging
-import os
 import shutil
-import socket
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 from clip_lightning.parallel import activation_checkpointing, compile, slurm_environment, strategy
 from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.records import Record
+from clip_lightning.reliability import roll_call
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.node_health import NodeHealth
@@ -132,7 +131,8 @@ class Session:
             while True:
                 fit = self._assemble(checkpoint, costs, sink, signals, seconds_before, windows)
                 try:
-                    fit.trainer.fit(fit.module, datamodule=datamodule)
+                    with roll_call.on_failure():
+                        fit.trainer.fit(fit.module, datamodule=datamodule)
                     break
                 except DivergenceError as divergence:
                     rollback = roll_back(
@@ -206,7 +206,7 @@ class Session:
         share = config.compute.global_batch // (config.cluster.nodes * config.cluster.devices)
         piece = min(share, LARGEST_PIECE) * 3 * config.model.vision.image_size**2
         in_flight = config.cluster.workers * (PREFETCHED_PIECES + 1)
-        return NodeHealth(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), in_flight * piece, read_a_sample)
+        return NodeHealth(in_flight * piece, read_a_sample)
 
 
 def evaluators(

@@ -1,5 +1,6 @@
 """Run by test_node_health.py: two ranks ask each other whether they are fit; argument 1 says what ails rank 1."""
 
+import os
 import sys
 import time
 from datetime import timedelta
@@ -21,6 +22,7 @@ def data(path: Path, hangs: bool) -> str:
 
 
 def ask(rank: int, ailment: str, folder: Path) -> None:
+    os.environ["SLURMD_NODENAME"] = f"n{rank + 1}"
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     if ailment == "silent" and rank == 1:
         time.sleep(6)
@@ -31,7 +33,7 @@ def ask(rank: int, ailment: str, folder: Path) -> None:
     begun = time.perf_counter()
     patience = timedelta(seconds=60 if ailment in ("data", "memory", "nothing") else 2)
     try:
-        check_nodes(f"n{rank + 1}", needed, lambda: data(path, hangs), torch.device("cpu"), patience)
+        check_nodes(needed, lambda: data(path, hangs), torch.device("cpu"), patience)
         text = f"fit in {time.perf_counter() - begun} s"
     except NodeError as error:
         text = "\n".join(error.problems)

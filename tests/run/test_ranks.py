@@ -87,15 +87,15 @@ def test_four_ranks_then_two_then_one_learn_what_one_does(runner: Any, tmp_path:
 
 
 def worker(parent: int, rank: int) -> int:
-    """The process of a rank that torchrun started."""
+    """The process of a rank that torchrun or Lightning started."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             is_child = int(folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
-            if is_child and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+            if is_child and f"LOCAL_RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 return int(folder.name)
         except (OSError, ValueError):
             continue
-    raise AssertionError(f"torchrun has no rank {rank}")
+    raise AssertionError(f"process {parent} has no rank {rank}")
 
 
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(

@@ -1,8 +1,10 @@
 """Numbers reach the run's own records whatever W&B does; no key is read into a config."""
 
 import json
+import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +105,27 @@ def test_offline_wandb_holds_the_numbers_over_samples_and_no_key(
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
 
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
 @pytest.mark.slow
-def test_a_server_that_refuses_costs_a_warning_and_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "hangs"])
+def test_a_server_that_fails_costs_a_warning_and_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str, is_silent: bool
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "01234567")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server if is_silent else "http://127.0.0.1:9")
     monkeypatch.setattr(tracker, "INIT_SECONDS", 3)
     said: list[str] = []
     config = compose.load("train", [])
     opened = open_tracker(config, tmp_path, ("online", ""), "id456", said.append)
+    begin = time.monotonic()
     opened.write(rows(3))
+    assert time.monotonic() - begin < tracker.INIT_SECONDS, "training waited for the server"
     opened.close()
     assert len(said) == 1
     assert "W&B goes on offline" in said[0]

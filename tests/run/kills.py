@@ -1,0 +1,144 @@
+"""A run that is killed at random moments, again and again, until it ends: what is lost, and is the end the same?
+
+    python -m tests.run.kills --kills 50
+
+prints a table. A kill is SIGKILL to one rank, drawn at random, after a random while; every fifth comes while a
+checkpoint is being written. What is left of the run must leave by itself, and the same command goes on.
+"""
+
+import argparse
+import os
+import random
+import re
+import signal
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.run.conftest import SMALL, Child, Runner
+from tests.run.test_ranks import worker
+from tests.run.test_resume import assert_bit_equal, final_state, losses
+
+BATCH, EVERY = 16, 2
+LENGTH = ["compute.duration=60 steps", f"cluster.checkpoint_every={EVERY} steps"]
+CASES = {
+    "one process": [],
+    "DDP, 2 processes": ["cluster=ddp", "cluster.devices=2"],
+    "FSDP2, 2 processes": ["cluster=fsdp", "cluster.devices=2", "cluster.accelerator=cpu"],
+}
+SECONDS = 120  # for whatever should take a moment
+
+
+@dataclass
+class Kills:
+    """What became of the kills of one case.
+
+    Attributes:
+        inside_save: how many came while a checkpoint was being written.
+        lost_steps: of each kill: from the newest checkpoint to the last step that was shown.
+        num_runs: that went on to their end, each bit-equal to the one never killed.
+    """
+
+    inside_save: int = 0
+    lost_steps: list[int] = field(default_factory=list)
+    num_runs: int = 0
+
+
+def kill_and_resume(runner: Runner, folder: Path, settings: list[str], num_kills: int, seed: int = 0) -> Kills:
+    """Kills runs of one config until there were so many kills, and lets the last one end.
+
+    Raises: AssertionError where a run does not go on, or ends with other bits or losses than the one never killed.
+    """
+    draw, found = random.Random(seed), Kills()
+    runner.train(folder / "whole", *LENGTH, *settings)
+    while len(found.lost_steps) < num_kills:
+        runs = folder / f"cut{found.num_runs}"
+        while len(found.lost_steps) < num_kills:
+            child = runner.start("train.py", f"runs={runs}", *SMALL, *LENGTH, *settings)
+            wants_save = len(found.lost_steps) % 5 == 4
+            if not _wait(child, runs, wants_save, draw):
+                break
+            is_inside = bool(_half_written(runs))
+            victim = worker(child.pid, 1) if settings and draw.random() < 0.5 else child.pid
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(victim, signal.SIGKILL)
+            if child.wait() == 0:
+                break
+            _all_gone(runs)
+            found.inside_save += is_inside
+            found.lost_steps.append(_shown(child) - _saved(runs))
+        runner.train(runs, *LENGTH, *settings)
+        assert_bit_equal(final_state(runs), final_state(folder / "whole"))
+        assert losses(runs) == losses(folder / "whole")
+        found.num_runs += 1
+    return found
+
+
+def _wait(child: Child, runs: Path, wants_save: bool, draw: random.Random) -> bool:
+    """Until the moment has come, and False where the run has ended before it."""
+    end = time.monotonic() + SECONDS
+    while "| loss " not in child.text():
+        if "is finished" in child.text():
+            return False
+        assert time.monotonic() < end, child.text()
+        time.sleep(0.002)
+    moment = time.monotonic() + 1.5 * draw.random()
+    while time.monotonic() < moment or (wants_save and not _half_written(runs)):
+        if "\nstatus  " in child.text():
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def _half_written(runs: Path) -> list[Path]:
+    return list(runs.glob("*/checkpoints/.writing-*"))
+
+
+def _saved(runs: Path) -> int:
+    """Steps of the newest checkpoint."""
+    return max((int(path.name) for path in runs.glob("*/checkpoints/*") if path.name.isdecimal()), default=0) // BATCH
+
+
+def _shown(child: Child) -> int:
+    """The last step that it printed."""
+    return (
+        max(int(float(n) * (1000 if k else 1)) for n, k in re.findall(r"sample ([\d.]+)(k?)/", child.text())) // BATCH
+    )
+
+
+def _all_gone(runs: Path) -> None:
+    """Waits until no process of the run is left."""
+    end, pattern = time.monotonic() + SECONDS, f"runs={runs}".encode()
+    while left := [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if pattern in _read(path)]:
+        assert time.monotonic() < end, f"processes {left} are left"
+        time.sleep(0.02)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def main() -> None:
+    """Prints the table."""
+    flags = argparse.ArgumentParser(description="Kills runs at random moments and compares how they end.")
+    flags.add_argument("--kills", type=int, default=50, help="in all (default 50)")
+    settings = flags.parse_args()
+    print("| | kills | inside a save | steps lost: median, most | runs ended | bit-equal |\n|---|---|---|---|---|---|")
+    for k, (name, case) in enumerate(CASES.items()):
+        share = settings.kills // len(CASES) + (k < settings.kills % len(CASES))
+        with tempfile.TemporaryDirectory() as folder:
+            runner = Runner(Path(folder))
+            found = kill_and_resume(runner, Path(folder), case, share)
+            runner.close()
+        lost = f"{statistics.median(found.lost_steps):g}, {max(found.lost_steps)}"
+        print(f"| {name} | {share} | {found.inside_save} | {lost} | {found.num_runs} | all |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
