@@ -38,7 +38,8 @@ load = cache(named.load)
 
 
 def test_table_names_every_model_that_was_published() -> None:
-    assert set(TABLE) == set(PUBLISHED) == set(named.names()) - {"tiny"}
+    ours = {"tiny", "tiny_half", "tiny_double"}
+    assert set(TABLE) == set(PUBLISHED) == set(named.names()) - ours
 
 
 @pytest.mark.parametrize("name", TABLE)
