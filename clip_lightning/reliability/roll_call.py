@@ -5,6 +5,7 @@ asked instead: there every rank leaves a word, and who does not is known by its 
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from clip_lightning.errors import AgreedNodeError, NodeError
 REPORTED = "reported"
 # Ranks that wait for the same rank give up within a step of one another.
 _ANSWER_PATIENCE = timedelta(seconds=20)
+# How a failed collective may sound: gloo raises a plain RuntimeError, whose words depend on where it was.
+_COLLECTIVE = re.compile(r"gloo|nccl|time-?out|timed out|connection|pair closure", re.IGNORECASE)
 
 
 def node_name() -> str:
@@ -65,7 +68,7 @@ def on_failure() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        is_collective = isinstance(error, dist.DistError) or "gloo" in str(error)
+        is_collective = isinstance(error, dist.DistError) or _COLLECTIVE.search(str(error))
         if is_collective and dist.is_initialized():
             try:
                 meet("answered after a collective failed", _ANSWER_PATIENCE)

@@ -8,7 +8,7 @@ from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.run.preflight import Plan
-from clip_lightning.run.progress import bytes_shown, count, percent
+from clip_lightning.run.progress import count, percent
 
 WIDTH = 100
 # Where and whether to run, not what.
@@ -100,7 +100,7 @@ def _machine(config: Config, found: Plan, facts: CardFacts) -> str:
     processes = f"{cluster.devices} process{'es' * (cluster.devices > 1)}"
     return (
         f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
-        f"{found.total_flops:.2g} FLOPs, {bytes_shown(found.memory.total)}/process"
+        f"{found.total_flops:.2g} FLOPs, {found.memory.shown()}/process"
     )
 
 

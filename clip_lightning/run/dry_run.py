@@ -113,14 +113,15 @@ def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]
     if device.memory_bytes is None or memory.total <= device.memory_bytes:
         return []
     _, micro_batch = pairs_of_rank(config)
-    fixed = memory.total - memory.activations
-    fitting = int(micro_batch * (device.memory_bytes - fixed) / max(memory.activations, 1))
+    activations = memory.activations or 0
+    fixed = memory.total - activations
+    fitting = int(micro_batch * (device.memory_bytes - fixed) / max(activations, 1))
     mends = [f"cluster.micro_batch={2 ** (fitting.bit_length() - 1)}"] if fitting > 0 else []
     mends += ["cluster.activation_checkpointing=full"] * (config.cluster.activation_checkpointing == "none")
     if fixed > device.memory_bytes / 2 and config.cluster.strategy in ("single", "ddp"):
         mends.append("cluster=fsdp")
     return [
-        f"a step needs about {bytes_shown(memory.total)} per process, {bytes_shown(memory.activations)} of it for "
+        f"a step needs about {bytes_shown(memory.total)} per process, {bytes_shown(activations)} of it for "
         f"activations of {micro_batch:,} pairs, and a device has {bytes_shown(device.memory_bytes)}; write "
         f"{' or '.join(mends or ['more devices, or a smaller model'])}"
     ]
@@ -143,6 +144,10 @@ def expected(config: Config, flops: float, device: Device, trial: Trial | str) -
     return Estimate(flops / ((mfu or ASSUMED_MFU) * peak) / 3600, basis)
 
 
+def _part_shown(size: int | None) -> str:
+    return "not known: a tower asks for the values of its tensors" if size is None else bytes_shown(size)
+
+
 def _counts(config: Config, found: Plan, device: Device) -> str:
     """Parameters, FLOPs, steps, memory and disk."""
     total, batch, memory = found.lengths.total, config.compute.global_batch, found.memory
@@ -163,10 +168,10 @@ def _counts(config: Config, found: Plan, device: Device) -> str:
         ("training FLOPs", f"{count(found.total_flops / total, 'G')} per sample, {found.total_flops:.3g} in all"),
         ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.epoch_samples:,}"),
         *[("data", f"not there ({config.data.path}) and not tried; its pairs as published")] * (not found.has_data),
-        *((f"memory: {part.name}", bytes_shown(getattr(memory, part.name))) for part in fields(memory)),
+        *((f"memory: {part.name}", _part_shown(getattr(memory, part.name))) for part in fields(memory)),
         (
             "memory per process",
-            f"{bytes_shown(memory.total)} estimated{of} ({device.name}), {micro_batch:,}/{share:,} pairs",
+            f"{memory.shown()} estimated{of} ({device.name}), {micro_batch:,}/{share:,} pairs",
         ),
         ("disk", f"{config.cluster.keep_last} checkpoints x {bytes_shown(checkpoint)}, {free}"),
     ]

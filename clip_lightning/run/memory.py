@@ -21,6 +21,7 @@ from clip_lightning.config.schema import Config
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.parallel import activation_checkpointing
 from clip_lightning.parallel.fsdp import shard_size
+from clip_lightning.run.progress import bytes_shown
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,24 @@ class Memory:
             are whole while they compute.
         gradients, optimizer: float32; of shards this rank's.
         activations: of one micro-batch, with what its backward pass adds and autocast's copies of the weights; images.
+            None where a tower asks for the values of its tensors, and nothing can be said before it is tried.
         loss: features of the global batch, their gradients, and the logits held at a time.
     """
 
     weights: int
     gradients: int
     optimizer: int
-    activations: int
+    activations: int | None
     loss: int
 
     @property
     def total(self) -> int:
-        """Their sum."""
-        return sum(getattr(self, part.name) for part in fields(self))
+        """Their sum; of those that are known."""
+        return sum(getattr(self, part.name) or 0 for part in fields(self))
+
+    def shown(self) -> str:
+        """The sum, for the screen."""
+        return f"over {bytes_shown(self.total)}" if self.activations is None else bytes_shown(self.total)
 
 
 def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teacher: CLIP | None = None) -> Memory:
@@ -58,8 +64,13 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
     share, micro_batch = pairs_of_rank(config)
     shards = shard_size(config.cluster)
     whole = sum(sorted(_unit_sizes(model))[-2:]) if shards > 1 else 0
-    added = max(_activation_bytes(config, phase, micro_batch) for phase in phases)
     images = share * 3 * max(phase.image_size for phase in phases) ** 2
+    try:
+        activations = images + max(_activation_bytes(config, phase, micro_batch) for phase in phases)
+    except (
+        RuntimeError
+    ):  # fake tensors have no values, and a user's tower may ask for them; what is wrong is known by now
+        activations = None
     batch, width = config.compute.global_batch, config.model.embed_dim
     return Memory(
         weights=4 * parameters * (2 if config.compute.ema_decay else 1) // shards
@@ -67,7 +78,7 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
         + (4 * num_parameters(teacher) if teacher else 0),
         gradients=4 * trained // shards,
         optimizer=8 * trained // shards,
-        activations=added + images,
+        activations=activations,
         loss=4 * (4 * share * width + 2 * batch * width + 2 * min(config.loss.chunk, share) * batch),
     )
 

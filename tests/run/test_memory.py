@@ -1,8 +1,10 @@
 """What a step holds in memory is counted before it is tried, and is what a real step holds."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from clip_lightning.config import compose
 from clip_lightning.config.phases import Phase, phases_of
@@ -56,3 +58,26 @@ def test_shards_divide_weights_gradients_and_optimizer() -> None:
     assert (4 * sharded.gradients, 4 * sharded.optimizer) == (whole.gradients, whole.optimizer)
     assert whole.weights / 4 < sharded.weights < whole.weights
     assert sharded.activations == whole.activations
+
+
+class Asking(nn.Module):
+    """A user's tower that looks at its images."""
+
+    num_features = 8
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_features))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images)
+        if images.device.type == "meta" or float(images.sum()) >= 0:
+            return features
+        return -features
+
+
+def test_a_tower_that_asks_for_values_is_no_error_and_its_activations_are_not_known() -> None:
+    tower = [f"model.vision._target_={Asking.__module__}.Asking", "model.vision.timm=null"]
+    found = estimate(*tower)
+    assert found.activations is None
+    assert found.total == found.weights + found.gradients + found.optimizer + found.loss

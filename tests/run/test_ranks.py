@@ -69,6 +69,7 @@ def test_shards_resume_to_the_bit_and_are_evaluated(
         assert "shape" in child.text()
 
 
+@pytest.mark.ci
 def test_four_ranks_then_two_then_one_learn_what_one_does(runner: Any, tmp_path: Path, small: list[str]) -> None:
     """Shards in two groups, whole weights on every rank, shards, one process: each goes on from the one before."""
     settings, cut = ["compute.precision=fp32", "compute.duration=20 steps"], tmp_path / "cut"
@@ -98,6 +99,7 @@ def worker(parent: int, rank: int) -> int:
     raise AssertionError(f"process {parent} has no rank {rank}")
 
 
+@pytest.mark.ci
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(
     uninterrupted: Path, tmp_path: Path, root: Path, small: list[str]
 ) -> None:

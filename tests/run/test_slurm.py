@@ -158,6 +158,7 @@ def test_a_refused_job_is_told_in_sbatch_own_words_and_its_files_stand(
     assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 
+@pytest.mark.ci
 def test_a_sweep_of_two_node_runs_is_an_array_of_two_runs_and_four_processes(
     cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]
 ) -> None:
