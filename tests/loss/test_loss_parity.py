@@ -25,7 +25,7 @@ PEERS: dict[str, Callable[..., Tensor]] = {
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module", params=(1, 2, 4))
+@pytest.fixture(scope="module", params=(1, 2, pytest.param(4, marks=pytest.mark.slow)))
 def ranks(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("loss_ranks.py")

@@ -149,6 +149,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, said: list[str]) -> None:
     draw, reached = random.Random(0), 0
     for _ in range(4):

@@ -84,6 +84,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "run"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True, cwd=root)
@@ -116,6 +117,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_forked_loader_process_does_not_keep_the_lock(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "run"
     holder = subprocess.Popen([sys.executable, "-c", FORKING_HOLDER, path], stdout=subprocess.PIPE, text=True, cwd=root)
