@@ -12,6 +12,7 @@ from clip_lightning.config import identity
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.fsdp import shard_size
 from clip_lightning.run.directory import directory_of
 from clip_lightning.run.hardware import Device, device_of, uses_gpu
@@ -71,6 +72,7 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
     flops = 0.0
     for cell in cells:
         name, config, device = " ".join(cell.settings), cell.config, device_of(cell.config.cluster)
+        choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
         try:
             found = plan(config)
             refused = memory_problems(config, found.memory, device)

@@ -11,6 +11,7 @@ from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import build_tasks
+from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.run import provenance
 from clip_lightning.run.hardware import uses_gpu
@@ -44,7 +45,9 @@ def evaluate(config: EvaluateConfig) -> int:
     datamodule = _validation(frozen) if own else None
     if datamodule is not None:
         datamodule.tokenizer = tokenizer
-    device = torch.device("cuda" if uses_gpu(config.cluster.accelerator) else "cpu")
+    on_gpu = uses_gpu(config.cluster.accelerator)
+    choose_attention(frozen.compute.precision, on_gpu)
+    device = torch.device("cuda" if on_gpu else "cpu")
     model = load_model(frozen, checkpoint, config.weights).to(device)
     measured = [
         replace(record, samples_seen=checkpoint.samples_seen, weights="" if config.weights == "raw" else config.weights)

@@ -10,6 +10,7 @@ from contextlib import closing
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
+from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.slurm_tasks import check_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
@@ -41,6 +42,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     """
     begun = time.perf_counter()
     quiet_libraries()
+    choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
     check_tasks(config.cluster, num_visible_gpus(config.cluster.accelerator))
     path = directory_of(config)
     if rank := launch.rank_of_process():

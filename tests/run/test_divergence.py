@@ -120,6 +120,7 @@ def test_a_run_goes_back_only_so_often(start: Start, tmp_path: Path) -> None:
     assert [step["samples_seen"] for step in second["steps"]] == [80, 96, 112]
 
 
+@pytest.mark.ci
 def test_two_ranks_go_back_together_for_what_one_has_met(start: Start, small: list[str], tmp_path: Path) -> None:
     of_rank_1 = [step * 16 + k for step in (6, 7, 8) for k in range(8, 16)]
     argv = [*NAN, *ROLLBACK, "cluster=ddp", "cluster.devices=2", "tracker.log_every=4 steps"]

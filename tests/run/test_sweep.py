@@ -73,6 +73,7 @@ def until(holds: Any, seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.ci
 def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
