@@ -81,16 +81,21 @@ def _wait(child: Child, runs: Path, wants_save: bool, draw: random.Random) -> bo
     """Until the moment has come, and False where the run has ended before it."""
     end = time.monotonic() + SECONDS
     while "| loss " not in child.text():
-        if "is finished" in child.text():
+        if _has_ended(child):
             return False
         assert time.monotonic() < end, child.text()
         time.sleep(0.002)
     moment = time.monotonic() + 1.5 * draw.random()
     while time.monotonic() < moment or (wants_save and not _half_written(runs)):
-        if "\nstatus  " in child.text():
+        if _has_ended(child):
             return False
         time.sleep(0.0005)
     return True
+
+
+def _has_ended(child: Child) -> bool:
+    """Whether it has shown the end table, at once where the run was finished or lacked nothing but its end."""
+    return "\nstatus  " in child.text()
 
 
 def _half_written(runs: Path) -> list[Path]:
