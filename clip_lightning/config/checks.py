@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.config import data_places, duration, identity, machine, phases, values
+from clip_lightning.config import data_places, duration, identity, keys, machine, phases, values
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import (
     ComputeConfig,
@@ -55,7 +55,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
         *_names(config),
     ]
     problems += [*_data(config.data), *data_places.problems(config)]
-    problems += [*phases.problems(config), *_guards(config.compute)]
+    problems += [*_allowed(config.allow_changed), *phases.problems(config), *_guards(config.compute)]
     if not wrong.keys() & {*_BATCH, *values.DURATIONS}:
         problems += [*_batch(config), *_lengths(config), *_schedule(config)]
     return problems
@@ -216,6 +216,15 @@ def _schedule(config: Config) -> Iterator[str]:
             f"compute.batch_norm_samples={compute.batch_norm_samples} has no effect: model={config.model.name} has no "
             "batch norm; leave it out"
         )
+
+
+def _allowed(names: list[str]) -> Iterator[str]:
+    """What may change within a run is data, or a key."""
+    known = ["data", *keys.table(Config)]
+    for name in names:
+        if name not in known:
+            near = keys.did_you_mean(keys.near(name, known))
+            yield f"allow_changed: {name} is no key{near}; write data, or a key's name"
 
 
 def _guards(compute: ComputeConfig) -> Iterator[str]:

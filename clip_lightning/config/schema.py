@@ -329,6 +329,7 @@ class Config:
     experiment: str | None = None  # name of the preset, for the record
     runs: str = "runs"  # folder of all runs
     fresh: bool = False  # start over although the run's directory exists
+    allow_changed: list[str] = field(default_factory=list)  # data, or science keys, that may differ from the run's
     dry_run: bool = False  # check, cost and stop
 
 

@@ -94,11 +94,21 @@ class RunDirectory:
             write_atomically(self.path / "patch.diff", commit.patch)
             write_atomically(frozen, compose.dump(config))
         else:
-            self._compare_data(data)
-            before = compose.read(frozen)
-            if science := identity.diff(identity.science(before), identity.science(config)):
-                raise UserError(f"{self.path} holds another run ({'; '.join(science)}); rename it, or write fresh=true")
-            changed = identity.diff(asdict(before), asdict(config))
+            before, allowed = compose.read(frozen), set(config.allow_changed)
+            changed = self._changes_of_data(data)
+            if changed and "data" not in allowed:
+                raise DataError(
+                    f"{self.path}: the data is not what this run began with ({', '.join(changed)}); put the earlier "
+                    "data back, go on with this data by allow_changed=[data], or start over with fresh=true"
+                )
+            changes = identity.diff(identity.science(before), identity.science(config))
+            if science := [change for change in changes if change.split(":")[0] not in allowed]:
+                names = ",".join(change.split(":")[0] for change in changes)
+                raise UserError(
+                    f"{self.path} holds another run ({'; '.join(science)}); rename it, go on as this run by "
+                    f"allow_changed=[{names}], or write fresh=true"
+                )
+            changed += identity.diff(asdict(before), asdict(config))
         (self.path / FAILURE).unlink(missing_ok=True)
         start = {
             "time": now(),
@@ -111,13 +121,9 @@ class RunDirectory:
             stream.write(json.dumps(start) + "\n")
         point_to(self.path, self.path.parent / "latest")
 
-    def _compare_data(self, data: dict[str, Any]) -> None:
+    def _changes_of_data(self, data: dict[str, Any]) -> list[str]:
         before = read_json(self.path / "data.json")
-        if changes := [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]]:
-            raise DataError(
-                f"{self.path}: the data is not what this run began with ({', '.join(changes)}); put the earlier data "
-                "back, or start over with fresh=true"
-            )
+        return [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]]
 
     def tracker_id(self) -> str:
         """This run's name for its tracker, made once: two users may have runs of one science."""

@@ -155,6 +155,7 @@ FAULTS: list[tuple[dict[str, object], str]] = [
         "2 ranks (cluster.nodes x cluster.devices); write 2",
     ),
     ({"debug__overfit_samples": 3}, "debug.overfit_samples=3 must be at least compute.global_batch=512"),
+    ({"allow_changed": ["compute.sede"]}, "allow_changed: compute.sede is no key; did you mean compute.seed"),
 ]
 
 

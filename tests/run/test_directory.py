@@ -63,6 +63,24 @@ def test_changed_data_is_refused_with_the_difference(config: Any) -> None:
         begin(config, {"fingerprint": "4567", "num_samples": 9})
 
 
+def test_a_change_that_is_allowed_by_name_is_noted_and_no_other(config: Any, tmp_path: Path) -> None:
+    begin(config).close()
+    path = directory_of(config)
+    config.compute.seed, config.compute.learning_rate = 5, 0.5
+    path.rename(directory_of(config))
+    config.allow_changed = ["compute.seed", "data"]
+    directory = RunDirectory(directory_of(config))
+    changed_data = {"fingerprint": "4567", "num_samples": 10}
+    with pytest.raises(UserError, match=r"holds another run .compute.learning_rate: [^;]* -> 0.5."):
+        directory.begin(config, commit=COMMIT, versions={}, data=changed_data)
+    config.allow_changed.append("compute.learning_rate")
+    directory.begin(config, commit=COMMIT, versions={}, data=changed_data)
+    directory.close()
+    last = json.loads((directory.path / "starts.jsonl").read_text().splitlines()[-1])
+    assert "fingerprint 0123 -> 4567" in last["changed"]
+    assert "compute.seed: 0 -> 5" in last["changed"]
+
+
 def test_a_directory_that_was_renamed_to_another_run_is_refused(config: Any) -> None:
     begin(config).close()
     path = directory_of(config)
