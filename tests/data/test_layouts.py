@@ -221,6 +221,7 @@ def test_a_users_own_layout_is_named_by_target(
     del sys.modules["my_data"]
 
 
+@pytest.mark.slow  # starts eighteen workers
 def test_a_mixture_reads_from_all_its_parts(module: MakeModule, shards: Path, tmp_path: Path) -> None:
     other = write_tar(tmp_path / "other.tar", pairs(1000, 40)).parent / "other.tar"
     weights, paths = {"webdataset": 3.0, "cc3m": 1.0}, {"webdataset": str(shards), "cc3m": str(other)}

@@ -46,7 +46,15 @@ def steps(module: ContrastiveDataModule, first: int, last: int, world: int, work
     return sorted(rows)
 
 
-@pytest.mark.parametrize("changes", [{}, {"window_shards": 2}, {"resampled": True}, {"length_buckets": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"window_shards": 2}, marks=pytest.mark.slow),
+        pytest.param({"resampled": True}, marks=pytest.mark.slow),
+        pytest.param({"length_buckets": 4}, marks=pytest.mark.slow),
+    ],
+)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_workers_ranks_and_stops_change_nothing(

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from open_clip.loss import DistillClipLoss
 from torch import Tensor
 
 from clip_lightning.loss import LOSSES, needs_teacher
@@ -40,15 +39,6 @@ def teachers(name: str, dtype: torch.dtype, share: slice = slice(None)) -> dict[
     features = {"teacher_image": image, "teacher_text": text + image}
     found = {key: torch.nn.functional.normalize(value, dim=1)[share] for key, value in features.items()}
     return {key: value.to(dtype) for key, value in {**found, "teacher_scale": torch.tensor([9.0])}.items()}
-
-
-def peers_distillation(image: Tensor, text: Tensor, scale: Tensor, taught: dict[str, Tensor]) -> Tensor:
-    """Half open_clip's softmax loss, and half its cross entropy of teacher and student less the teacher's entropy."""
-    teacher_image, teacher_text, teacher_scale = (value.to(image.dtype) for value in taught.values())
-    both = DistillClipLoss()(image, text, scale.reshape(()), teacher_image, teacher_text, teacher_scale.reshape(()))
-    teacher = teacher_scale * teacher_image @ teacher_text.T
-    entropies = [-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() for logits in (teacher, teacher.T)]
-    return (both[0] + both[1] - torch.stack(entropies).mean()) / 2
 
 
 def case(name: str, chunk: int, dtype: torch.dtype, rank: int, world: int) -> dict[str, Tensor]:

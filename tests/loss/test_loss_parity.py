@@ -13,7 +13,8 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 from clip_lightning.loss import LOSSES, LossOutput
-from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch, peers_distillation, teachers
+from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch, teachers
+from tests.loss.peers import peers_distillation
 
 PEERS: dict[str, Callable[..., Tensor]] = {
     "softmax": lambda image, text, scale, bias, dtype: ClipLoss()(image, text, scale),

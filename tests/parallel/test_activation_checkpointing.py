@@ -42,6 +42,7 @@ def test_names_in_the_state_dict_stay() -> None:
     assert model_with("full").state_dict().keys() == model_with("none").state_dict().keys()
 
 
+@pytest.mark.slow
 def test_selective_keeps_less_and_full_far_less() -> None:
     whole, selective, full = (gradients(model_with(kind))[1] for kind in ("none", "selective", "full"))
     assert selective < 0.75 * whole

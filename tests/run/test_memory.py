@@ -41,6 +41,7 @@ def test_fake_tensors_hold_as_many_bytes_as_real_ones(model: str, checkpointing:
     assert memory._activation_bytes(found, phase(found), 6) == pytest.approx(real, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_setting_that_saves_memory_is_seen() -> None:
     whole = estimate()
     assert whole.total == sum(getattr(whole, name) for name in memory.Memory.__annotations__)

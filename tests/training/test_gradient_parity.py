@@ -13,7 +13,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 from clip_lightning.config.schema import Config
-from tests.loss.loss_ranks import peers_distillation
+from tests.loss.peers import peers_distillation
 from tests.training.small_run import (
     GLOBAL_BATCH,
     Recorder,
