@@ -31,7 +31,8 @@ class Memory:
     Attributes:
         weights: float32, the average of weights and a teacher; of shards this rank's, and the two largest units, which
             are whole while they compute.
-        gradients, optimizer: float32; of shards this rank's.
+        gradients: float32; of shards this rank's, and the largest unit's, which are whole until they are reduced.
+        optimizer: float32; of shards this rank's.
         activations: of one micro-batch, with what its backward pass adds and autocast's copies of the weights; images.
             None where a tower asks for the values of its tensors, and nothing can be said before it is tried.
         loss: features of the global batch, their gradients, and the logits held at a time.
@@ -63,20 +64,18 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     share, micro_batch = pairs_of_rank(config)
     shards = shard_size(config.cluster)
-    whole = sum(sorted(_unit_sizes(model))[-2:]) if shards > 1 else 0
+    second, largest = sorted(_unit_sizes(model))[-2:] if shards > 1 else (0, 0)
     images = share * 3 * max(phase.image_size for phase in phases) ** 2
     try:
         activations = images + max(_activation_bytes(config, phase, micro_batch) for phase in phases)
-    except (
-        RuntimeError
-    ):  # fake tensors have no values, and a user's tower may ask for them; what is wrong is known by now
-        activations = None
+    except RuntimeError:
+        activations = None  # fake tensors have no values, and a user's tower asks for them
     batch, width = config.compute.global_batch, config.model.embed_dim
     return Memory(
         weights=4 * parameters * (2 if config.compute.ema_decay else 1) // shards
-        + 4 * whole
+        + 4 * (largest + second)
         + (4 * num_parameters(teacher) if teacher else 0),
-        gradients=4 * trained // shards,
+        gradients=4 * trained // shards + 4 * largest,
         optimizer=8 * trained // shards,
         activations=activations,
         loss=4 * (4 * share * width + 2 * batch * width + 2 * min(config.loss.chunk, share) * batch),
@@ -96,8 +95,12 @@ def num_parameters(model: nn.Module) -> int:
 
 def _unit_sizes(model: CLIP) -> list[int]:
     """Parameters of what is gathered at once under FSDP2: each block, and what is left of each tower."""
-    blocks = [num_parameters(block) for block in model.blocks()]
-    return [*blocks, num_parameters(model) - sum(blocks)]
+    sizes = {block: num_parameters(block) for block in model.blocks()}
+    rests = [
+        num_parameters(tower) - sum(sizes[module] for module in tower.modules() if module in sizes)
+        for tower in (model.vision, model.text)
+    ]
+    return [*sizes.values(), *rests]
 
 
 def _activation_bytes(config: Config, phase: Phase, pairs: int) -> int:
