@@ -12,7 +12,6 @@ from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run.meter import Costs
 from clip_lightning.run.preflight import build_datamodule, lengths_of, prepare_tokenizer
 from clip_lightning.run.session import Session, Sink
-from clip_lightning.run.status import read_json
 
 
 def follow(config: Config, path: Path) -> int:
@@ -21,8 +20,6 @@ def follow(config: Config, path: Path) -> int:
     It is 0 even when a signal, or what all ranks agree on, ended the run: all ranks are killed when one leaves with an
     error, and rank 0 may still be writing.
     """
-    if read_json(path / "status.json").get("status") == "finished" and not config.fresh:
-        return 0  # where all ranks start at once, rank 0 says so and leaves
     datamodule = build_datamodule(config)
     lengths = lengths_of(config, datamodule.num_samples)
     tasks = build_tasks(config.eval.tasks or [], config.eval.folders)

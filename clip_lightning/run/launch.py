@@ -1,26 +1,42 @@
-"""Which rank this process is, and what ranks that a launcher outside started (torchrun) have to wait for.
+"""Which rank this process is, and what ranks that a launcher outside started (torchrun, srun) have to wait for.
 
-Lightning starts its ranks when rank 0 has checked everything; torchrun starts all at once. There the others wait for
-rank 0's word: before it they would index the same data and train the same tokenizer at the same time, or begin a run
-that rank 0 finds finished.
+Lightning starts its ranks when rank 0 has checked everything; torchrun and srun start all at once. There the others
+wait for rank 0's word: before it they would index the same data and train the same tokenizer at the same time, or begin
+a run that rank 0 finds finished, or moves aside.
 """
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from clip_lightning.errors import NodeError
 from clip_lightning.parallel import slurm_tasks
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
+from clip_lightning.parallel.slurm_environment import SlurmEnvironment
 
-_KEY = "clip_lightning"
+_WORD, _HEARD = "clip_lightning/word", "clip_lightning/heard"
 # Tells the ranks that Lightning starts which directory rank 0 has made.
 _RUN_VARIABLE = "CLIP_LIGHTNING_RUN"
-# Data may be indexed for hours; when rank 0 fails, torchrun ends the others.
+# Data may be indexed for hours; where rank 0 fails, the others hear it.
 _PATIENCE = timedelta(days=1)
+# How long rank 0, which may be the store's server, stays for ranks that are not there yet.
+_HEARING = timedelta(minutes=1)
+
+
+class _Place(NamedTuple):
+    """Of this process among the ranks that a launcher outside started."""
+
+    rank: int
+    local_rank: int
+    num_ranks: int
 
 
 def rank_of_process() -> int:
@@ -37,12 +53,25 @@ def is_restart() -> bool:
     return any(int(os.environ.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("TORCHELASTIC", "SLURM"))
 
 
-def announce(path: Path | None) -> None:
-    """Rank 0's word to the others: in which directory they train; None: there is nothing to train."""
-    if path is not None:
-        os.environ[_RUN_VARIABLE] = str(path)
-    if _is_torchrun():
-        _store().set(_KEY, str(path or ""))
+@contextmanager
+def leading() -> Iterator[None]:
+    """Around all that rank 0 does; where it leaves without a word, by an error too, the others hear that and leave."""
+    store = _store()  # the others may look for it from now on
+    try:
+        yield
+    finally:
+        if store is not None and _RUN_VARIABLE not in os.environ:
+            store.set(_WORD, "")
+            end = time.monotonic() + _HEARING.total_seconds()
+            while store.add(_HEARD, 0) < _place().num_ranks - 1 and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+def announce(path: Path) -> None:
+    """Rank 0's word to the others: the directory in which they train."""
+    os.environ[_RUN_VARIABLE] = str(path)
+    if (store := _store()) is not None:
+        store.set(_WORD, str(path))
 
 
 def directory(path: Path) -> Path | None:
@@ -50,28 +79,34 @@ def directory(path: Path) -> Path | None:
 
     Args:
         path: where the config leads, for ranks that are told nothing else.
+    Raises: NodeError where rank 0 is gone, or was never there.
     """
-    if not _is_torchrun():
-        return Path(os.environ.get(_RUN_VARIABLE, path))
-    _store().wait([_KEY], _PATIENCE)
-    word = _store().get(_KEY).decode()
+    try:
+        if (store := _store()) is None:
+            return Path(os.environ.get(_RUN_VARIABLE, path))
+        store.wait([_WORD], _PATIENCE)
+        word = store.get(_WORD).decode()
+        store.add(_HEARD, 1)
+    except (RuntimeError, dist.DistError) as error:
+        raise NodeError("rank 0 was lost before it said where to train; what it printed says why") from error
     return Path(word) if word else None
 
 
 def meet(on_gpu: bool) -> None:
-    """Makes the process group of ranks that torchrun started, which Lightning then finds.
+    """Makes the process group of ranks that stand already, which Lightning then finds.
 
     torchrun 2.14 keeps its store from one attempt to the next, and a restarted rank that looks there for its peers
     finds the addresses of the dead: every attempt has keys of its own here.
     """
-    if _is_torchrun() and not dist.is_initialized():
+    if (store := _store()) is not None and not dist.is_initialized():
+        place = _place()
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_store(),
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
+            store=store,
+            rank=place.rank,
+            world_size=place.num_ranks,
             timeout=FIRST_STEP_TIMEOUT,
-            device_id=torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else None,
+            device_id=torch.device("cuda", place.local_rank) if on_gpu else None,
         )
 
 
@@ -79,8 +114,34 @@ def _is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def _task() -> slurm_tasks.Step | None:
+    """The task of srun that this rank is; None where another launcher started it, or there is but one."""
+    task = None if {"RANK", "LOCAL_RANK"} & os.environ.keys() else slurm_tasks.step()
+    return task if task is not None and task.num_tasks > 1 else None
+
+
+def _place() -> _Place:
+    if task := _task():
+        return _Place(task.rank, task.local_rank, task.num_tasks)
+    return _Place(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
 @cache
-def _store() -> dist.Store:
-    """The store at which the ranks of this attempt meet; kept, since rank 0 may be its server."""
-    store, _, _ = next(dist.rendezvous("env://"))
-    return dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+def _store() -> dist.Store | None:
+    """The store at which the ranks of this attempt meet; kept, since rank 0 may be its server.
+
+    None where the ranks are Lightning's to start.
+    """
+    if _is_torchrun():
+        store, _, _ = next(dist.rendezvous("env://"))
+        return dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    if (task := _task()) is None:
+        return None
+    at = SlurmEnvironment(task)
+    return dist.TCPStore(
+        at.main_address,
+        at.main_port,
+        is_master=task.rank == 0,
+        timeout=FIRST_STEP_TIMEOUT,
+        wait_for_workers=False,
+    )

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
@@ -50,23 +51,27 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
             return 0
         with failure.noted(given, rank):
             return follow(config, given)
-    fresh = config.fresh and not launch.is_restart()
-    if read_json(path / "status.json").get("status") == "finished" and not (fresh or config.dry_run):
-        launch.announce(None)
-        print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
-        return 0
     try:
-        if config.dry_run:
-            launch.announce(None)
-            return dry_run(config, lambda found: _card(config, argv, found, "dry run", begun))
-        found = preflight(config)
-        if fresh and (aside := move_aside(path)):
-            print(f"the earlier run is kept in {aside}")
-        with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
-            return _lead(config, argv, found, directory, shown, begun)
+        with launch.leading():
+            return _start(config, argv, path, begun)
     except KeyboardInterrupt:
         print("left before training began")
         return 130
+
+
+def _start(config: Config, argv: Sequence[str], path: Path, begun: float) -> int:
+    """Rank 0, which finds whether there is anything to train."""
+    fresh = config.fresh and not launch.is_restart()
+    if read_json(path / "status.json").get("status") == "finished" and not (fresh or config.dry_run):
+        print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
+        return 0
+    if config.dry_run:
+        return dry_run(config, lambda found: _card(config, argv, found, "dry run", begun))
+    found = preflight(config)
+    if fresh and (aside := move_aside(path)):
+        print(f"the earlier run is kept in {aside}")
+    with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
+        return _lead(config, argv, found, directory, shown, begun)
 
 
 def _lead(

@@ -1,0 +1,95 @@
+"""Ranks that a launcher outside starts all at once wait for rank 0's word; the tasks here get what srun would set."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from tests.parallel.test_slurm_tasks import STEP
+
+pytestmark = pytest.mark.slow
+
+TWO = ["cluster=ddp", "cluster.accelerator=cpu", "cluster.nodes=2", "cluster.devices=1", "cluster.threads=1"]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def num_connected(port: int) -> int:
+    """How many connections to a port of this machine stand."""
+    lines = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
+    fields = [line.split() for line in lines]
+    return sum(field[1].endswith(f":{port:04X}") and field[3] == "01" for field in fields)
+
+
+@pytest.fixture
+def start(root: Path, free_port: int) -> Iterator[Start]:
+    """Starts train.py as one task of two on two nodes."""
+    begun = []
+
+    def start(rank: int, *argv: str) -> subprocess.Popen[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+        kept |= STEP | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURMD_NODENAME": f"n{rank + 1}"}
+        kept |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "train.py", *argv, *TWO]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        begun.append(subprocess.Popen(command, cwd=root, env=kept, text=True, **pipes))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.ci
+def test_a_rank_that_comes_first_touches_nothing_before_rank_0s_word(
+    start: Start, tmp_path: Path, small: list[str]
+) -> None:
+    for k in range(2):  # the second moves the first aside
+        argv = [f"runs={tmp_path / 'runs'}", *small, "fresh=true"]
+        before = sorted(tmp_path.rglob("*"))
+        ranks = [start(1, *argv)]
+        time.sleep(5)
+        assert ranks[0].poll() is None, ranks[0].communicate()
+        assert sorted(tmp_path.rglob("*")) == before
+        ranks.insert(0, start(0, *argv))
+        told = [rank.communicate(timeout=120) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], told
+        assert len(list((tmp_path / "runs").glob("*-*/metrics.jsonl"))) == k + 1
+        assert [text.strip() for text in told[1]] == ["", ""]
+
+
+def test_where_rank_0_finds_nothing_to_train_the_others_leave_in_silence(
+    start: Start, tmp_path: Path, small: list[str]
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    ranks = [start(rank, f"runs={tmp_path / 'file' / 'runs'}", *small) for rank in (1, 0)]
+    (other, first) = (rank.communicate(timeout=60) for rank in ranks)
+    assert "cannot be made" in first[1]
+    assert [rank.returncode for rank in ranks] == [0, 2]
+    assert [text.strip() for text in other] == ["", ""]
+
+
+def test_a_rank_that_loses_rank_0_says_so(start: Start, tmp_path: Path, small: list[str], free_port: int) -> None:
+    server = dist.TCPStore("127.0.0.1", free_port, is_master=True, wait_for_workers=False)
+    rank = start(1, f"runs={tmp_path / 'runs'}", *small)
+    while num_connected(free_port) < 2:  # the server's own is one
+        assert rank.poll() is None, rank.communicate()
+        time.sleep(0.05)
+    del server
+    told = rank.communicate(timeout=60)
+    assert rank.returncode == 1
+    # c10d itself prints before it that the connection was closed.
+    sentence = "rank 0 was lost before it said where to train; what it printed says why"
+    assert told[1].splitlines()[-1] == sentence
