@@ -255,7 +255,7 @@ def _batch(config: Config) -> Iterator[str]:
         fit = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
         yield f"cluster.micro_batch={micro} must divide the {share} pairs of a rank; write {fit}"
         return
-    if not config.model.vision.batch_norm:
+    if not config.model.vision.batch_norm or config.model.vision.locked:
         return
     group = compute.batch_norm_samples
     if batch % group:

@@ -45,14 +45,22 @@ def build_loss(config: LossConfig) -> nn.Module:
     if config.teacher is not None and not needs_teacher(loss_class):
         raise UserError(f"loss.teacher={config.teacher} has no effect: loss={config.name} has no teacher; leave it out")
     options = dict(config.options)
+    if "chunk" in options:
+        raise UserError(f"loss.options={options}: how large a tile is says loss.chunk, without options")
     signature = inspect.signature(loss_class)
     if "chunk" in signature.parameters:
         options["chunk"] = config.chunk
     try:
         signature.bind(**options)
-    except TypeError as error:
+        loss = loss_class(**options)
+    except (TypeError, ValueError) as error:
         raise UserError(f"loss.options={dict(config.options)} do not fit the loss {config.name}: {error}") from error
-    return loss_class(**options)
+    if any(True for _ in loss.parameters()):
+        raise UserError(
+            f"loss={config.name} has parameters, which nothing would train: scale and bias are the model's "
+            "(loss.logit_scale_init, loss.logit_bias_init); make the others buffers"
+        )
+    return loss
 
 
 def needs_teacher(loss: nn.Module | type[nn.Module]) -> bool:

@@ -75,8 +75,7 @@ class VisionTower(nn.Module):
         if images.dtype == torch.uint8:
             images = (images.float() / 255 - self.mean) / self.std
         with torch.no_grad() if self.locked else nullcontext():
-            # Under a sharding policy the weights are bfloat16, and images that come as bytes are not cast by it.
-            return self.backbone(images.to(next(self.backbone.parameters()).dtype))
+            return self.backbone(images)
 
     def train(self, mode: bool = True) -> "VisionTower":
         """As usual, but a locked backbone keeps its statistics and draws nothing at random."""
@@ -114,6 +113,8 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
             f"model.vision.timm={config.timm} is no architecture of timm {timm.__version__}"
             + did_you_mean(near(architecture, timm.list_models()))
         )
+    if "patch_drop_rate" in config.options:
+        raise UserError("model.vision.options.patch_drop_rate is read by no phase; write model.vision.patch_dropout")
     arguments = _arguments(config) | _arguments_of_phases(config, phases)
     on_meta = torch.get_default_device().type == "meta"
     if config.pretrained is True:

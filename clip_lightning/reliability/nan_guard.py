@@ -15,6 +15,7 @@ from clip_lightning.errors import AgreedError
 from clip_lightning.reliability.spike import SpikeDetector
 
 DELAY = 4  # steps between a step's numbers and their reading
+SEARCHING = 2.0  # state of a step that fp16's scale of the loss was too large for: skipped, and no divergence
 
 
 class Step(NamedTuple):
@@ -69,7 +70,8 @@ class NanGuard:
         """Takes a step's numbers.
 
         Args:
-            numbers: [3], on any device, equal on all ranks: not 0 where the step was skipped, loss, gradient norm.
+            numbers: [3], on any device, equal on all ranks: its state (0, 1 where it was skipped, or `SEARCHING`),
+                loss, gradient norm.
             samples_seen: before the step.
             sample_ids: int64 [b], of this rank.
             phase: where the step's phase begins; a spike is one among its own phase.
@@ -108,13 +110,16 @@ class NanGuard:
         """Goes on from a saved state."""
         self.num_skipped, self.in_a_row = state["num_skipped"], state["in_a_row"]
         self.row = [Step(*step) for step in state["row"]]
-        if self.spikes is not None:
+        if self.spikes is not None and state["spikes"] is not None:
             self.spikes.load_state_dict(state["spikes"])
 
     def _read(self, waiting: _Waiting) -> None:
         if waiting.copied is not None:
             waiting.copied.synchronize()
         skipped, loss, norm = waiting.numbers.tolist()
+        if skipped == SEARCHING:
+            self.num_skipped += 1
+            return
         is_spike = not skipped and self.spikes is not None and self.spikes.is_spike(loss, norm, waiting.phase)
         self.num_skipped += bool(skipped)
         self.in_a_row = self.in_a_row + 1 if skipped else 0

@@ -24,6 +24,7 @@ from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.run.memory import Memory, estimate_memory, num_parameters
 from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
+from clip_lightning.training.exactness import check_draws
 from clip_lightning.training.teacher import find_teacher
 
 # Captions that a tokenizer of the run's own is trained on.
@@ -116,6 +117,8 @@ def plan(config: Config) -> Plan:
     pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
     lengths, phases = (trials.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
     flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
+    if model:
+        trials.run(lambda: check_draws(config, phases))
     trials.finish()
     if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
         raise AssertionError("every trial that told no problem has a result")

@@ -5,15 +5,18 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_lightning.reliability.shards import SavedRows, laid_out
 
 
 class AveragedWeights:
-    """average = decay x average + (1 - decay) x weight after every step, for each parameter that is trained.
+    """average = decay x average + (1 - decay) x value after every step, for each weight that is trained.
+
+    The running statistics of batch norm are averaged with the weights to which they belong.
 
     Attributes:
-        average: by parameter name, of the parameter's shape, dtype and device.
+        average: by name, of the weight's shape, dtype and device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -49,8 +52,12 @@ class AveragedWeights:
         """Goes on from a saved average."""
         self.average = {name: laid_out(average[name], parameter) for name, parameter in self._trained().items()}
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+    def _trained(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for layer, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                found |= {f"{layer}.{name}": getattr(module, name) for name in ("running_mean", "running_var")}
+        return found
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:

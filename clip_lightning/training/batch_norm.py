@@ -67,14 +67,14 @@ class BatchStatistics:
 
 
 def apply(model: nn.Module, *, group: int, share: int, micro_batch: int) -> BatchStatistics:
-    """Exchanges every batch norm of `model`.
+    """Exchanges every batch norm of `model` that is in training; a locked tower's never is.
 
     Args:
         group: samples that share statistics, at most the global batch.
         share: of the global batch on one rank. micro_batch: of a forward pass.
     Raises: UserError where forward passes of this size cannot form such groups.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     is_inside, is_across = micro_batch % group == 0, micro_batch == share and group % share == 0
     if layers and not is_inside and not is_across:
         raise UserError(

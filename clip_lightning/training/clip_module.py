@@ -2,7 +2,8 @@
 
 Optimization is manual: a step is one global batch whatever the micro-batch, and its learning rate, its random draws and
 its place in the data are pure functions of (seed, samples seen). Precision is the module's own, since Lightning's would
-scale and clip behind its back: the Trainer stays at 32-true. Nothing in a step waits for the device.
+scale and clip behind its back: the Trainer stays at 32-true. Nothing here waits for the device; Hugging Face's encoders
+that mask padding do, once in each group of texts, to ask whether the mask hides anything.
 """
 
 import math
@@ -26,9 +27,10 @@ from clip_lightning.loss import LossOutput, build_loss, needs_teacher
 from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
 from clip_lightning.parallel.fsdp import ShardedStrategy, whole
-from clip_lightning.reliability.nan_guard import build_guard
+from clip_lightning.reliability.nan_guard import SEARCHING, build_guard
 from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.averaged_weights import AveragedWeights
+from clip_lightning.training.exactness import check_padding
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
 from clip_lightning.training.locked import LockedTowers
@@ -106,9 +108,10 @@ class ClipModule(LightningModule):
         self.global_batch = config.compute.global_batch
         self.samples_seen = 0
         self.phases = phases_of(config, total_samples=total_samples, epoch_samples=epoch_samples)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # all is built on the CPU
             torch.manual_seed(config.compute.seed)
             self.model: CLIP = build_clip(config.model, config.loss, self.phases).to(memory_format=torch.channels_last)
+        check_padding(self.model.text, config.model.text)
         self.loss = build_loss(config.loss)
         self.teacher = Teacher(find_teacher(config)) if needs_teacher(self.loss) else None
         self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
@@ -180,7 +183,8 @@ class ClipModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         phase = phase_at(self.phases, self.samples_seen)
-        self._randomness.patch_dropout = phase.patch_dropout
+        if any(phase.patch_dropout for phase in self.phases):  # else a user's own tower says how much it leaves out
+            self._randomness.patch_dropout = phase.patch_dropout
         optimizer.zero_grad(set_to_none=True)
         output = self._gradients(self._pairs(batch))
         if self._scaler is not None:
@@ -191,13 +195,16 @@ class ClipModule(LightningModule):
         is_skipped = (~(loss.isfinite() & norm.isfinite())).float()
         optimizer.optimizer.found_inf = is_skipped
         optimizer.step()
+        state = is_skipped
         if self._scaler is not None:
+            scale = self._scaler.scale(torch.ones_like(loss))
+            state = is_skipped * torch.where(loss.isfinite() & (scale > 1), SEARCHING, 1.0)
             self._scaler.update()
         self.model.clamp_logit_scale()
         self._batch_statistics.commit(is_skipped)
         if self.averaged is not None:
             self.averaged.update(is_skipped)
-        self.guard.record(torch.stack([is_skipped, loss, norm]), self.samples_seen, batch.sample_ids, phase.start)
+        self.guard.record(torch.stack([state, loss, norm]), self.samples_seen, batch.sample_ids, phase.start)
         self.samples_seen += self.global_batch
         self.last_step = StepMetrics(
             loss=loss,
@@ -236,9 +243,10 @@ class ClipModule(LightningModule):
         # A checkpoint of before a rollback does not know of its window.
         known = {PassedOver(*window) for window in checkpoint["passed_over"]}
         self.passed_over = tuple(sorted(known.union(self.passed_over)))
-        if self.averaged is not None:
+        # Either is absent where `allow_changed` lets a run go on that began without: it begins here.
+        if self.averaged is not None and "averaged_weights" in checkpoint:
             self.averaged.load(checkpoint["averaged_weights"])
-        if self._scaler is not None:
+        if self._scaler is not None and "scaler" in checkpoint:
             self._scaler.load_state_dict(checkpoint["scaler"])
 
     def _pairs(self, batch: Batch) -> Pairs:

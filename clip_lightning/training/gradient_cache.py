@@ -42,7 +42,8 @@ def cached_gradients(
     first = cached[0]
     leaves = [torch.cat([features.image for features in cached]), torch.cat([features.text for features in cached])]
     leaves += [value.detach() for value in (first.logit_scale, first.logit_bias) if value is not None]
-    output = loss(*(leaf.requires_grad_() for leaf in leaves))
+    inputs = [leaf.requires_grad_() for leaf in leaves]
+    output = loss(*inputs, *[None] * (len(first) - len(inputs)))  # a scale without a bias
     image, text, *scalars = torch.autograd.grad(output.loss, leaves, materialize_grads=True)
     sizes = [len(features.image) for features in cached]
     for k, (piece, *gradients) in enumerate(zip(pieces, image.split(sizes), text.split(sizes), strict=True)):

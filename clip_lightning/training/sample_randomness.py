@@ -12,6 +12,8 @@ import torch
 from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
+from clip_lightning.errors import UserError
+
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers as int64
 _STEP = -7046029254386353131
 
@@ -51,9 +53,16 @@ class SampleRandomness:
         self.patch_dropout: float | None = None
 
     def uniforms(self, layer: int, shape: torch.Size) -> Tensor:
-        """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits."""
+        """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits.
+
+        Raises: UserError where a tower has put parts of images into the rows of a batch.
+        """
         assert self.keys is not None, "the keys are set before a forward pass in training"
-        assert len(self.keys) == shape[0], "one key for each sample"
+        if len(self.keys) != shape[0]:
+            raise UserError(
+                f"a tower drops at random in {shape[0]} rows for {len(self.keys)} samples, as one with windows does, "
+                "and what a row is of is not known there; leave its dropout out"
+            )
         num = shape[1:].numel()
         elements = torch.arange(num, device=self.keys.device)
         words = combined(combined(self.keys, layer)[:, None], elements)
@@ -113,6 +122,11 @@ class SampleDropPath(_SampleLayer):
 
 class SampleDropout(_SampleLayer):
     """Leaves out single numbers."""
+
+    @property
+    def p(self) -> float:
+        """For attention that reads its layer's share and drops by itself, which `exactness.check_draws` tells."""
+        return float(self.replaced[0].p)
 
     def _draw(self, x: Tensor, settings: nn.Dropout) -> Tensor:
         kept = self.source.uniforms(self.layer, x.shape) >= settings.p

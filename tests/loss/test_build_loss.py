@@ -22,6 +22,9 @@ class OwnLoss(nn.Module):
         return LossOutput(self.weight * (image - text).pow(2).sum(1).mean(), torch.zeros(()))
 
 
+BILINEAR = ("in1_features", "in2_features", "out_features")
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_registered_loss_is_built_by_name(name: str) -> None:
     loss: Any = build_loss(LossConfig(name=name, chunk=7, teacher="runs/a" if needs_teacher(LOSSES[name]) else None))
@@ -43,7 +46,13 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
         (LossConfig(name="softmax", teacher="runs/a"), "has no teacher"),
         (LossConfig(name="distill"), "write loss.teacher=DIR"),
         (LossConfig(name="distill", teacher="runs/a", options={"weight": 0.0}), "above 0 and at most 1"),
+        (LossConfig(name="distill", teacher="runs/a", options={"weight": "much"}), "do not fit the loss distill"),
+        (LossConfig(name="softmax", options={"chunk": 5}), r"says loss\.chunk"),
         (LossConfig(name="mine", _target_="nowhere.at.all"), "cannot be imported"),
+        (
+            LossConfig(name="mine", _target_="torch.nn.Bilinear", options=dict.fromkeys(BILINEAR, 2)),
+            "nothing would train",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(config: LossConfig, words: str) -> None:

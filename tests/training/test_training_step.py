@@ -26,6 +26,7 @@ from tests.training.small_run import (
     Recorder,
     Stream,
     check_close,
+    config_with_batch_norm,
     fit,
     global_batch,
     small_config,
@@ -278,3 +279,40 @@ def test_fp16_skips_until_its_loss_scale_fits_and_then_has_the_gradient_of_fp32(
     kept: dict[str, Any] = {}
     module.on_save_checkpoint(kept)
     assert kept["scaler"]["scale"] == 65536 / 2**first
+
+
+def test_the_search_of_fp16s_loss_scale_is_no_divergence() -> None:
+    config = small_config(precision="fp16", nonfinite_limit=2, spike_threshold=30.0)
+    module = small_module(config)
+    fit(module, Stream(0, 12))
+    num_skipped = sum(bool(step.is_skipped) for step in module.steps)
+    assert module.guard.num_skipped == num_skipped > 2
+    assert not module.guard.is_in_doubt()
+
+
+def test_a_run_may_begin_an_average_a_loss_scale_and_the_watch_for_spikes_later() -> None:
+    kept: dict[str, Any] = {}
+    before = small_module(small_config())
+    fit(before, Stream(0, 1))
+    before.on_save_checkpoint(kept)
+    after = small_module(small_config(precision="fp16", ema_decay=0.5, spike_threshold=30.0))
+    after.on_load_checkpoint(kept)
+    fit(after, Stream(1, 3))
+    assert after.averaged is not None
+    assert after.averaged.average
+    assert after.samples_seen == 3 * GLOBAL_BATCH
+
+
+def test_the_average_of_weights_has_its_own_batch_statistics() -> None:
+    config = config_with_batch_norm(group=GLOBAL_BATCH)
+    config.compute.ema_decay = 0.5
+    module = small_module(config)
+    name = "vision.backbone.bn1.running_mean"
+    begun = module.model.state_dict()[name].clone()
+    fit(module, Stream(0, 1))
+    stepped = module.model.state_dict()[name].clone()
+    assert not torch.equal(begun, stepped)
+    assert module.averaged is not None
+    with module.averaged.in_place():
+        torch.testing.assert_close(module.model.state_dict()[name], (begun + stepped) / 2)
+    assert torch.equal(module.model.state_dict()[name], stepped)
