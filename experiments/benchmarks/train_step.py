@@ -19,7 +19,7 @@ from typing import Any
 
 import open_clip
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from open_clip.loss import ClipLoss
 from open_clip_train.train import train_one_epoch
 from torch import Tensor
@@ -140,18 +140,18 @@ class Turns(IterableDataset[Batch]):
         return self.num_steps
 
 
-class _Clock(Callback):
-    def __init__(self, times: Times) -> None:
-        self.times = times
+class _Timed(ClipModule):
+    """A step is timed from before its batch goes to the device, as the peer's is."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    times: Times
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         self.begin = clock()
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.times.seconds.append(clock() - self.begin)
-        self.times.losses.append(pl_module.last_step.loss)  # type: ignore[union-attr]
+        self.times.losses.append(self.last_step.loss)
 
 
 def draw(case: Case, number: int) -> Batch:
@@ -196,15 +196,15 @@ def compare(case: Case, num_steps: int) -> Iterator[Row]:
         cluster=ClusterConfig(name="benchmark"),
     )
     samples = num_steps * case.batch
-    module = ClipModule(config, total_samples=samples, epoch_samples=samples)
+    module = _Timed(config, total_samples=samples, epoch_samples=samples)
     state = open_clip.create_model(PEERS[case.model]).state_dict()
     module.model.load_state_dict(convert(state))
     is_dear = case.full_length or case.precision == "fp32"  # dear, and the fused peer is seen elsewhere
     peers = [Peer(case, state, fused) for fused in ((False,) if is_dear else (False, True))]
-    times = Times()
+    times = module.times = Times()
     trainer = Trainer(
-        accelerator=DEVICE.type, devices=1, max_epochs=1, callbacks=[_Clock(times)], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator=DEVICE.type, devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     turns = Turns(case, peers, num_steps, module.model.vision.mean.clone(), module.model.vision.std.clone())
     trainer.fit(module, DataLoader(turns, batch_size=None))

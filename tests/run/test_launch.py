@@ -92,4 +92,4 @@ def test_a_rank_that_loses_rank_0_says_so(start: Start, tmp_path: Path, small: l
     assert rank.returncode == 1
     # c10d itself prints before it that the connection was closed.
     sentence = "rank 0 was lost before it said where to train; what it printed says why"
-    assert told[1].splitlines()[-1] == sentence
+    assert told[1].splitlines()[-1] == f"n2: {sentence}"
