@@ -7,7 +7,7 @@ are fractions of 1 (never percent), seconds, samples, or nats; `what` names the 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,31 +65,43 @@ SCHEMA = pa.schema(
 
 
 class RecordWriter:
-    """Appends records to a JSONL file, one line each, flushed with every call.
+    """Appends records to a JSONL file, one line each, at every call; what a full disk does not take waits for the next.
 
     A line torn by a kill is the last one and is dropped when the file is opened again.
     """
 
-    def __init__(self, path: Path, **context: Any) -> None:
-        """Args: path: the file. context: fields of `Record` that every record of this writer carries."""
-        self.path = path
-        self.context = context
+    def __init__(self, path: Path, notify: Callable[[str], None] = print, **context: Any) -> None:
+        """Args.
+
+        path: the file.
+        notify: is told in a sentence, once, that the disk takes nothing.
+        context: fields of `Record` that every record of this writer carries.
+        """
+        self.path, self.notify, self.context = path, notify, context
         _drop_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def write(self, records: Iterable[Record]) -> list[Record]:
         """Writes the records, with this writer's context filled in where a record leaves it empty; returns those."""
-        written = []
+        written, lines = [], []
         for record in records:
             row = asdict(record)
             row.update({key: value for key, value in self.context.items() if not row[key]})
             written.append(Record(**row))
-            self._file.write(json.dumps({k: _plain(v) for k, v in row.items() if v is not None and v != ""}) + "\n")
-        self._file.flush()
+            line = json.dumps({k: _plain(v) for k, v in row.items() if v is not None and v != ""}) + "\n"
+            lines.append(line.encode())
+        was_waiting, self._waiting = bool(self._waiting), self._waiting + b"".join(lines)
+        try:
+            self._flush()
+        except OSError as error:
+            if not was_waiting:
+                self.notify(f"warning: {self.path} takes no more numbers for now ({error.strerror}); they are kept")
         return written
 
     def truncate_after(self, samples_seen: int) -> None:
         """Forgets what was written past `samples_seen`: a resumed run writes those records again."""
+        self._flush()
         keep = [record for record in read_records(self.path) if record.samples_seen <= samples_seen]
         self._file.close()
         fresh = self.path.with_suffix(".tmp")
@@ -98,13 +110,22 @@ class RecordWriter:
         writer.write(keep)
         writer.close()
         fresh.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
-        """Flushes to the disk and closes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Brings everything to the disk and closes; tells what the disk still does not take."""
+        try:
+            self._flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            num_lost = self._waiting.count(b"\n")
+            self.notify(f"warning: {self.path} lacks the last {num_lost} numbers of the run ({error.strerror})")
         self._file.close()
+        _drop_torn_line(self.path)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 def read_records(path: Path) -> list[Record]:

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,6 +57,39 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_rest_is_kept(tmp_path: Path) -
         path.write_bytes(whole[:cut])
         RecordWriter(path).write([Record(what="loss", value=3.0)])
         assert [record.value for record in read_records(path)] == [1.0, 3.0]
+
+
+def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path: Path) -> None:
+    told: list[str] = []
+    writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
+    writer.write([Record(what="loss", value=1.0)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 10, before[1]))
+    try:
+        for value in (2.0, 3.0):
+            writer.write([Record(what="loss", value=value)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (sentence,) = told
+    assert "takes no more numbers for now (File too large); they are kept" in sentence
+    writer.write([Record(what="loss", value=4.0)])
+    writer.close()
+    assert [record.value for record in read_records(writer.path)] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_run_that_ends_on_a_full_disk_tells_what_is_lost_and_keeps_whole_lines(tmp_path: Path) -> None:
+    told: list[str] = []
+    writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
+    writer.write([Record(what="loss", value=1.0)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 10, before[1]))
+    try:
+        writer.write([Record(what="loss", value=2.0)])
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "lacks the last 1 numbers" in told[-1]
+    assert [record.value for record in read_records(writer.path)] == [1.0]
 
 
 def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path: Path) -> None:

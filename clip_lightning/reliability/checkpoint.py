@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -32,6 +33,7 @@ _SHARD = ".shard-"
 _FORMAT = 1
 # Space asked for beyond the state itself: the file format's own bytes, and what else is written meanwhile.
 _SPACE_FACTOR, _SPACE_EXTRA = 1.05, 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,17 @@ class CheckpointFolder:
             Its folder, on every rank; None when it cannot be written, even after old ones were removed. What stood
             before still stands, and training can go on.
         """
-        ranks, problem = ranks or Ranks(), None
-        for keep in (self.keep_last, 1):
-            problem = self._attempt(samples_seen, parts, about, ranks, keep)
-            if problem is None:
-                return self.path / name_of(samples_seen)
+        ranks = ranks or Ranks()
+        problem = self._attempt(samples_seen, parts, about, ranks, self.keep_last)
+        if problem and problem.is_full:
+            problem = self._attempt(samples_seen, parts, about, ranks, keep=1)
+        if problem is None:
+            if ranks.rank == 0:
+                self._tidy()
+            return self.path / name_of(samples_seen)
         if ranks.rank == 0:
             self.notify(
-                f"warning: no checkpoint at {samples_seen:,} samples, {self.path} takes none ({problem}); "
+                f"warning: no checkpoint at {samples_seen:,} samples, {self.path} takes none ({problem.told}); "
                 f"training goes on; the newest checkpoint is {next(iter(self.numbers()), None) or 'none'}"
             )
         return None
@@ -146,19 +151,19 @@ class CheckpointFolder:
         return sorted((int(child.name) for child in self.path.iterdir() if child.name.isdecimal()), reverse=True)
 
     def remove_temporary(self) -> None:
-        """Removes what a killed process left unfinished."""
+        """Removes what a killed process left unfinished; what cannot go now, since NFS keeps open files, goes later."""
         for child in self.path.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(child)
+            shutil.rmtree(child, ignore_errors=True)
 
     def _attempt(
         self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: Ranks, keep: int
-    ) -> str | None:
+    ) -> "_Problem | None":
         """Writes a checkpoint; returns what went wrong, the same on every rank."""
         temporary = self.path / f"{_TEMPORARY}{samples_seen}"
         size = sum(ranks.exchange(sum(_tensor_bytes(part) for part in parts.values())))
         problem = _problem(lambda: self._prepare(temporary, size, keep)) if ranks.rank == 0 else None
         if problem := ranks.exchange(problem)[0]:
-            return str(problem)
+            return problem
         files: dict[str, Any] = {}
         answers = ranks.exchange((files, _problem(lambda: _write(temporary, parts, files))))
         problem = next((told for _, told in answers if told), None)
@@ -168,7 +173,7 @@ class CheckpointFolder:
             problem = problem or _problem(lambda: self._finish(temporary, manifest))
             if problem:
                 self.remove_temporary()
-        answer: str | None = ranks.exchange(problem)[0]
+        answer: _Problem | None = ranks.exchange(problem)[0]
         return answer
 
     def _prepare(self, temporary: Path, size: int, keep: int) -> None:
@@ -194,7 +199,13 @@ class CheckpointFolder:
             self._remove(final)
         temporary.rename(final)
         sync_folder(self.path)
-        self._prune(self.keep_last)
+
+    def _tidy(self) -> None:
+        """Removes old checkpoints; the new one stands whether or not that can be done."""
+        try:
+            self._prune(self.keep_last)
+        except OSError as error:
+            self.notify(f"warning: an old checkpoint stays for now ({error.strerror or error}: {error.filename})")
 
     def _prune(self, keep: int) -> None:
         """Removes all but the newest `keep`, what `keep_every` and `reach` ask for, and the newest that verifies."""
@@ -220,8 +231,8 @@ class CheckpointFolder:
 
     def _remove(self, folder: Path) -> None:
         """Out of sight first, so that a half-removed checkpoint never stands under a final name."""
-        hidden = folder.rename(self.path / f"{_TEMPORARY}removing-{folder.name}")
-        shutil.rmtree(hidden)
+        hidden = folder.rename(self.path / f"{_TEMPORARY}removing-{folder.name}-{time.time_ns()}")
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 class _Hashed:
@@ -302,12 +313,19 @@ def write_atomically(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def _problem(work: Callable[[], None]) -> str | None:
-    """What the disk has against it; None where the work was done."""
+class _Problem(NamedTuple):
+    """told: what the disk has against it. is_full: whether room would help."""
+
+    told: str
+    is_full: bool
+
+
+def _problem(work: Callable[[], None]) -> _Problem | None:
+    """What is wrong; None where the work was done."""
     try:
         work()
     except OSError as error:
-        return error.strerror or str(error)
+        return _Problem(error.strerror or str(error), error.errno in _FULL)
     return None
 
 

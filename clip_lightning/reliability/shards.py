@@ -114,7 +114,9 @@ def optimizer_laid_out(saved: Mapping[str, Any], optimizer: torch.optim.Optimize
     for k, moments in saved["state"].items():
         of_parameter = {name for name, value in moments.items() if value.shape == parameters[k].shape}
         state[k] = {
-            name: laid_out(value, parameters[k]) if name in of_parameter else value for name, value in moments.items()
+            # A copy: what stays a view would hold the checkpoint's file open, which NFS then does not let go.
+            name: laid_out(value, parameters[k]) if name in of_parameter else value.clone()
+            for name, value in moments.items()
         }
     return {**saved, "state": state}
 

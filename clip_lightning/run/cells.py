@@ -29,6 +29,7 @@ from clip_lightning.reliability.preemption import SIGNALS
 from clip_lightning.run import slurm
 from clip_lightning.run.directory import directory_of, now
 from clip_lightning.run.dry_run import dry_run_cells
+from clip_lightning.run.launch import are_started_outside, rank_of_process
 from clip_lightning.run.sweep import (
     FILE,
     FOLDER,
@@ -53,6 +54,11 @@ def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[c
         command: the arguments of train.py without -m.
         launch: calls a task with the config and arguments of each cell, or leaves that to jobs elsewhere.
     """
+    if are_started_outside():
+        told = (
+            "a sweep starts its runs by itself: write python train.py -m ... without srun (or with one task), torchrun"
+        )
+        raise UserError(*[told] * (rank_of_process() == 0))
     if any(cell.config.dry_run for cell in cells):
         return dry_run_cells(cells)
     record = begin(cells, command)

@@ -33,6 +33,8 @@ from clip_lightning.run.provenance import Commit
 from clip_lightning.run.status import LOCK, read_json
 
 FAILURE = "failure.txt"
+# Seconds that a run which starts again waits for the lock of its dead process, which a file server may still hold.
+RESTART_PATIENCE = 300.0
 
 
 class RunDirectory:
@@ -43,9 +45,10 @@ class RunDirectory:
         state: status when it was opened: new, submitted, running (its process died), stopped, failed, or finished.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = 0.0) -> None:
         """Makes and locks the directory.
 
+        Args: patience: seconds to wait for another process to let go of it.
         Raises:
             UserError: another process is at work in it, or it cannot be made.
         """
@@ -54,7 +57,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"runs={path.parent}: the directory {path} cannot be made ({error.strerror})") from error
-        self._lock: int | None = _locked(path)
+        self._lock: int | None = _locked(path, patience)
         self.state = str(read_json(path / "status.json").get("status", "new"))
 
     @property
@@ -203,22 +206,29 @@ def _unlock(descriptor: int) -> None:
     _HELD.discard(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, patience: float = 0.0) -> int:
     """An exclusive lock on the directory; the kernel frees it when the process ends, however it does."""
     file = path / LOCK
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    for patience in (0.05, 0.2, None):  # whoever only looks (status.is_at_work) holds it for an instant
+    end = time.monotonic() + max(patience, 0.25)  # whoever only looks (status.is_at_work) holds it for an instant
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError as error:
-            if patience is not None:
-                time.sleep(patience)
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(0.05)
                 continue
             os.close(descriptor)
             owner = file.read_text(encoding="utf-8").strip()
             raise UserError(
                 f"{path}: another process is at work in this run ({owner}); wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"runs={path.parent}: this file system gives no locks ({error.strerror}), without which two processes "
+                "could write into one run; put runs= elsewhere, or mount it with locks (Lustre: -o flock)"
             ) from error
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

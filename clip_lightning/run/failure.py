@@ -20,11 +20,15 @@ def noted(path: Path, rank: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        write_status(path, "failed", "; ".join(error.problems))
+        with suppress(OSError):
+            write_status(path, "failed", "; ".join(error.problems))
         raise
     except Exception as error:
-        with suppress(FileExistsError), (path / FAILURE).open("x", encoding="utf-8") as stream:
-            stream.write(f"rank {rank}\n{''.join(traceback.format_exception(error))}")
         first_line = (str(error).strip() or "no message").split("\n")[0]
-        write_status(path, "failed", f"{type(error).__name__} on rank {rank}: {first_line} (traceback in {FAILURE})")
+        with suppress(OSError):  # a full disk takes no note, and must not hide the cause
+            with suppress(FileExistsError), (path / FAILURE).open("x", encoding="utf-8") as stream:
+                stream.write(f"rank {rank}\n{''.join(traceback.format_exception(error))}")
+            write_status(
+                path, "failed", f"{type(error).__name__} on rank {rank}: {first_line} (traceback in {FAILURE})"
+            )
         raise

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from clip_lightning.errors import NodeError
+from clip_lightning.config.schema import ClusterConfig
+from clip_lightning.errors import NodeError, UserError
 from clip_lightning.parallel import slurm_tasks
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
 from clip_lightning.parallel.slurm_environment import SlurmEnvironment
@@ -27,8 +28,6 @@ _WORD, _HEARD = "clip_lightning/word", "clip_lightning/heard"
 _RUN_VARIABLE = "CLIP_LIGHTNING_RUN"
 # Data may be indexed for hours; where rank 0 fails, the others hear it.
 _PATIENCE = timedelta(days=1)
-# How long rank 0, which may be the store's server, stays for ranks that are not there yet.
-_HEARING = timedelta(minutes=1)
 
 
 class _Place(NamedTuple):
@@ -62,9 +61,24 @@ def leading() -> Iterator[None]:
     finally:
         if store is not None and _RUN_VARIABLE not in os.environ:
             store.set(_WORD, "")
-            end = time.monotonic() + _HEARING.total_seconds()
+            # Rank 0 may be the store's server, and stays for ranks that are not there yet.
+            end = time.monotonic() + FIRST_STEP_TIMEOUT.total_seconds()
             while store.add(_HEARD, 0) < _place().num_ranks - 1 and time.monotonic() < end:
                 time.sleep(0.05)
+
+
+def are_started_outside() -> bool:
+    """Whether torchrun or srun has started several ranks; otherwise Lightning starts those of this machine."""
+    return _is_torchrun() or _task() is not None
+
+
+def check_launched(cluster: ClusterConfig) -> None:
+    """Raises UserError where ranks on other machines would be waited for that nothing starts."""
+    if cluster.nodes > 1 and not are_started_outside():
+        raise UserError(
+            f"cluster.nodes={cluster.nodes}: nothing starts processes on other machines from here; submit a job "
+            "(cluster=slurm_8x8, slurm/README.md), start the ranks by srun or torchrun, or write cluster.nodes=1"
+        )
 
 
 def announce(path: Path) -> None:

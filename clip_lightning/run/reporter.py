@@ -1,6 +1,7 @@
 """Rank 0's sink: every number goes to the tracker, to the screen, and where the run stands to `status.json`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from clip_lightning.data.passed_over import PassedOver
@@ -23,7 +24,8 @@ class Reporter(Sink):
         """Writes and shows the numbers of an interval."""
         self.tracker.write(records)
         self.screen.interval(interval)
-        write_status(self.path, "running", samples_seen=interval.samples_seen, total_samples=interval.total_samples)
+        with suppress(OSError):  # on a full disk an old status stands; the checkpoints tell of it
+            write_status(self.path, "running", samples_seen=interval.samples_seen, total_samples=interval.total_samples)
 
     def evaluation(self, records: list[Record]) -> None:
         """Writes an evaluation and shows a line per task."""

@@ -125,9 +125,9 @@ class Session:
         datamodule.tokenizer = self.tokenizer
         checkpoint.sink = sink.evaluation
         record_collectives(self.path)
-        launch.meet(uses_gpu(config.cluster.accelerator))
         windows: tuple[PassedOver, ...] = ()
         with signals:
+            launch.meet(uses_gpu(config.cluster.accelerator))
             while True:
                 fit = self._assemble(checkpoint, costs, sink, signals, seconds_before, windows)
                 try:
@@ -145,7 +145,9 @@ class Session:
                 windows, seconds_before = rollback.windows, fit.meter.elapsed()
                 # Two models at a time may be one too many; loader processes leave with their loader.
                 del fit
+                datamodule.trainer = None
                 gc.collect()
+                torch.cuda.empty_cache()
             module, zero_shot = fit.module, fit.zero_shot
             module.to(fit.trainer.strategy.root_device)
             complete = module.samples_seen >= self.lengths.total
@@ -192,7 +194,9 @@ class Session:
         # older one and repeats them, instead of missing them.
         patience = CollectiveTimeout(config.cluster.timeout_minutes)
         stop = PreemptionCallback(signals)
-        callbacks = [self._node_health(), _PassedOver(sink), meter, zero_shot, stop, patience, checkpoint]
+        callbacks = [_PassedOver(sink), meter, zero_shot, stop, patience, checkpoint]
+        if not windows:  # later fits are those of nodes that have trained already
+            callbacks.insert(0, self._node_health())
         return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)
 
     def _node_health(self) -> NodeHealth:
@@ -238,7 +242,7 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
     # A team of threads waits for its slowest: one core shared with a loader's worker costs more than it brings.
     cores = min(cores_per_rank(cluster.devices), torch.get_num_threads())
     torch.set_num_threads(cluster.threads or max(1, cores - cluster.workers))
-    return Trainer(
+    trainer = Trainer(
         accelerator=cluster.accelerator,
         devices=cluster.devices,
         num_nodes=cluster.nodes,
@@ -258,6 +262,11 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+    # Signals are `reliability.preemption`'s. Lightning's handlers would end a fit that has not begun with exit code 0,
+    # and ask all ranks before every step whether one came, which waits for the device.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _profiler(folder: Path) -> PyTorchProfiler:

@@ -27,8 +27,10 @@ def is_at_work(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False  # a file system without locks, where no run can begin
     finally:
         os.close(descriptor)
 

@@ -28,16 +28,23 @@ _END = object()
 class Tracker:
     """Writes records to `metrics.jsonl` in the run's directory, and shows them to W&B if there is one."""
 
-    def __init__(self, folder: Path, context: dict[str, Any], wandb: "WandbThread | None" = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        context: dict[str, Any],
+        wandb: "WandbThread | None" = None,
+        notify: Callable[[str], None] = print,
+    ) -> None:
         """Args.
 
         folder: the run's directory.
         context: fields of `Record` that every record of this run carries.
         wandb: where records are shown besides.
+        notify: is told that the disk takes nothing.
         """
         self.path = folder / "metrics.jsonl"
         self.wandb = wandb
-        self._writer = RecordWriter(self.path, **context)
+        self._writer = RecordWriter(self.path, notify, **context)
 
     def resume_at(self, samples_seen: int) -> None:
         """Forgets records past the checkpoint that training goes on from."""
@@ -175,7 +182,7 @@ def open_tracker(
         "precision": config.compute.precision,
         "versions": provenance.versions_line(provenance.versions()),
     }
-    return Tracker(path, context, wandb)
+    return Tracker(path, context, wandb, notify)
 
 
 def wandb_mode(tracker: TrackerConfig) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, launch, provenance
 from clip_lightning.run.card import CardFacts, card
-from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, write_status
+from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory, directory_of, move_aside, write_status
 from clip_lightning.run.dry_run import dry_run
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
@@ -44,15 +44,16 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     begun = time.perf_counter()
     quiet_libraries()
     choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
-    check_tasks(config.cluster, num_visible_gpus(config.cluster.accelerator))
-    path = directory_of(config)
+    path, gpus = directory_of(config), num_visible_gpus(config.cluster.accelerator)
     if rank := launch.rank_of_process():
+        check_tasks(config.cluster, gpus)
         if (given := launch.directory(path)) is None:
             return 0
         with failure.noted(given, rank):
             return follow(config, given)
     try:
         with launch.leading():
+            check_tasks(config.cluster, gpus)
             return _start(config, argv, path, begun)
     except KeyboardInterrupt:
         print("left before training began")
@@ -67,10 +68,12 @@ def _start(config: Config, argv: Sequence[str], path: Path, begun: float) -> int
         return 0
     if config.dry_run:
         return dry_run(config, lambda found: _card(config, argv, found, "dry run", begun))
+    launch.check_launched(config.cluster)
     found = preflight(config)
     if fresh and (aside := move_aside(path)):
         print(f"the earlier run is kept in {aside}")
-    with closing(RunDirectory(path)) as directory, closing(screen()) as shown, failure.noted(path, 0):
+    patience = RESTART_PATIENCE if launch.is_restart() else 0.0
+    with closing(RunDirectory(path, patience)) as directory, closing(screen()) as shown, failure.noted(path, 0):
         return _lead(config, argv, found, directory, shown, begun)
 
 
