@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _say([f"speed       {core:,.0f} samples/s a core, {machine:,.0f} samples/s with this machine's {cores} cores"])
     if flops := training_flops(config.model.name, compose.CONF.parent):
         wanted = arguments.gpu_tflops * 1e12 / flops
-        gpu = f"one at {arguments.gpu_tflops:g} TFLOP/s trains {config.model.name} on {wanted:,.0f} samples/s"
+        gpu = f"one at {arguments.gpu_tflops:g} TFLOP/s trains {config.model.name} on {wanted:,.0f} samples/s or more"
         _say([f"GPU         {gpu}: {wanted / core:,.1f} such cores feed it"])
     _say([f"page        {arguments.page}"])
     return 0

@@ -5,6 +5,7 @@ the convention of fvcore and of published tables. `python -m clip_lightning.mode
 """
 
 import argparse
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from clip_lightning.config.schema import LossConfig, ModelConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import load, names
+from clip_lightning.model.text import TextTower
 from clip_lightning.model.vision import first_line
 
 # Batch norm refuses a batch of one where a feature map is one pixel.
@@ -27,6 +29,18 @@ class Flops(NamedTuple):
 
     image: float
     text: float
+
+
+class TextFlops(NamedTuple):
+    """Operations of a text of L tokens: constant + linear * L + quadratic * L^2."""
+
+    constant: float
+    linear: float
+    quadratic: float
+
+    def total(self, num: float, tokens: float, squares: float) -> float:
+        """Operations of `num` texts with so many tokens, and squares of their tokens, together."""
+        return self.constant * num + self.linear * tokens + self.quadratic * squares
 
 
 def count_flops(model: ModelConfig, loss: LossConfig, phase: Phase | None = None) -> Flops:
@@ -45,10 +59,8 @@ def count_flops(model: ModelConfig, loss: LossConfig, phase: Phase | None = None
         pixels = phase.image_size if phase else model.vision.image_size
         context = phase.context_length if phase else model.text.context_length
         images = torch.zeros(_BATCH, 3, pixels, pixels)
-        tokens = torch.zeros(_BATCH, context, dtype=torch.long)
-        lengths = torch.full((_BATCH,), context)
         try:
-            return Flops(_count(clip.vision, images), _count(clip.text, tokens, lengths))
+            return Flops(_count(clip.vision, images), _count(clip.text, *_texts(context)))
         except (RuntimeError, AssertionError, ValueError) as error:
             if pixels == model.vision.image_size:
                 raise
@@ -57,6 +69,37 @@ def count_flops(model: ModelConfig, loss: LossConfig, phase: Phase | None = None
                 f"compute.phases: image_size={pixels} does not fit {tower}, which is built for "
                 f"model.vision.image_size={model.vision.image_size} ({first_line(error)}); leave image_size out"
             ) from error
+
+
+def count_text(model: ModelConfig) -> TextFlops | None:
+    """Operations of a forward pass of a text by its own length, exact for any transformer.
+
+    Returns:
+        None where a text is to be counted as one of the full context: where it is padded to it, and where the tower,
+        such as a user's own, cannot be counted at other lengths or is no polynomial of them.
+
+    Raises:
+        UserError: the tower cannot be built.
+    """
+    context = model.text.context_length
+    if model.text.pad_to_context:
+        return None
+    with torch.device("meta"):
+        tower = TextTower(model.text, model.embed_dim).requires_grad_(False)
+        tower.mask_padding = False
+        try:
+            one, two, three, full = (_count(tower, *_texts(length)) for length in (1, 2, 3, context))
+        except Exception:  # whatever a user's own tower raises
+            return None
+    quadratic = (three - 2 * two + one) / 2
+    linear = two - one - 3 * quadratic
+    found = TextFlops(one - linear - quadratic, linear, quadratic)
+    return found if math.isclose(found.total(1, context, context**2), full) else None
+
+
+def _texts(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and lengths."""
+    return torch.zeros(_BATCH, length, dtype=torch.long), torch.full((_BATCH,), length)
 
 
 def _count(tower: nn.Module, *inputs: torch.Tensor) -> float:

@@ -100,7 +100,7 @@ def _machine(config: Config, found: Plan, facts: CardFacts) -> str:
     processes = f"{cluster.devices} process{'es' * (cluster.devices > 1)}"
     return (
         f"{nodes}{processes} on {facts.device} | micro-batch {micro:,} x {-(-share // micro)} | {cluster.strategy} | "
-        f"{found.total_flops:.2g} FLOPs, {found.memory.shown()}/process"
+        f"up to {found.total_flops:.2g} FLOPs, {found.memory.shown()}/process"
     )
 
 

@@ -1,7 +1,7 @@
 """What a run or a sweep would cost, told before it costs anything: FLOPs, memory, hours, disk; nothing is written.
 
 A training step on made-up pairs is done, too, and the hours come from it. Where the device is not here, or a share of
-its peak (MFU) is stated, they come from that share.
+its peak (MFU) is stated, they come from that share. FLOPs are an upper bound: all texts fill the context.
 """
 
 import shutil
@@ -65,7 +65,7 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
     Raises: UserError for the cells that cannot run, after the table.
     """
     quiet_libraries()
-    lines = [("parameters", "samples", "steps", "FLOPs", "GiB/process", "device-hours", "settings")]
+    lines = [("parameters", "samples", "steps", "FLOPs up to", "GiB/process", "device-hours", "settings")]
     problems: list[str] = []
     trials: dict[str, Trial | str] = {}
     estimates: list[Estimate] = []
@@ -164,10 +164,10 @@ def _counts(config: Config, found: Plan, device: Device) -> str:
     rows = [
         ("parameters", f"{found.parameters:,}"),
         *(
-            (f"forward FLOPs{at}", f"{count(flops.image, 'G')} image + {count(flops.text, 'G')} text per sample")
+            (f"forward FLOPs{at}", f"{count(flops.image, 'G')} image + {count(flops.text, 'G')} full text per sample")
             for at, flops in zip(starts, found.flops, strict=True)
         ),
-        ("training FLOPs", f"{count(found.total_flops / total, 'G')} per sample, {found.total_flops:.3g} in all"),
+        ("training FLOPs", f"up to {count(found.total_flops / total, 'G')} per sample, {found.total_flops:.3g} in all"),
         ("steps", f"{total // batch:,} of {batch:,} samples; an epoch has {found.epoch_samples:,}"),
         *[("data", f"not there ({config.data.path}) and not tried; its pairs as published")] * (not found.has_data),
         *((f"memory: {part.name}", _part_shown(getattr(memory, part.name))) for part in fields(memory)),

@@ -4,13 +4,14 @@ Nothing is read from the device between two logged lines; time spent in evaluati
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
+from clip_lightning.config.phases import phase_at
 from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
 from clip_lightning.records import Record
 from clip_lightning.run.hardware import peak_memory_gib
@@ -23,11 +24,11 @@ class Costs:
     """What one sample costs, and what the machine could do.
 
     Attributes:
-        flops_per_sample: of training, by the sample's position in the run: forward and backward of both towers.
+        training_flops: forward and backward of both towers, for texts [phases, 3] as in `Plan.training_flops`.
         peak_flops: of all ranks' devices together, FLOP/s; None where it is not known.
     """
 
-    flops_per_sample: Callable[[int], float]
+    training_flops: Callable[[Sequence[Sequence[float]]], float]
     peak_flops: float | None
 
 
@@ -82,9 +83,9 @@ class Meter(Callback):
         self._sums += torch.stack([step.loss.detach().float().reshape(()), step.accuracy.detach().float().reshape(())])
         self._steps += 1
         self._cut += batch.num_cut
-        self._captions += len(batch.lengths)
         before, self._samples_before = self._samples_before, pl_module.samples_seen
-        self._flops += self.costs.flops_per_sample(before) * (pl_module.samples_seen - before)
+        phase = pl_module.phases.index(phase_at(pl_module.phases, before))
+        self._texts[phase] += (pl_module.lengths_on_host.double() ** torch.arange(3)[:, None]).sum(1)
         if before // self.every < pl_module.samples_seen // self.every:
             self._report(pl_module)
         self._batch_ended = self._clock()
@@ -107,15 +108,17 @@ class Meter(Callback):
     def _report(self, module: ClipModule) -> None:
         step = module.last_step
         module.guard.flush()  # the device is waited for here anyway
-        counts = torch.tensor([self._cut, self._captions, self.datamodule.bad_samples.total()], dtype=torch.float64)
-        numbers = torch.cat([self._sums.double() / self._steps, counts.to(self._sums.device)])
+        counts = torch.tensor([self._cut, self.datamodule.bad_samples.total()], dtype=torch.float64)
+        counts = torch.cat([counts, self._texts.flatten()]).to(self._sums.device)
+        numbers = torch.cat([self._sums.double() / self._steps, counts])
         if dist.is_initialized():
             dist.all_reduce(numbers)
             numbers[:2] /= dist.get_world_size()
-        loss, accuracy, cut, captions, bad = numbers.tolist()
+        loss, accuracy, cut, bad = numbers[:4].tolist()
+        texts = numbers[4:].reshape(-1, 3).tolist()
         seconds = self._clock() - self._interval_begun
         per_second = (module.samples_seen - self._interval_samples) / seconds
-        flops = self._flops / seconds
+        flops = self.costs.training_flops(texts) / seconds
         self.seconds = self.elapsed()
         total = module.total_samples
         pace = (module.samples_seen - self._begun_at) / max(self.seconds - self._before, 1e-9)
@@ -135,7 +138,7 @@ class Meter(Callback):
         if module.global_rank == 0:
             further = {
                 "accuracy": accuracy,
-                "cut_captions": cut / max(captions, 1),
+                "cut_captions": cut / max(sum(num for num, *_ in texts), 1),
                 "bad_samples": bad,
                 "skipped_steps": module.guard.num_skipped,
                 "memory_gib": peak_memory_gib(module.device),
@@ -148,8 +151,10 @@ class Meter(Callback):
         self._interval_begun = self._batch_ended = self._clock()
         self._interval_samples = module.samples_seen
         self._sums = torch.zeros(2, device=module.device)
-        self._steps = self._cut = self._captions = 0
-        self._waited = self._flops = 0.0
+        # Of this rank's captions by phase: sums of 1, of their tokens, and of the squares of their tokens.
+        self._texts = torch.zeros(len(module.phases), 3, dtype=torch.float64)
+        self._steps = self._cut = 0
+        self._waited = 0.0
 
     def _clock(self) -> float:
         """Seconds without those of pauses."""

@@ -4,7 +4,7 @@ The data is indexed, the model is built on the meta device (names, shapes, pretr
 activations: no memory), the tokenizer and the evaluation tasks are looked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,14 +12,14 @@ from typing import TypeVar
 import torch
 
 from clip_lightning.config import data_places, duration
-from clip_lightning.config.phases import Phase, phase_at, phase_lengths, phases_of
+from clip_lightning.config.phases import Phase, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
-from clip_lightning.model.flops import Flops, count_flops
+from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
 from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.run.memory import Memory, estimate_memory, num_parameters
 from clip_lightning.run.tracker import wandb_mode
@@ -51,7 +51,8 @@ class Plan:
     Attributes:
         epoch_samples: pairs that the index found; in a dry run without the data, those that were published.
         has_data: whether the data is there and was looked at.
-        flops: forward FLOPs of one sample by tower, in each phase of the run.
+        flops: forward FLOPs of one sample by tower, in each phase of the run; its text fills the context.
+        text_flops: those of a text by its own length; None where all cost the context's.
         is_locked: whether the image tower, and whether the text tower, is never gone back through.
         num_checks: how many things were tried.
     """
@@ -62,17 +63,26 @@ class Plan:
     parameters: int
     phases: list[Phase]
     flops: list[Flops]
+    text_flops: TextFlops | None
     is_locked: tuple[bool, bool]
     memory: Memory
     num_checks: int
 
-    def training_flops(self, position: int) -> float:
-        """FLOPs of the sample at a position of the run in training: forward, and a backward of twice that."""
-        return self.training_of(self.flops[self.phases.index(phase_at(self.phases, position))])
+    def training_flops(self, texts: Sequence[Sequence[float]]) -> float:
+        """FLOPs of training on samples with such texts: forward, and a backward of twice that.
+
+        Args:
+            texts: [phases, 3], of each phase how many, their tokens without padding, and the squares of their tokens.
+        """
+        total = 0.0
+        for flops, (num, tokens, squares) in zip(self.flops, texts, strict=True):
+            text = self.text_flops.total(num, tokens, squares) if self.text_flops else num * flops.text
+            total += self.training_of(Flops(num * flops.image, text))
+        return total
 
     @property
     def total_flops(self) -> float:
-        """FLOPs of training in the whole run."""
+        """FLOPs of training in the whole run, were every text as long as the context: no run needs more."""
         sizes = phase_lengths(self.phases, self.lengths.total)
         return sum(self.training_of(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
 
@@ -129,6 +139,7 @@ def plan(config: Config) -> Plan:
         parameters=num_parameters(model),
         phases=phases,
         flops=flops,
+        text_flops=count_text(config.model),
         is_locked=(config.model.vision.locked, config.model.text.locked),
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=trials.count,

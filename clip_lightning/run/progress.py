@@ -22,7 +22,7 @@ class Interval:
         samples_per_second: over the interval, evaluation and saving left out.
         data_wait: share of the interval's time spent waiting for the loader, 0..1.
         mfu: model FLOPs utilisation, 0..1; None where the device's peak is not known.
-        flops_per_second: forward and backward of the towers, of all ranks.
+        flops_per_second: forward and backward of the towers, of all ranks; padding counts as no work.
         seconds_left: estimate to the end of training.
     """
 

@@ -93,6 +93,7 @@ class ClipModule(LightningModule):
         averaged: the running average of weights, where `compute.ema_decay` asks for one.
         teacher: the frozen model that the loss learns from, where it does.
         locked: keeps what locked towers gave.
+        lengths_on_host: int64 [b], tokens of the newest batch's captions, on the CPU.
     """
 
     last_step: StepMetrics
@@ -133,7 +134,7 @@ class ClipModule(LightningModule):
         if can_group(config.model.text, sample_randomness.is_random(self.model.text)):
             self._length_groups = LengthGroups(self.model.text)
         self.locked = LockedTowers(self.model)
-        self._lengths_on_host = self._samples_on_host = torch.empty(0)
+        self.lengths_on_host = self._samples_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
 
     def configure_model(self) -> None:
@@ -173,7 +174,7 @@ class ClipModule(LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Keeps what is read on the host, where reading it waits for nothing: lengths, and who the samples are."""
-        self._lengths_on_host, self._samples_on_host = batch.lengths, self.locked.samples(batch)
+        self.lengths_on_host, self._samples_on_host = batch.lengths, self.locked.samples(batch)
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -258,7 +259,7 @@ class ClipModule(LightningModule):
                 f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
             )
         keys = sample_keys(self.config.compute.seed, batch.positions // self.epoch_samples, batch.sample_ids)
-        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self._lengths_on_host, self._samples_on_host)
+        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self.lengths_on_host, self._samples_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
         """Puts the gradient of the global batch's loss into the parameters.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clip_lightning.records import read_records
+from tests.run.test_meter import counted_flops, recorded_flops
 from tests.run.test_resume import assert_bit_equal, final_state, losses
 
 pytestmark = pytest.mark.slow
@@ -38,14 +39,9 @@ def test_its_card_and_records_follow_the_phases(uninterrupted: tuple[Path, str])
         "phases   from 0: 16 pixels, 8 tokens | from 48 (37.5%): 32 pixels, 32 tokens, 50% of patches dropped | "
         "from 96 (75.0%): 32 pixels, 32 tokens"
     ) in printed
-    rows = read_records(runs / "latest" / "metrics.jsonl")
-    speed, flops = (
-        {row.samples_seen: row.value for row in rows if row.what == what}
-        for what in ("samples_per_second", "flops_per_second")
-    )
-    per_sample = [flops[seen] / speed[seen] for seen in sorted(speed)]
-    assert per_sample == pytest.approx([per_sample[0]] * 3 + [per_sample[3]] * 3 + [per_sample[6]] * 2)
-    assert per_sample[0] < 0.5 * per_sample[3] < 0.5 * per_sample[6]
+    found = recorded_flops(runs / "latest")
+    assert found == pytest.approx(counted_flops(runs / "latest"), rel=1e-9)
+    assert max(found[:3]) < min(found[3:6]) <= max(found[3:6]) < min(found[6:])
 
 
 def test_it_is_evaluated_in_full(runner: Any, uninterrupted: tuple[Path, str]) -> None:
@@ -83,6 +79,8 @@ def test_two_ranks_in_micro_batches_learn_as_one(runner: Any, tmp_path: Path) ->
     runner.train(tmp_path / "one", *exact)
     runner.train(tmp_path / "two", *exact, "cluster=ddp", "cluster.devices=2", "cluster.micro_batch=4")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (recorded_flops(tmp_path / runs / "latest") for runs in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-9)
 
 
 @pytest.mark.parametrize(
