@@ -33,6 +33,13 @@ class Reporter(Sink):
         for line in evaluation_lines(records):
             self.screen.say(line)
 
+    def is_evaluated(self, samples_seen: int) -> bool:
+        """Whether there are records of an evaluation at this place; its last one says so."""
+        return any(
+            record.what == "evaluation_seconds" and record.samples_seen == samples_seen
+            for record in self.tracker.records()
+        )
+
     def rollback(self, rollback: Rollback) -> None:
         """Forgets the numbers of the course that is left, and says why."""
         self.tracker.resume_at(rollback.samples_seen)

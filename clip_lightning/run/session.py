@@ -55,6 +55,10 @@ class Sink:
     def evaluation(self, records: list[Record]) -> None:
         """Takes the records of an evaluation."""
 
+    def is_evaluated(self, samples_seen: int) -> bool:
+        """Whether there are records of an evaluation at this place."""
+        return False
+
     def rollback(self, rollback: Rollback) -> None:
         """Takes note that what came after a checkpoint no longer counts."""
 
@@ -181,6 +185,7 @@ class Session:
             sink.evaluation,
             every=self.lengths.eval_every,
             total_samples=self.lengths.total,
+            is_recorded=sink.is_evaluated,
         )
         meter = Meter(
             sink.interval,
@@ -190,11 +195,11 @@ class Session:
             pauses=lambda: zero_shot.seconds + checkpoint.seconds,
             seconds_before=seconds_before,
         )
-        # Numbers are written before the checkpoint at the same place: a run that is killed in between resumes from an
-        # older one and repeats them, instead of missing them.
+        # Training's numbers are written before the checkpoint at their place: a run that is killed in between resumes
+        # from an older one and repeats them, instead of missing them. An evaluation comes after it, and is made up for.
         patience = CollectiveTimeout(config.cluster.timeout_minutes)
         stop = PreemptionCallback(signals)
-        callbacks = [_PassedOver(sink), meter, zero_shot, stop, patience, checkpoint]
+        callbacks = [_PassedOver(sink), meter, stop, patience, checkpoint, zero_shot]
         if not windows:  # later fits are those of nodes that have trained already
             callbacks.insert(0, self._node_health())
         return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)

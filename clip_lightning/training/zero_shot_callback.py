@@ -1,8 +1,8 @@
 """Evaluation during training: evaluators at a cadence in samples, and at the end of the run.
 
 Whether an evaluation is due follows from the samples seen before and after a step, so a resumed run evaluates where
-the uninterrupted one would. Put it before the callback that writes checkpoints: a run killed between the two then
-resumes from before the evaluation and repeats it, instead of missing it.
+the uninterrupted one would. Put it after the callbacks that stop and that save: a run that is asked to leave, or killed
+in a long evaluation, then keeps its step, and the next start makes up for what was not recorded.
 """
 
 import time
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from clip_lightning.loss.gather import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import EMA, Record
 from clip_lightning.tokenizer import Tokenizer
@@ -42,29 +43,39 @@ class ZeroShotCallback(Callback):
         *,
         every: int,
         total_samples: int,
+        is_recorded: Callable[[int], bool] = lambda samples_seen: False,
     ) -> None:
         """Args.
 
         every: samples between evaluations; 0: only at the end.
         total_samples: of the whole run; one that stops before it is not evaluated at its end.
+        is_recorded: whether an earlier start has recorded the evaluation at a place; rank 0's answer counts.
         """
         self.evaluators, self.tokenizer, self.sink = evaluators, tokenizer, sink
-        self.every, self.total_samples = every, total_samples
+        self.every, self.total_samples, self.is_recorded = every, total_samples, is_recorded
         self.seconds = 0.0
         self.latest: list[Record] = []
         self._samples_before = 0
         self._evaluated_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
-        """Remembers where this part of the run begins."""
-        self._samples_before = pl_module.samples_seen
+        """Remembers where this part of the run begins, and evaluates there if that is still due."""
+        self._samples_before = begin = pl_module.samples_seen
+        is_amid = 0 < begin < self.total_samples
+        if not is_amid or not self._is_due(begin - pl_module.global_batch, begin):
+            return
+        is_recorded = pl_module.global_rank == 0 and self.is_recorded(begin)
+        if not all_reduce_sum(torch.tensor([float(is_recorded)], device=pl_module.device)):
+            if pl_module.averaged is not None:
+                pl_module.averaged.begin()
+            self.evaluate(pl_module)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluates when the step went past a multiple of `every`."""
+        """Evaluates when the step went past a multiple of `every`, unless the run is about to leave."""
         before, self._samples_before = self._samples_before, pl_module.samples_seen
-        if self.every and before // self.every < pl_module.samples_seen // self.every:
+        if self._is_due(before, pl_module.samples_seen) and not trainer.should_stop:
             self.evaluate(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
@@ -89,6 +100,9 @@ class ZeroShotCallback(Callback):
             spent = Record(what="evaluation_seconds", value=seconds, samples_seen=pl_module.samples_seen)
             self.sink([*self.latest, spent])
         return self.latest
+
+    def _is_due(self, before: int, after: int) -> bool:
+        return bool(self.every) and before // self.every < after // self.every
 
     def _measure(self, pl_module: ClipModule) -> list[Record]:
         return [

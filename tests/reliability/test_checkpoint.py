@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, newest that verifies, nothing lost to a kill or a full disk."""
 
+import errno
 import json
 import os
 import random
@@ -90,6 +91,46 @@ def test_pruning_keeps_the_last_one_that_verifies(folder: CheckpointFolder) -> N
         (folder.path / name_of(number)).mkdir()
     folder._prune(2)
     assert folder.numbers() == [300, 200, 100]
+
+
+def refuse_to_move(monkeypatch: pytest.MonkeyPatch, number: int, error: int) -> None:
+    """What a network file system may answer for a folder whose files somebody holds open."""
+    rename = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        if self.name == name_of(number):
+            raise OSError(error, os.strerror(error), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+
+
+def test_an_old_checkpoint_that_cannot_go_costs_no_other(
+    folder: CheckpointFolder, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (100, 200):
+        folder.save(number, parts(number), {})
+    with monkeypatch.context() as patch:
+        refuse_to_move(patch, 100, errno.EBUSY)
+        assert folder.save(300, parts(300), {})
+    assert folder.numbers() == [300, 200, 100]
+    (sentence,) = said
+    assert sentence.startswith("warning: an old checkpoint stays for now (Device or resource busy: ")
+    folder.save(400, parts(400), {})
+    assert folder.numbers() == [400, 300]
+
+
+def test_only_a_full_disk_removes_old_checkpoints_before_a_new_one_stands(
+    folder: CheckpointFolder, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (100, 200):
+        folder.save(number, parts(number), {})
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    assert folder.save(300, parts(300), {}) is None
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert folder.numbers() == [200, 100]
+    assert "takes none (Input/output error)" in said[-1]
 
 
 def test_a_pickle_from_outside_is_refused(folder: CheckpointFolder, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A run's directory: named by its science, owned by one process, nothing of an earlier run lost."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ from clip_lightning.config import compose, identity
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, point_to, write_status
 from clip_lightning.run.provenance import Commit, commit
-from clip_lightning.run.status import read_json
+from clip_lightning.run.status import is_at_work, read_json
 
 DATA = {"fingerprint": "0123", "num_samples": 10}
 COMMIT = Commit("abc1234", (" M a.py",), "diff --git a/a.py\n")
@@ -190,3 +192,13 @@ def test_the_commit_tells_what_was_changed_and_is_empty_without_git(tmp_path: Pa
     found = commit(tmp_path)
     assert str(found).endswith("(2 files changed)")
     assert "+two" in found.patch
+
+
+def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"this file system gives no locks \(No locks available\)"):
+        RunDirectory(tmp_path / "run")
+    assert not is_at_work(tmp_path / "run")

@@ -93,3 +93,22 @@ def test_a_rank_that_loses_rank_0_says_so(start: Start, tmp_path: Path, small: l
     # c10d itself prints before it that the connection was closed.
     sentence = "rank 0 was lost before it said where to train; what it printed says why"
     assert told[1].splitlines()[-1] == f"n2: {sentence}"
+
+
+def test_a_sweep_that_srun_starts_in_several_tasks_is_refused_by_one_of_them(
+    start: Start, tmp_path: Path, small: list[str]
+) -> None:
+    ranks = [start(rank, "-m", "compute.seed=0,1", f"runs={tmp_path / 'runs'}", *small) for rank in (0, 1)]
+    told = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], told
+    assert "a sweep starts its runs by itself" in told[0]
+    assert told[1].strip() == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nodes_that_nothing_starts_are_told_instead_of_waited_for(root: Path, tmp_path: Path, small: list[str]) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    command = [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *small, *TWO]
+    done = subprocess.run(command, cwd=root, env=kept, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "cluster.nodes=2: nothing starts processes on other machines from here" in done.stderr

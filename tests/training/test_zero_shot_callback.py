@@ -1,14 +1,14 @@
 """Evaluation during training: when it happens, what it hands on, and that training never notices it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
@@ -63,6 +63,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
         *settings: str,
         steps: int = STEPS,
         seen: int = 0,
+        stop_at: int = -1,
     ) -> ClipModule:
         config = compose.load("train", [*SETTINGS, *settings])
         assert isinstance(config, Config)
@@ -88,7 +89,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[make(datamodule)] if make else [],
+            callbacks=[Leaving(stop_at), *([make(datamodule)] if make else [])],
             default_root_dir=tmp_path,
         )
         trainer.fit(module, datamodule.train_dataloader())
@@ -97,8 +98,23 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
     return run
 
 
-def counting(tokenizer: Tokenizer, sink: list[list[Record]], every: int) -> ZeroShotCallback:
-    return ZeroShotCallback([Counting()], tokenizer, sink.append, every=every, total_samples=BATCH * STEPS)
+def counting(
+    tokenizer: Tokenizer, sink: list[list[Record]], every: int, recorded: Sequence[int] = ()
+) -> ZeroShotCallback:
+    total = BATCH * STEPS
+    return ZeroShotCallback(
+        [Counting()], tokenizer, sink.append, every=every, total_samples=total, is_recorded=recorded.__contains__
+    )
+
+
+class Leaving(Callback):
+    """Asks a run to leave."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ClipModule, *_: object) -> None:  # type: ignore[override]
+        trainer.should_stop = pl_module.samples_seen == self.at
 
 
 @pytest.mark.parametrize(
@@ -122,8 +138,18 @@ def test_evaluates_past_each_multiple_and_once_at_the_end(
 
 def test_a_resumed_run_evaluates_where_the_uninterrupted_one_does(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
-    train(lambda _: counting(tokenizer, sink, 40), steps=STEPS - 3, seen=3 * BATCH)
+    train(lambda _: counting(tokenizer, sink, 40, recorded=[48]), steps=STEPS - 3, seen=3 * BATCH)
     assert [records[0].samples_seen for records in sink] == [80, 96]
+
+
+def test_a_run_that_leaves_does_not_evaluate_first_and_its_next_start_makes_up_for_it(
+    train: Train, tokenizer: Tokenizer
+) -> None:
+    sink: list[list[Record]] = []
+    train(lambda _: counting(tokenizer, sink, 40), stop_at=3 * BATCH)
+    assert sink == []
+    train(lambda _: counting(tokenizer, sink, 40), "compute.ema_decay=0.5", steps=STEPS - 3, seen=3 * BATCH)
+    assert [records[0].samples_seen for records in sink] == [48, 80, 96]
 
 
 def test_a_run_that_stops_early_is_not_evaluated_at_its_end(train: Train, tokenizer: Tokenizer) -> None:
