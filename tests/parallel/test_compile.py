@@ -80,6 +80,17 @@ def test_what_is_a_tensor_for_compilation_adds_no_names() -> None:
     assert not names & {"layer", "keep", "seen"}
 
 
+@pytest.mark.parametrize(
+    ("config", "checkpointing", "num_graphs"),
+    [(deep_config(None), "full", 4), (deep_config(None), "selective", 4), (config_with_batch_norm(24), "full", 9)],
+)
+def test_checkpointed_blocks_are_compiled_too(
+    graphs: Graphs, config: Config, checkpointing: str, num_graphs: int
+) -> None:
+    check_as_eager(config, checkpointing)
+    assert graphs.frame_count == num_graphs
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("config", "checkpointing"), [(deep_config(8), "none"), (config_with_batch_norm(6, 6), "full")]
