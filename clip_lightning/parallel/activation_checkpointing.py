@@ -1,5 +1,6 @@
 """Activations given up in the forward pass and computed again in the backward pass, block by block."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,15 @@ def apply(model: CLIP, kind: str) -> None:
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in model.blocks():
-        block.forward = partial(checkpoint, block.forward, **settings)
+        block.forward = _checkpointed(block.forward, settings)
+
+
+def _checkpointed(forward: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    # A frame of ours, which torch.compile can take whole: called by itself, `checkpoint` and all below it run eagerly.
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, **settings, **kwargs)
+
+    return run
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

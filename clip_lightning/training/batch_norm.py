@@ -49,7 +49,7 @@ class BatchStatistics:
     def forget(self) -> None:
         """Drops what was seen since the last `commit`."""
         for layer in self.layers:
-            layer.seen = []
+            layer.seen.zero_()
 
     @torch.no_grad()
     def commit(self, is_skipped: Tensor) -> None:
@@ -58,12 +58,12 @@ class BatchStatistics:
         Args:
             is_skipped: [] on the device, not 0 where the optimizer step did nothing.
         """
-        layers = [layer for layer in self.layers if layer.seen]
-        if not layers:
+        if not self.layers:
             return
-        seen = all_reduce_sum(torch.cat([layer.take_statistics() for layer in layers])) / rank_and_world()[1]
-        for layer, statistics in zip(layers, seen.split([2 * layer.num_features for layer in layers]), strict=True):
-            layer.move_running(statistics, is_skipped)
+        seen = all_reduce_sum(torch.cat([layer.seen for layer in self.layers]))
+        self.forget()
+        for layer, summed in zip(self.layers, seen.split([len(layer.seen) for layer in self.layers]), strict=True):
+            layer.move_running(summed, is_skipped)
 
 
 def apply(model: nn.Module, *, group: int, share: int, micro_batch: int) -> BatchStatistics:
@@ -91,47 +91,49 @@ def apply(model: nn.Module, *, group: int, share: int, micro_batch: int) -> Batc
 
 
 class _GroupedBatchNorm(_BatchNorm):
-    """In training normalises each group by itself; otherwise as its original."""
+    """In training normalises each group by itself; otherwise as its original.
+
+    Attributes:
+        seen: [2 C + 1], means and unbiased variances of the groups since the last `commit`, summed, and their number.
+            A tensor, since torch.compile makes a new graph for another length of a list.
+    """
 
     def begin(self, shared: BatchStatistics) -> None:
         assert self.momentum is not None, "a cumulative average has no step"
         self.shared = shared
-        self.seen: list[Tensor] = []
+        self.seen = nn.Buffer(torch.zeros(2 * self.num_features + 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        if self.shared.ranks > 1:
-            normalised = self._across_ranks(x)
-        elif len(x) == self.shared.samples:
-            normalised = self._inside(x)
-        else:
-            normalised = torch.cat([self._inside(group) for group in x.split(self.shared.samples)])
+        normalise = self._across_ranks if self.shared.ranks > 1 else self._inside
+        groups = [x] if len(x) == self.shared.samples else x.split(self.shared.samples)
+        parts, statistics = zip(*map(normalise, groups), strict=True)
+        # All groups at once: a recomputation for the backward pass may end early, and has to count all or none.
+        self.seen.add_(sum(statistics))
+        normalised = parts[0] if len(parts) == 1 else torch.cat(parts)
         for name in ("drop", "act"):  # timm's layers go on
             normalised = getattr(self, name, _same)(normalised)
         return normalised
 
-    def take_statistics(self) -> Tensor:
-        """Means and unbiased variances [2 C] of the groups seen since the last call, averaged."""
-        seen, self.seen = torch.stack(self.seen).mean(0), []
-        return seen
-
-    def move_running(self, statistics: Tensor, is_skipped: Tensor) -> None:
-        """One step of the momentum towards `statistics` [2 C]."""
+    def move_running(self, seen: Tensor, is_skipped: Tensor) -> None:
+        """One step of the momentum towards the mean of `seen` [2 C + 1], if it holds any group."""
+        statistics, stays = seen[:-1] / seen[-1], is_skipped.bool() | (seen[-1] == 0)
         for running, value in zip((self.running_mean, self.running_var), statistics.chunk(2), strict=True):
             if running is not None:
-                running.copy_(torch.where(is_skipped.bool(), running, running.lerp(value, self.momentum or 0.0)))
+                running.copy_(torch.where(stays, running, running.lerp(value, self.momentum or 0.0)))
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked += ~is_skipped.bool()
+            self.num_batches_tracked += ~stays
 
-    def _inside(self, x: Tensor) -> Tensor:
-        statistics = torch.zeros(2, self.num_features, device=x.device)
-        mean, variance = statistics  # momentum 1 writes the group's own
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The group `x`, normalised, and what it adds to `seen`."""
+        statistics = torch.ones_like(self.seen)
+        mean, variance, _ = statistics.tensor_split([self.num_features, 2 * self.num_features])
+        # Momentum 1 writes the group's own.
         result = nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        self.seen.append(statistics.flatten())
-        return result
+        return result, statistics
 
-    def _across_ranks(self, x: Tensor) -> Tensor:
+    def _across_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
         ranks, group = self.shared.ranks, self.shared.process_group
         with torch.autocast(x.device.type, enabled=False):
@@ -143,8 +145,8 @@ class _GroupedBatchNorm(_BatchNorm):
             if self.affine:
                 result = result * self.weight.view(shape) + self.bias.view(shape)
         count = ranks * x.numel() // self.num_features
-        self.seen.append(torch.cat([mean, variance * count / (count - 1)]).detach())
-        return result.to(x.dtype)
+        statistics = torch.cat([mean, variance * count / (count - 1), mean.new_ones(1)])
+        return result.to(x.dtype), statistics.detach()
 
 
 class _AllReduce(torch.autograd.Function):

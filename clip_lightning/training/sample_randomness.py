@@ -52,7 +52,7 @@ class SampleRandomness:
         self.keys: Tensor | None = None
         self.patch_dropout: float | None = None
 
-    def uniforms(self, layer: int, shape: torch.Size) -> Tensor:
+    def uniforms(self, layer: Tensor, shape: torch.Size) -> Tensor:
         """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits.
 
         Raises: UserError where a tower has put parts of images into the rows of a batch.
@@ -70,11 +70,15 @@ class SampleRandomness:
 
 
 class _SampleLayer(nn.Module):
-    """A layer that draws by sample in training and passes its input on otherwise."""
+    """A layer that draws by sample in training and passes its input on otherwise.
+
+    What tells it from the layers of other blocks is in tensors: torch.compile makes a new graph for another number.
+    """
 
     def __init__(self, source: SampleRandomness, layer: int, replaced: Any) -> None:
         super().__init__()
-        self.source, self.layer, self.replaced = source, layer, (replaced,)
+        self.source, self.replaced = source, (replaced,)
+        self.layer = nn.Buffer(torch.tensor(layer), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._draw(x, self.replaced[0]) if self.training else x
@@ -113,11 +117,14 @@ class SamplePatchDropoutWithIndices(SamplePatchDropout):
 class SampleDropPath(_SampleLayer):
     """Leaves out the whole branch of some samples (stochastic depth, arXiv 1603.09382)."""
 
+    def __init__(self, source: SampleRandomness, layer: int, replaced: DropPath) -> None:
+        super().__init__(source, layer, replaced)
+        self.keep = nn.Buffer(torch.tensor(1 - replaced.drop_prob), persistent=False)
+
     def _draw(self, x: Tensor, settings: DropPath) -> Tensor:
-        keep = 1 - settings.drop_prob
-        kept = self.source.uniforms(self.layer, torch.Size((x.shape[0],))) < keep
-        factor = kept.to(x.dtype) / (keep if settings.scale_by_keep else 1.0)
-        return x * factor.view(-1, *[1] * (x.ndim - 1))
+        kept = self.source.uniforms(self.layer, torch.Size((x.shape[0],))) < self.keep
+        factor = kept / self.keep if settings.scale_by_keep else kept
+        return x * factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 class SampleDropout(_SampleLayer):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
@@ -88,6 +89,24 @@ def test_a_skipped_step_leaves_the_running_statistics() -> None:
     layer(torch.full((4, 3), torch.nan))
     shared.commit(torch.ones(()))
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_step_that_saw_nothing_leaves_the_running_statistics() -> None:
+    layer = torch.nn.BatchNorm1d(3)
+    shared = batch_norm.apply(layer, group=4, share=4, micro_batch=4)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer(torch.randn(4, 3))
+    shared.forget()
+    shared.commit(torch.zeros(()))
+    assert all(torch.equal(layer.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_recomputation_that_ends_early_counts_no_group_twice() -> None:
+    layer, x = torch.nn.BatchNorm1d(3), torch.randn(8, 3) + torch.arange(8)[:, None]
+    shared = batch_norm.apply(layer, group=4, share=8, micro_batch=8)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    shared.commit(torch.zeros(()))
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.mean(0))
 
 
 def test_a_group_is_at_most_the_global_batch() -> None:
