@@ -47,6 +47,11 @@ def rank_of_process() -> int:
     return task.rank if task else 0
 
 
+def starts_again_on_error() -> bool:
+    """Whether a run that leaves as it was asked to, with that signal's code, would be started again at once."""
+    return _is_torchrun()
+
+
 def is_restart() -> bool:
     """Whether a launcher started this run again by itself, so that `fresh=true` has been obeyed already."""
     return any(int(os.environ.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("TORCHELASTIC", "SLURM"))

@@ -128,7 +128,7 @@ def _lead(
     write_figures(path / "figures", records, outcome.shown)
     write_status(path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
     print(f"\n{table}")
-    return 0 if outcome.complete else signals.exit_code
+    return 0 if outcome.complete or launch.starts_again_on_error() else signals.exit_code
 
 
 def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
