@@ -67,8 +67,19 @@ def test_tasks_that_are_not_the_ranks_are_told_by_rank_0_alone(
     assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {mend}" in sentence
 
 
+def test_tasks_that_lie_unevenly_on_their_nodes_are_told(inside: pytest.MonkeyPatch) -> None:
+    for name, value in (("PROCID", "0"), ("STEP_NUM_TASKS", "16"), ("STEP_TASKS_PER_NODE", "12,4")):
+        inside.setenv(f"SLURM_{name}", value)
+    sixteen = ClusterConfig(name="sixteen", nodes=2, devices=8)
+    with pytest.raises(UserError, match=r"16 tasks on 2 nodes \(12,4 on each\), .*; write srun --nodes=2 --ntasks-per"):
+        check_tasks(sixteen, 8)
+    inside.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
+    check_tasks(sixteen, 8)
+
+
 def test_a_task_that_sees_too_few_gpus_says_so(inside: pytest.MonkeyPatch) -> None:
     inside.setenv("SLURM_STEP_NUM_TASKS", "16")
+    inside.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
     with pytest.raises(UserError, match=r"a task sees 1 GPUs, .* without --gpus-per-task and --gpu-bind"):
         check_tasks(ClusterConfig(name="sixteen", nodes=2, devices=8), 1)
 
