@@ -45,7 +45,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     quiet_libraries()
     choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
     check_tasks(config.cluster, num_visible_gpus(config.cluster.accelerator))
-    path = directory_of(config)
+    path = directory_of(config, argv)
     if rank := launch.rank_of_process():
         if (given := launch.directory(path)) is None:
             return 0
@@ -130,7 +130,7 @@ def _lead(
 
 def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
     facts = CardFacts(
-        run=identity.run_name(config),
+        run=directory_of(config, argv).name,
         state=state,
         commit=str(provenance.commit()),
         device=device_name(config.cluster.accelerator),
