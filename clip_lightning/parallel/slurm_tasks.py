@@ -5,6 +5,7 @@ Read from the environment alone, without torch: it decides which rank this proce
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from clip_lightning.config.schema import ClusterConfig
@@ -52,6 +53,12 @@ def step() -> Step | None:
         num_nodes=number("SLURM_STEP_NUM_NODES"),
         tasks_per_node=os.environ.get("SLURM_STEP_TASKS_PER_NODE", "?"),
     )
+
+
+def tell_saved(signal_name: str) -> None:
+    """Tells slurm/train.sbatch that this start has trained and saved, and which signal has ended it."""
+    if file := os.environ.get("CLIP_LIGHTNING_SAVED"):
+        Path(file).write_text(signal_name + "\n", encoding="utf-8")
 
 
 def ranks_are_tasks(cluster: ClusterConfig) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.model.attention import choose_attention
-from clip_lightning.parallel.slurm_tasks import check_tasks
+from clip_lightning.parallel.slurm_tasks import check_tasks, tell_saved
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
@@ -102,6 +102,8 @@ def _lead(
         seconds_before = last_value(tracker.records(), "seconds") or 0.0
         outcome = session.run(checkpoint, costs, Reporter(path, tracker, screen), signals, seconds_before)
         records = tracker.records()
+    if signals.received and not outcome.complete and outcome.samples_seen != samples_seen:
+        tell_saved(signals.received.name)
     screen.close()
     summary = Summary(
         run=path.name,
