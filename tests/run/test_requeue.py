@@ -88,7 +88,7 @@ def test_a_job_that_slurm_has_ended_starts_again(script: Script, code: int, save
 def test_any_other_end_is_the_last(script: Script, code: int, saved: str, job: str, says: str) -> None:
     printed = script.run(code, saved, job)
     assert "requeued" not in printed
-    assert ("not started again: " in printed) == bool(says)
+    assert ("not started again by this script: " in printed) == bool(says)
     assert says in printed
 
 
@@ -106,11 +106,11 @@ def test_a_run_that_never_began_is_failed_and_one_that_stopped_keeps_its_word(sc
     rendered.write_text(text.replace("RUNS=()", f"RUNS=({run})").replace("REQUEUE=yes", "REQUEUE=no"))
     status = run / "status.json"
     status.write_text(json.dumps({"status": "submitted", "reason": "job 12"}, indent=1))
-    assert "not started again: exit code 140, and this start" in script.run(140, "", RUNS, rendered)
+    assert "not started again by this script: exit code 140, and this start" in script.run(140, "", RUNS, rendered)
     assert json.loads(status.read_text()) == {"status": "failed", "reason": "exit code 140, see slurm/output.txt"}
     stopped = json.dumps({"status": "stopped", "reason": "asked to by SIGUSR2"}, indent=1)
     status.write_text(stopped)
     printed = script.run(140, "SIGUSR2", RUNS, rendered)
-    assert "not started again: saved before the time limit, and cluster.slurm.requeue=false" in printed
+    assert "not started again by this script: saved before the time limit, and cluster.slurm.requeue=false" in printed
     assert status.read_text() == stopped
     assert not (run / "slurm" / "saved.txt").exists()
