@@ -4,6 +4,8 @@ Read from the environment alone, without torch: it decides which rank this proce
 """
 
 import os
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 from clip_lightning.config.schema import ClusterConfig
@@ -53,11 +55,22 @@ def step() -> Step | None:
     )
 
 
+def tell_saved(signal_name: str) -> None:
+    """Tells slurm/train.sbatch that this start has trained and saved, and which signal has ended it."""
+    if file := os.environ.get("CLIP_LIGHTNING_SAVED"):
+        Path(file).write_text(signal_name + "\n", encoding="utf-8")
+
+
 def ranks_are_tasks(cluster: ClusterConfig) -> bool:
     """Whether srun has started every rank. Otherwise torchrun has, or Lightning starts those of one node itself."""
     found = step()
     launched_otherwise = {"RANK", "LOCAL_RANK"} & os.environ.keys()
     return found is not None and not launched_otherwise and found.num_tasks == cluster.nodes * cluster.devices
+
+
+def _counts(tasks_per_node: str) -> list[int]:
+    """As SLURM words them, each number once: "12,4(x2)" -> [12, 4]."""
+    return [int(count) for count in re.findall(r"(\d+)(?:\(x\d+\))?", tasks_per_node)]
 
 
 def check_tasks(cluster: ClusterConfig, num_visible_gpus: int | None) -> None:
@@ -82,9 +95,12 @@ def check_tasks(cluster: ClusterConfig, num_visible_gpus: int | None) -> None:
         f"{ranks} processes"
     )
     one_starts_the_rest = num_tasks == num_nodes == cluster.nodes == 1
-    if not one_starts_the_rest and (num_tasks, num_nodes) != (ranks, cluster.nodes):
+    fit = (num_tasks, num_nodes) == (ranks, cluster.nodes) and (
+        found is None or set(_counts(found.tasks_per_node)) <= {cluster.devices}
+    )
+    if not one_starts_the_rest and not fit:
         mends = [f"srun --nodes={cluster.nodes} --ntasks-per-node={cluster.devices}"]
-        if num_tasks % num_nodes == 0 and found:
+        if found and len(set(_counts(found.tasks_per_node))) == 1:
             mends.insert(0, f"cluster.nodes={num_nodes} cluster.devices={num_tasks // num_nodes}")
         problem = f"{numbers}; write {' or '.join(mends)}"
         raise UserError(*[problem] * (found is None or found.rank == 0))

@@ -19,6 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from clip_lightning.config.schema import ClusterConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
+# These come before a time limit, and leave it to the scheduler whether the run starts again.
+_WARNINGS = (signal.SIGUSR2, signal.SIGALRM)
 # A run that nothing warns leaves so much before its limit: a tenth of it, at most these seconds.
 _MOST_SECONDS_TO_SAVE = 300.0
 
@@ -27,7 +29,7 @@ class StopSignals:
     """While entered, the signals only set `received`.
 
     Attributes:
-        received: the signal that asked to stop, or None.
+        received: the signal that asked to stop, or None; the first one counts, but SIGTERM takes a warning's place.
     """
 
     def __init__(self, leave_after: float | None = None) -> None:
@@ -69,7 +71,9 @@ class StopSignals:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             os.write(sys.stderr.fileno(), b"\nleft at once; the newest checkpoint stands\n")
             os._exit(128 + number)
-        self.received = self.received or signal.Signals(number)
+        # TERM after a warning is an order: scancel's, or that of the time limit itself.
+        if self.received is None or (number == signal.SIGTERM and self.received in _WARNINGS):
+            self.received = signal.Signals(number)
 
 
 def leave_after(cluster: ClusterConfig) -> float | None:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clip_lightning.config import compose, identity
+from clip_lightning.config import command_line, compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.reliability.checkpoint import sync_folder, write_atomically
@@ -35,6 +35,8 @@ from clip_lightning.run.status import LOCK, read_json
 FAILURE = "failure.txt"
 # Seconds that a run which starts again waits for the lock of its dead process, which a file server may still hold.
 RESTART_PATIENCE = 300.0
+# In `slurm/`, beside the frozen config: the number of the newest job.
+JOB = "job.txt"
 
 
 class RunDirectory:
@@ -149,8 +151,15 @@ def write_status(path: Path, status: str, reason: str = "", **numbers: int) -> N
     write_atomically(path / "status.json", json.dumps(content, indent=1) + "\n")
 
 
-def directory_of(config: Config) -> Path:
-    """Where a config's run lives, whether or not it exists."""
+def directory_of(config: Config, argv: Sequence[str] = ()) -> Path:
+    """Where a config's run lives, whether or not it exists.
+
+    Args: argv: the arguments of the command. A submitted job stays where it was submitted: its name may follow from a
+        path of data, which may lead elsewhere on the job's node.
+    """
+    frozen = command_line.split(argv)[0].frozen
+    if frozen is not None and (frozen.parent / JOB).exists():
+        return frozen.absolute().parent.parent
     return Path(config.runs).expanduser().absolute() / identity.run_name(config)
 
 

@@ -1,11 +1,13 @@
 """A rank other than 0: the same steps, no word."""
 
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.tasks import build_tasks
+from clip_lightning.parallel import slurm_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals
@@ -29,4 +31,7 @@ def follow(config: Config, path: Path) -> int:
     session = Session(config, path, datamodule, lengths, tasks, tokenizer)
     with suppress(AgreedError):
         session.run(checkpoint, Costs(lambda _: 0.0, None), Sink(), StopSignals())
+    if slurm_tasks.step():
+        # Rank 0 may leave first, with its signal's code; srun then ends the others, and the highest code is the job's.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0

@@ -31,7 +31,7 @@ from clip_lightning.errors import UserError
 from clip_lightning.parallel.slurm_tasks import in_allocation
 from clip_lightning.reliability.checkpoint import write_atomically
 from clip_lightning.run import provenance
-from clip_lightning.run.directory import directory_of, move_aside, point_to, write_status
+from clip_lightning.run.directory import JOB, directory_of, move_aside, point_to, write_status
 from clip_lightning.run.status import is_at_work, read_json
 from clip_lightning.run.sweep import FOLDER, SWEEP_VARIABLE
 
@@ -73,8 +73,8 @@ class Submission:
         if read_json(run / "status.json").get("status") == "finished" and not config.fresh:
             print(f"{run} is finished; fresh=true starts it over")
             return
-        if state := self._queued.get(_job_of(run)):
-            print(f"{run.name}: job {_job_of(run)} is {state.lower()} already; cancel it with: scancel {_job_of(run)}")
+        if (number := _job_of(run)) and (state := self._queued.get(number)):
+            print(f"{run.name}: job {number} is {state.lower()} already; cancel it with: scancel {number}")
             return
         if is_at_work(run):
             print(f"{run.name}: a process is at work in it already")
@@ -114,17 +114,27 @@ class Submission:
             if not jobs[0].config.cluster.slurm.submit:
                 print(f"written, not submitted: sbatch {shlex.quote(str(script))}")
                 continue
-            self._submitted(jobs, script, _sbatch(script, jobs[0].config.cluster.slurm))
+            with _noted_as_submitted(jobs):
+                number = _sbatch(script, jobs[0].config.cluster.slurm)
+            self._submitted(jobs, script, number)
 
     @cached_property
     def _queued(self) -> dict[str, str]:
-        """State of each of this user's jobs that waits or runs, by number."""
+        """State of each of this user's jobs that waits or runs, by number.
+
+        Raises: UserError where SLURM does not answer: what waits already would be submitted twice.
+        """
         command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
         try:
-            printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        except OSError:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # there is no sbatch either, which says so
             return {}
-        return dict(line.split(maxsplit=1) for line in printed.splitlines())
+        if done.returncode:
+            raise UserError(
+                f"squeue does not say which jobs wait ({_reason(done.stderr)}), so that a run might be submitted "
+                "twice; repeat the command when it does"
+            )
+        return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
     @staticmethod
     def _submitted(jobs: Sequence[Job], script: Path, number: str) -> None:
@@ -132,8 +142,9 @@ class Submission:
             own = f"{number}_{index}" if len(jobs) > 1 else number
             (job.folder / "output.txt").unlink(missing_ok=True)
             point_to(script.with_name(f"{own}.txt"), job.folder / "output.txt")
-            write_atomically(job.folder / "job.txt", own + "\n")
-            write_status(job.run, "submitted", f"job {own}")
+            write_atomically(job.folder / JOB, own + "\n")
+            if read_json(job.run / "status.json").get("status") == "submitted":  # the job may have begun
+                write_status(job.run, "submitted", f"job {own}")
             print(f"submitted job {own}  {job.run.name}")
         outputs = jobs[0].folder / "output.txt" if len(jobs) == 1 else f"{jobs[0].run.parent}/*/slurm/output.txt"
         print(f"watch   squeue --job={number}; tail -F {outputs}\ncancel  scancel {number}")
@@ -283,10 +294,30 @@ def _sbatch(script: Path, slurm: SlurmConfig) -> str:
             "with cluster=gpu or cluster=ddp"
         ) from error
     if done.returncode:
-        lines = [re.sub(r"^sbatch: (error: )?", "", line) for line in done.stderr.splitlines()]
-        reason = "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
+        reason = _reason(done.stderr)
         raise UserError(f"sbatch refuses the job ({reason}); change cluster.slurm, or {script} and submit it by hand")
     return done.stdout.strip().split(";")[0]
+
+
+def _reason(printed: str) -> str:
+    """What a command of SLURM's has to say, in one line."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in printed.splitlines()]
+    return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
+
+
+@contextmanager
+def _noted_as_submitted(jobs: Sequence[Job]) -> Iterator[None]:
+    """Notes runs as submitted before its body, since a job may start at once; as they were where the body fails."""
+    files = [job.run / "status.json" for job in jobs]
+    before = {file: file.read_text(encoding="utf-8") for file in files if file.exists()}
+    for job in jobs:
+        write_status(job.run, "submitted", "job")
+    try:
+        yield
+    except UserError:
+        for file in files:
+            write_atomically(file, before[file]) if file in before else file.unlink()
+        raise
 
 
 def _sweep_folder(job: Job) -> Path:
@@ -296,7 +327,7 @@ def _sweep_folder(job: Job) -> Path:
 
 def _job_of(run: Path) -> str:
     """Number of the run's newest job; empty without one."""
-    file = run / "slurm" / "job.txt"
+    file = run / "slurm" / JOB
     return file.read_text(encoding="utf-8").strip() if file.exists() else ""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.model.attention import choose_attention
-from clip_lightning.parallel.slurm_tasks import check_tasks
+from clip_lightning.parallel.slurm_tasks import check_tasks, tell_saved
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
@@ -44,7 +44,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     begun = time.perf_counter()
     quiet_libraries()
     choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
-    path, gpus = directory_of(config), num_visible_gpus(config.cluster.accelerator)
+    path, gpus = directory_of(config, argv), num_visible_gpus(config.cluster.accelerator)
     if rank := launch.rank_of_process():
         check_tasks(config.cluster, gpus)
         if (given := launch.directory(path)) is None:
@@ -105,6 +105,8 @@ def _lead(
         seconds_before = last_value(tracker.records(), "seconds") or 0.0
         outcome = session.run(checkpoint, costs, Reporter(path, tracker, screen), signals, seconds_before)
         records = tracker.records()
+    if signals.received and not outcome.complete and outcome.samples_seen != samples_seen:
+        tell_saved(signals.received.name)
     screen.close()
     summary = Summary(
         run=path.name,
@@ -133,7 +135,7 @@ def _lead(
 
 def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
     facts = CardFacts(
-        run=identity.run_name(config),
+        run=directory_of(config, argv).name,
         state=state,
         commit=str(provenance.commit()),
         device=device_name(config.cluster.accelerator),

@@ -1,13 +1,14 @@
 """Which rank a process is inside SLURM, and that tasks which are not the config's ranks are told before any wait."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import UserError
 from clip_lightning.parallel.slurm_environment import environment, first_node
-from clip_lightning.parallel.slurm_tasks import check_tasks, ranks_are_tasks, step
+from clip_lightning.parallel.slurm_tasks import check_tasks, ranks_are_tasks, step, tell_saved
 
 # As srun sets them for the second of two tasks on two nodes (slurm-wlm 22.05).
 STEP = {
@@ -67,8 +68,26 @@ def test_tasks_that_are_not_the_ranks_are_told_by_rank_0_alone(
     assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {mend}" in sentence
 
 
+def test_tasks_that_lie_unevenly_on_their_nodes_are_told(inside: pytest.MonkeyPatch) -> None:
+    for name, value in (("PROCID", "0"), ("STEP_NUM_TASKS", "16"), ("STEP_TASKS_PER_NODE", "12,4")):
+        inside.setenv(f"SLURM_{name}", value)
+    sixteen = ClusterConfig(name="sixteen", nodes=2, devices=8)
+    with pytest.raises(UserError, match=r"16 tasks on 2 nodes \(12,4 on each\), .*; write srun --nodes=2 --ntasks-per"):
+        check_tasks(sixteen, 8)
+    inside.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
+    check_tasks(sixteen, 8)
+
+
+def test_a_run_tells_its_batch_script_that_it_has_moved_on(inside: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tell_saved("SIGUSR2")  # nobody asks
+    inside.setenv("CLIP_LIGHTNING_SAVED", str(tmp_path / "saved.txt"))
+    tell_saved("SIGUSR2")
+    assert (tmp_path / "saved.txt").read_text() == "SIGUSR2\n"
+
+
 def test_a_task_that_sees_too_few_gpus_says_so(inside: pytest.MonkeyPatch) -> None:
     inside.setenv("SLURM_STEP_NUM_TASKS", "16")
+    inside.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
     with pytest.raises(UserError, match=r"a task sees 1 GPUs, .* without --gpus-per-task and --gpu-bind"):
         check_tasks(ClusterConfig(name="sixteen", nodes=2, devices=8), 1)
 

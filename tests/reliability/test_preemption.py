@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from clip_lightning.reliability.preemption import StopSignals
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,24 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
     out, _ = process.communicate(timeout=60)
     assert "train end" not in out
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("came", "counts"),
+    [
+        (("SIGUSR2", "SIGTERM"), "SIGTERM"),  # scancel after the warning
+        (("SIGALRM", "SIGTERM", "SIGUSR2"), "SIGTERM"),
+        (("SIGTERM", "SIGUSR2"), "SIGTERM"),
+        (("SIGUSR2", "SIGINT"), "SIGUSR2"),
+        (("SIGINT", "SIGTERM"), "SIGINT"),
+    ],
+)
+def test_an_order_to_end_takes_the_place_of_a_warning(came: tuple[str, ...], counts: str) -> None:
+    with StopSignals() as signals:
+        for name in came:
+            signal.raise_signal(signal.Signals[name])
+    assert signals.received == signal.Signals[counts]
+    assert signals.exit_code == 128 + signal.Signals[counts]
 
 
 @pytest.mark.slow

@@ -151,6 +151,17 @@ def test_a_forked_loader_process_does_not_keep_the_lock(tmp_path: Path, root: Pa
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_job_stays_in_the_directory_it_was_submitted_in(config: Any, tmp_path: Path) -> None:
+    frozen = tmp_path / "submitted" / "slurm" / "config.yaml"
+    frozen.parent.mkdir(parents=True)
+    argv = ["--frozen", str(frozen)]
+    named = tmp_path / identity.run_name(config)
+    assert directory_of(config, argv) == named  # no job has this config
+    (frozen.parent / "job.txt").write_text("12\n")
+    assert directory_of(config, argv) == tmp_path / "submitted"
+    assert directory_of(config, ["compute.seed=0"]) == directory_of(config) == named
+
+
 def test_starting_over_moves_every_earlier_run_aside(config: Any, tmp_path: Path) -> None:
     names = []
     for _ in range(3):

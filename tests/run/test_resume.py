@@ -78,9 +78,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str], number: int
 ) -> None:
     argv = [f"runs={tmp_path}", *small, "cluster.checkpoint_every=0 samples"]
-    child = runner.start("train.py", *argv)
+    saved = tmp_path / "saved.txt"
+    child = runner.start("train.py", *argv, env={"CLIP_LIGHTNING_SAVED": str(saved)})
     child.wait_for("sample 32/")
     assert child.kill(number) == 128 + number, child.text()
+    assert saved.read_text() == f"{signal.Signals(number).name}\n"
     status = json.loads((tmp_path / "latest" / "status.json").read_text())
     assert status["status"] == "stopped"
     assert signal.Signals(number).name in status["reason"]

@@ -199,6 +199,32 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_ends_with_the_same_wei
     assert ids == {own}
 
 
+def test_a_job_that_gives_way_to_another_starts_again_and_ends_with_the_same_weights(
+    cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]
+) -> None:
+    argv = [f"runs={tmp_path}", *small, *TWO_NODES, "cluster.slurm.requeue=true", "cluster.slurm.partition=low"]
+    job = cluster.submit(*argv, SECONDS_PER_STEP="2")
+    cluster.wait(job, done=lambda: (tmp_path / "latest").exists() and "sample 32/128" in output(run_in(tmp_path)))
+    cluster.sbatch("--nodes=2", "--cpus-per-task=4", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.wait(job)
+    run = run_in(tmp_path)
+    assert "preempted; the job starts again" in output(run)
+    assert "[resumed at " in output(run)
+    assert_bit_equal(weights(run), weights(by_hand))
+
+
+def test_a_job_that_is_cancelled_after_the_warning_does_not_start_again(
+    cluster: Cluster, tmp_path: Path, small: list[str]
+) -> None:
+    job = cluster.submit(f"runs={tmp_path}", *small, *TWO_NODES, "cluster.slurm.requeue=true", SECONDS_PER_STEP="1")
+    cluster.wait(job, done=lambda: (tmp_path / "latest").exists() and "sample 32/128" in output(run_in(tmp_path)))
+    cluster.run("scancel", "--signal=USR2", job)
+    cluster.run("scancel", job)
+    cluster.wait(job, "CANCELLED")
+    assert "the job starts again" not in output(run_in(tmp_path))
+    assert "Restarts=0" in cluster.run("scontrol", "show", "job", job).stdout
+
+
 @pytest.mark.ci  # 1:30 min: 10 s until SLURM gives a node up, and the same wait
 def test_a_job_whose_node_dies_starts_again_and_ends_with_the_same_weights(
     cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]

@@ -1,0 +1,116 @@
+"""When slurm/train.sbatch starts its job again: by itself, with an srun and a scontrol that say what a test wants."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What `scontrol show job` says of a job that runs, and once scancel, the time limit, or a partition that goes first has
+# ended it (slurm-wlm 22.05). The first two are COMPLETING while the script still works; in the grace time it runs.
+RUNS = "JobState=RUNNING Reason=None\n PreemptEligibleTime=2026-11-25T16:07:29 PreemptTime=None"
+CANCELLED = RUNS.replace("RUNNING", "COMPLETING")
+LIMIT = CANCELLED.replace("Reason=None", "Reason=TimeLimit")
+PREEMPTED = RUNS.replace("PreemptTime=None", "PreemptTime=2026-11-25T16:07:33")
+
+
+class Script:
+    """slurm/train.sbatch outside SLURM."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+
+    def run(self, code: int, saved: str, job: str, file: Path = ROOT / "slurm" / "train.sbatch", **more: str) -> str:
+        """What it prints when the tasks have left with a code, and their run has said why it ended."""
+        say = f'echo {saved} >"$CLIP_LIGHTNING_SAVED"; ' if saved else ""
+        self._command("srun", f"{say}exit {code}")
+        self._command(
+            "scontrol", f'[[ $1 == requeue ]] && echo "requeued $2"; [[ $2 == job ]] && echo "{job}"; [[ $2 == node ]]'
+        )
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "12",
+            "SLURM_JOB_NODELIST": "n1",
+            **more,
+        }
+        command = ["bash", str(file), "model=default"]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert not list(self.folder.glob(".saved*"))
+        return done.stdout
+
+    def _command(self, name: str, body: str) -> None:
+        file = self.bin / name
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    return Script(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "saved", "job", "says"),
+    [
+        (140, "SIGUSR2", RUNS, "saved before the time limit"),
+        (142, "SIGALRM", RUNS, "saved before the time limit"),
+        (143, "SIGUSR2", RUNS, "saved before the time limit"),  # srun has ended a rank that was leaving
+        (143, "SIGTERM", LIMIT, "saved before the time limit"),  # met while it saved
+        (143, "SIGTERM", PREEMPTED, "preempted"),
+        (143, "", PREEMPTED, "preempted"),  # before its first step: no fault of the run's
+    ],
+)
+def test_a_job_that_slurm_has_ended_starts_again(script: Script, code: int, saved: str, job: str, says: str) -> None:
+    printed = script.run(code, saved, job)
+    assert f"{says}; the job starts again\nrequeued 12\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("code", "saved", "job", "says"),
+    [
+        (140, "SIGUSR2", CANCELLED, "SLURM has ended the job, as scancel does"),
+        (143, "SIGTERM", CANCELLED, "SLURM has ended the job, as scancel does"),
+        (143, "SIGTERM", CANCELLED.replace("PreemptTime=None", "PreemptTime=2026-11-25T16:07:33"), "as scancel does"),
+        (143, "SIGTERM", RUNS, "saved, asked to by SIGTERM"),
+        (140, "", RUNS, "exit code 140, and this start has not trained and saved anything new"),
+        (143, "", LIMIT, "exit code 143, and this start has not trained and saved anything new"),
+        (1, "", RUNS, ""),
+        (1, "", PREEMPTED, ""),
+        (0, "", RUNS, ""),
+    ],
+)
+def test_any_other_end_is_the_last(script: Script, code: int, saved: str, job: str, says: str) -> None:
+    printed = script.run(code, saved, job)
+    assert "requeued" not in printed
+    assert ("not started again by this script: " in printed) == bool(says)
+    assert says in printed
+
+
+def test_one_job_of_an_array_starts_again_alone(script: Script) -> None:
+    # The array's last job: by its own number, 12, scontrol would start all of them again.
+    array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "7"}
+    assert "\nrequeued 12_7\n" in script.run(140, "SIGUSR2", RUNS, **array)
+
+
+def test_a_run_that_never_began_is_failed_and_one_that_stopped_keeps_its_word(script: Script, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "slurm").mkdir(parents=True)
+    rendered = tmp_path / "train.sbatch"
+    text = (ROOT / "slurm" / "train.sbatch").read_text()
+    rendered.write_text(text.replace("RUNS=()", f"RUNS=({run})").replace("REQUEUE=yes", "REQUEUE=no"))
+    status = run / "status.json"
+    status.write_text(json.dumps({"status": "submitted", "reason": "job 12"}, indent=1))
+    assert "not started again by this script: exit code 140, and this start" in script.run(140, "", RUNS, rendered)
+    assert json.loads(status.read_text()) == {"status": "failed", "reason": "exit code 140, see slurm/output.txt"}
+    stopped = json.dumps({"status": "stopped", "reason": "asked to by SIGUSR2"}, indent=1)
+    status.write_text(stopped)
+    printed = script.run(140, "SIGUSR2", RUNS, rendered)
+    assert "not started again by this script: saved before the time limit, and cluster.slurm.requeue=false" in printed
+    assert status.read_text() == stopped
+    assert not (run / "slurm" / "saved.txt").exists()

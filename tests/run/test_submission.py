@@ -1,0 +1,72 @@
+"""What a run's directory says while its job is submitted; sbatch and squeue are scripts that say what a test wants."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clip_lightning.config import compose
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
+from clip_lightning.run import slurm
+from clip_lightning.run.directory import directory_of
+
+Commands = Callable[..., None]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Gives commands of SLURM their bodies, in bash."""
+
+    def write(**bodies: str) -> None:
+        for name, body in bodies.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    write(squeue="true", sbatch="echo 12")
+    return write
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    argv = [f"runs={tmp_path / 'runs'}", "cluster=slurm_debug", "cluster.accelerator=cpu", "tracker=none"]
+    config: Config = compose.load("train", argv, check=False)
+    return config
+
+
+def status(config: Config) -> dict[str, str]:
+    found: dict[str, str] = json.loads((directory_of(config) / "status.json").read_text())
+    return found
+
+
+def test_a_queue_that_cannot_be_read_is_not_an_empty_one(commands: Commands, config: Config, tmp_path: Path) -> None:
+    slurm.submit(config)
+    assert (status(config)["status"], status(config)["reason"]) == ("submitted", "job 12")
+    commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", sbatch="exit 9")
+    with pytest.raises(UserError) as told:
+        slurm.submit(config)
+    (sentence,) = told.value.problems
+    assert "squeue does not say which jobs wait (" in sentence
+    assert "Unable to contact slurm controller)" in sentence
+
+
+def test_a_job_that_starts_at_once_keeps_its_own_word(commands: Commands, config: Config) -> None:
+    file = directory_of(config) / "status.json"
+    commands(sbatch=f"""grep -q '"submitted"' '{file}' || exit 1; echo '{{"status": "failed"}}' >'{file}'; echo 12""")
+    slurm.submit(config)
+    assert status(config) == {"status": "failed"}
+
+
+def test_a_job_that_is_refused_leaves_the_run_as_it_stood(commands: Commands, config: Config) -> None:
+    file = directory_of(config) / "status.json"
+    commands(sbatch="echo 'sbatch: error: no such partition' >&2; exit 1")
+    with pytest.raises(UserError, match="no such partition"):
+        slurm.submit(config)
+    assert not file.exists()
+    file.write_text('{"status": "stopped"}')
+    with pytest.raises(UserError, match="no such partition"):
+        slurm.submit(config)
+    assert status(config) == {"status": "stopped"}
