@@ -46,9 +46,9 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
     choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
     path, gpus = directory_of(config, argv), num_visible_gpus(config.cluster.accelerator)
     if rank := launch.rank_of_process():
-        check_tasks(config.cluster, gpus)
-        if (given := launch.directory(path)) is None:
+        if (given := launch.directory(path)) is None:  # rank 0 waits until this is heard
             return 0
+        check_tasks(config.cluster, gpus)
         with failure.noted(given, rank):
             return follow(config, given)
     try:
