@@ -1,6 +1,10 @@
 """How Lightning learns its ranks inside a SLURM job. Its own class would requeue jobs from inside a signal handler."""
 
 import os
+import re
+import socket
+import subprocess
+from contextlib import suppress
 
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
@@ -26,7 +30,7 @@ class SlurmEnvironment(ClusterEnvironment):
     @property
     def main_address(self) -> str:
         """Where rank 0 listens."""
-        return os.environ.get("MASTER_ADDR") or first_node(os.environ["SLURM_STEP_NODELIST"])
+        return os.environ.get("MASTER_ADDR") or address_of(first_node(os.environ["SLURM_STEP_NODELIST"]))
 
     @property
     def main_port(self) -> int:
@@ -67,6 +71,18 @@ def environment(cluster: ClusterConfig) -> ClusterEnvironment | None:
     if task is not None and ranks_are_tasks(cluster):
         return SlurmEnvironment(task)
     return LightningEnvironment() if in_allocation() and "RANK" not in os.environ else None
+
+
+def address_of(node: str) -> str:
+    """Where a node is reached: by its name, or where nothing resolves that, as SLURM itself reaches it."""
+    with suppress(OSError):
+        socket.getaddrinfo(node, None)
+        return node
+    with suppress(OSError):  # a container may lack scontrol
+        shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, check=False).stdout
+        if found := re.search(r"NodeAddr=(\S+)", shown):
+            return found[1]
+    return node
 
 
 def first_node(nodes: str) -> str:
