@@ -127,7 +127,7 @@ def plan(config: Config) -> Plan:
     pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
     lengths, phases = (trials.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
     flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
-    if model:
+    if flops:  # a size that a tower cannot take is told already
         trials.run(lambda: check_draws(config, phases))
     trials.finish()
     if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
