@@ -19,7 +19,7 @@ from tests.training.small_run import (
     small_module,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 Graphs = CompileCounterWithBackend
 
 

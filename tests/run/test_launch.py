@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tests.parallel.test_slurm_tasks import STEP
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 
 TWO = ["cluster=ddp", "cluster.accelerator=cpu", "cluster.nodes=2", "cluster.devices=1", "cluster.threads=1"]
 Start = Callable[..., subprocess.Popen[str]]
@@ -52,7 +52,6 @@ def start(root: Path, free_port: int) -> Iterator[Start]:
         process.communicate()
 
 
-@pytest.mark.ci
 def test_a_rank_that_comes_first_touches_nothing_before_rank_0s_word(
     start: Start, tmp_path: Path, small: list[str]
 ) -> None:
