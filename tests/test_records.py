@@ -1,6 +1,8 @@
 import json
 import math
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,17 +61,24 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_rest_is_kept(tmp_path: Path) -
         assert [record.value for record in read_records(path)] == [1.0, 3.0]
 
 
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Inside, there is room for ten more bytes of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path: Path) -> None:
     told: list[str] = []
     writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
     writer.write([Record(what="loss", value=1.0)])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 10, before[1]))
-    try:
+    with full_disk(writer.path):
         for value in (2.0, 3.0):
             writer.write([Record(what="loss", value=value)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (sentence,) = told
     assert "takes no more numbers for now (File too large); they are kept" in sentence
     writer.write([Record(what="loss", value=4.0)])
@@ -81,13 +90,9 @@ def test_a_run_that_ends_on_a_full_disk_tells_what_is_lost_and_keeps_whole_lines
     told: list[str] = []
     writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
     writer.write([Record(what="loss", value=1.0)])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 10, before[1]))
-    try:
+    with full_disk(writer.path):
         writer.write([Record(what="loss", value=2.0)])
         writer.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "lacks the last 1 numbers" in told[-1]
     assert [record.value for record in read_records(writer.path)] == [1.0]
 

@@ -91,7 +91,6 @@ def test_checkpointed_blocks_are_compiled_too(
     assert graphs.frame_count == num_graphs
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("config", "checkpointing"), [(deep_config(8), "none"), (config_with_batch_norm(6, 6), "full")]
 )
