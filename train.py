@@ -8,14 +8,14 @@ from clip_lightning.config.schema import Config
 
 def task(config: Config, arguments: Sequence[str]) -> int:
     """Trains, or submits a job that does; torch is imported only here, when the config is known to be right."""
-    from clip_lightning.run.slurm import submit_or_train
+    from clip_lightning.slurm.submit import submit_or_train
 
     return submit_or_train(config, arguments)
 
 
 def sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:
     """Trains the cells of a sweep."""
-    from clip_lightning.run.cells import run_cells
+    from clip_lightning.run.sweep.cells import run_cells
 
     return run_cells(cells, command, launch)
 

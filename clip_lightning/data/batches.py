@@ -13,11 +13,11 @@ from torch import Tensor
 
 from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data import augment
-from clip_lightning.data.counter import SUBSTITUTE, hashed
-from clip_lightning.data.decode import Opened, eval_into, open_image, pixels_of, resize_into
-from clip_lightning.data.layout import BadSample, Ids, Layout
-from clip_lightning.data.order import Located, SampleOrder
+from clip_lightning.data.images import augment
+from clip_lightning.data.images.decode import Opened, eval_into, open_image, pixels_of, resize_into
+from clip_lightning.data.layouts.layout import BadSample, Ids, Layout
+from clip_lightning.data.order.counter_rng import SUBSTITUTE, hashed
+from clip_lightning.data.order.order import Located, SampleOrder
 from clip_lightning.errors import DataError
 from clip_lightning.tokenizer import Tokenizer
 

@@ -24,8 +24,8 @@ import numpy as np
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.decode import decode_eval, open_image, pixels_of
-from clip_lightning.data.layout import BadSample, Pixels, causes
+from clip_lightning.data.images.decode import decode_eval, open_image, pixels_of
+from clip_lightning.data.layouts.layout import BadSample, Pixels, causes
 from clip_lightning.errors import UserError
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
 

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.bad_samples import Quarantine
 from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder, Made
-from clip_lightning.data.layout import Ids, build_layout
-from clip_lightning.data.mixture import build_order
-from clip_lightning.data.order import BucketedOrder
-from clip_lightning.data.passed_over import PassedOver, positions_of
-from clip_lightning.data.prefetch import Prefetcher
-from clip_lightning.data.quarantine import Quarantine
+from clip_lightning.data.layouts.layout import Ids, build_layout
+from clip_lightning.data.layouts.mixture import build_order
+from clip_lightning.data.order.order import BucketedOrder
+from clip_lightning.data.order.skip_windows import PassedOver, positions_of
+from clip_lightning.data.remote.prefetch import Prefetcher
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.tokenizer import Tokenizer
 

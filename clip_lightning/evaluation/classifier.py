@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clip_lightning.distributed import all_reduce_sum
 from clip_lightning.evaluation.inference import refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
 from clip_lightning.evaluation.ranks import share
-from clip_lightning.loss.gather import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer
 

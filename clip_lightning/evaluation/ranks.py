@@ -7,7 +7,7 @@ in each call and would wait for ever for a rank that had nothing left to do.
 import torch
 from torch import Tensor
 
-from clip_lightning.loss.gather import all_gather, rank_and_world
+from clip_lightning.distributed import all_gather, rank_and_world
 
 
 def share(num_items: int) -> tuple[list[int], int]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from clip_lightning.data import scenes
-from clip_lightning.data.decode import decode_eval
-from clip_lightning.data.layout import BadSample
-from clip_lightning.data.tar_index import index_tar
+from clip_lightning.data.images.decode import decode_eval
+from clip_lightning.data.layouts.layout import BadSample
+from clip_lightning.data.layouts.tar_index import index_tar
+from clip_lightning.data.scenes import scenes
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 

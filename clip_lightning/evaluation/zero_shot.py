@@ -11,12 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from clip_lightning.distributed import all_reduce_sum
 from clip_lightning.evaluation.classifier import ClassifierBuilder
 from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import ClassCounts
 from clip_lightning.evaluation.ranks import share
 from clip_lightning.evaluation.tasks import ZeroShotTask
-from clip_lightning.loss.gather import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer

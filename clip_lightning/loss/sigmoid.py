@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from clip_lightning.loss.gather import all_reduce_sum, rank_and_world, share_of, sum_at
+from clip_lightning.distributed import all_reduce_sum, rank_and_world, share_of, sum_at
 from clip_lightning.loss.precision import full_float32, working_dtype
 from clip_lightning.loss.softmax import LossOutput
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from clip_lightning.loss.gather import all_gather, all_reduce_max, all_reduce_sum, rank_and_world, reduce_scatter
+from clip_lightning.distributed import all_gather, all_reduce_max, all_reduce_sum, rank_and_world, reduce_scatter
 from clip_lightning.loss.precision import full_float32, working_dtype
 
 

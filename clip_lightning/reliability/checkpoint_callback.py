@@ -16,8 +16,8 @@ from clip_lightning.errors import AgreedCheckpointError
 from clip_lightning.records import Record
 from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint, shard_name
-from clip_lightning.reliability.drift import refuse_drift
 from clip_lightning.reliability.ranks import Ranks
+from clip_lightning.reliability.replica_check import refuse_drift
 from clip_lightning.reliability.shards import laid_out, on_host, optimizer_laid_out, own_rows
 
 WEIGHTS, TRAINING = "weights", "training"

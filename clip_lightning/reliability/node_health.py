@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_lightning.errors import AgreedNodeError
-from clip_lightning.reliability.roll_call import REPORTED, meet, node_name
+from clip_lightning.reliability.monitored_barrier import REPORTED, meet, node_name
 
 # How long a rank may take to report after the others, to read a sample, and to answer the first all-reduce.
 PATIENCE = timedelta(seconds=120)

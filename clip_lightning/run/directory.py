@@ -6,7 +6,7 @@
     status.json          submitted, running, finished, stopped or failed, and why
     failure.txt          traceback of the newest start, if it failed
     divergence.jsonl     steps and sample ids of every divergence, if there was one
-    slurm/               of a submitted run: its frozen config and code, its script, its output (`run/slurm.py`)
+    slurm/               of a submitted run: its frozen config and code, its script, its output (`slurm/submit.py`)
     checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/
 
 Rank 0 alone writes here. `runs/latest` points to the run that began last.

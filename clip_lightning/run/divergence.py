@@ -17,7 +17,7 @@ import numpy as np
 import torch.distributed as dist
 
 from clip_lightning.config.schema import ComputeConfig
-from clip_lightning.data.passed_over import PassedOver, positions_of
+from clip_lightning.data.order.skip_windows import PassedOver, positions_of
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 

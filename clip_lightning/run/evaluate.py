@@ -14,10 +14,10 @@ from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.run import provenance
+from clip_lightning.run.console.summary import score_table
 from clip_lightning.run.hardware import uses_gpu
-from clip_lightning.run.preflight import build_datamodule
+from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.session import evaluators, quiet_libraries
-from clip_lightning.run.summary import score_table
 from clip_lightning.tokenizer import build_tokenizer
 from clip_lightning.training.saved_model import find_checkpoint, load_model, refuse_targets
 

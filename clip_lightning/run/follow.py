@@ -7,13 +7,13 @@ from pathlib import Path
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.tasks import build_tasks
-from clip_lightning.parallel import slurm_tasks
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals
-from clip_lightning.run.meter import Costs
-from clip_lightning.run.preflight import build_datamodule, lengths_of, prepare_tokenizer
+from clip_lightning.run.console.throughput import Costs
+from clip_lightning.run.plan.preflight import build_datamodule, lengths_of, prepare_tokenizer
 from clip_lightning.run.session import Session, Sink
+from clip_lightning.slurm import tasks as slurm_tasks
 
 
 def follow(config: Config, path: Path) -> int:

@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import NodeError, UserError
-from clip_lightning.parallel import slurm_tasks
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
-from clip_lightning.parallel.slurm_environment import SlurmEnvironment
+from clip_lightning.slurm import tasks as slurm_tasks
+from clip_lightning.slurm.environment import SlurmEnvironment
 
 _WORD, _HEARD = "clip_lightning/word", "clip_lightning/heard"
 # Tells the ranks that Lightning starts which directory rank 0 has made.

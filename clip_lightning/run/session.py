@@ -18,26 +18,27 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
-from clip_lightning.data.passed_over import PassedOver
+from clip_lightning.data.order.skip_windows import PassedOver
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
-from clip_lightning.parallel import activation_checkpointing, compile, slurm_environment, strategy
+from clip_lightning.parallel import activation_checkpointing, compile, strategy
 from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.records import Record
-from clip_lightning.reliability import roll_call
+from clip_lightning.reliability import monitored_barrier as roll_call
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 from clip_lightning.reliability.node_health import NodeHealth
 from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
 from clip_lightning.run import launch
+from clip_lightning.run.console.progress import Interval
+from clip_lightning.run.console.throughput import Costs, Meter
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import cores_per_rank, uses_gpu
-from clip_lightning.run.meter import Costs, Meter
-from clip_lightning.run.preflight import Lengths
-from clip_lightning.run.progress import Interval
+from clip_lightning.run.plan.preflight import Lengths
+from clip_lightning.slurm import environment as slurm_environment
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 from clip_lightning.training.zero_shot_callback import Evaluator, ZeroShotCallback

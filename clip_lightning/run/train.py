@@ -12,25 +12,25 @@ from pathlib import Path
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.model.attention import choose_attention
-from clip_lightning.parallel.slurm_tasks import check_tasks, tell_saved
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, launch, provenance
-from clip_lightning.run.card import CardFacts, card
+from clip_lightning.run.console.banner import CardFacts, card
+from clip_lightning.run.console.progress import Screen, count, screen
+from clip_lightning.run.console.summary import Summary, end_table, last_value
+from clip_lightning.run.console.throughput import Costs
 from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory, directory_of, move_aside, write_status
-from clip_lightning.run.dry_run import dry_run
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
-from clip_lightning.run.meter import Costs
-from clip_lightning.run.preflight import Plan, Preflight, preflight, prepare_tokenizer
-from clip_lightning.run.progress import Screen, count, screen
+from clip_lightning.run.plan.dry_run import dry_run
+from clip_lightning.run.plan.preflight import Plan, Preflight, preflight, prepare_tokenizer
 from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, quiet_libraries
 from clip_lightning.run.status import read_json
-from clip_lightning.run.summary import Summary, end_table, last_value
 from clip_lightning.run.tracker import open_tracker
+from clip_lightning.slurm.tasks import check_tasks, tell_saved
 
 
 def train(config: Config, argv: Sequence[str] = ()) -> int:

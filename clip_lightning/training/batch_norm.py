@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
-from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 
 
 class BatchStatistics:

@@ -21,16 +21,16 @@ from torch import Tensor
 from clip_lightning.config.phases import phase_at, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
-from clip_lightning.data.passed_over import PassedOver
+from clip_lightning.data.order.skip_windows import PassedOver
+from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
 from clip_lightning.loss import LossOutput, build_loss, needs_teacher
-from clip_lightning.loss.gather import all_reduce_sum, rank_and_world
 from clip_lightning.model.clip import CLIP, Features, build_clip
 from clip_lightning.parallel.fsdp import ShardedStrategy, whole
 from clip_lightning.reliability.nan_guard import SEARCHING, build_guard
 from clip_lightning.training import batch_norm, sample_randomness
-from clip_lightning.training.averaged_weights import AveragedWeights
-from clip_lightning.training.exactness import check_padding
+from clip_lightning.training.batch_invariance import check_padding
+from clip_lightning.training.ema import AveragedWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
 from clip_lightning.training.locked import LockedTowers

@@ -7,14 +7,14 @@ it, and no pretrained weights are fetched for it.
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip_lightning.config.checks.ranges import get
 from clip_lightning.config.keys import table
 from clip_lightning.config.schema import Config
-from clip_lightning.config.values import get
 from clip_lightning.errors import CheckpointError, UserError
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
 from clip_lightning.reliability.checkpoint_callback import TRAINING, model_weights
-from clip_lightning.training.averaged_weights import AveragedWeights
+from clip_lightning.training.ema import AveragedWeights
 
 
 def targets(config: Config) -> dict[str, str]:

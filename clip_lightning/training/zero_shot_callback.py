@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from clip_lightning.loss.gather import all_reduce_sum
+from clip_lightning.distributed import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import EMA, Record
 from clip_lightning.tokenizer import Tokenizer

@@ -29,11 +29,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from clip_lightning.config.schema import AugmentConfig, DataConfig, TextConfig, ValidationConfig
-from clip_lightning.data.augment import crop_boxes, cut, draw, empty_images
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.decode import open_image, pixels_of, resize_into
-from clip_lightning.data.layout import build_layout
-from clip_lightning.data.tar_index import index_tar
+from clip_lightning.data.images.augment import crop_boxes, cut, draw, empty_images
+from clip_lightning.data.images.decode import open_image, pixels_of, resize_into
+from clip_lightning.data.layouts.layout import build_layout
+from clip_lightning.data.layouts.tar_index import index_tar
 from clip_lightning.tokenizer import build_tokenizer
 from experiments.benchmarks.alternation import Row, alternate, arguments, report
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.index import Keys, sidecar_paths, write_sidecar
-from clip_lightning.data.layout import Layout, build_layout
-from clip_lightning.data.order import Order
+from clip_lightning.data.layouts.index import Keys, sidecar_paths, write_sidecar
+from clip_lightning.data.layouts.layout import Layout, build_layout
+from clip_lightning.data.layouts.tar_index import RECORD, ShardIndex
+from clip_lightning.data.order.order import Order
 from clip_lightning.data.sources import list_sources
-from clip_lightning.data.tar_index import RECORD, ShardIndex
 
 PER_SHARD = 10_000
 SHARD_BYTES = 300 << 20

@@ -1,1 +1,1 @@
-"""hydra/launcher=slurm: Hydra takes launchers from this namespace only; the work is `clip_lightning.run.slurm`'s."""
+"""hydra/launcher=slurm: Hydra takes launchers from this namespace only; the work is `clip_lightning.slurm.submit`'s."""

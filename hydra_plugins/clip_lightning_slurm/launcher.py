@@ -26,7 +26,7 @@ class SlurmLauncher(BasicLauncher):
         """Submits the points; leaves with an exit code when SLURM refuses them, since Hydra would print a traceback."""
         from clip_lightning.config.compose import tell
         from clip_lightning.errors import UserError
-        from clip_lightning.run import slurm
+        from clip_lightning.slurm import submit as slurm
 
         try:
             with slurm.gathered():

@@ -8,7 +8,7 @@ import pytest
 from clip_lightning.config.schema import AugmentConfig, DataConfig, TextConfig, TokenizerConfig, ValidationConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
-from tests.data.small_data import pairs, write_tar
+from tests.support.small_data import pairs, write_tar
 
 
 @pytest.fixture

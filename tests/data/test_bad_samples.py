@@ -8,8 +8,8 @@ import pytest
 
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError
-from tests.data.small_data import jpeg, pairs, write_tar
 from tests.data.test_loader import rows_of, steps
+from tests.support.small_data import jpeg, pairs, write_tar
 
 MakeModule = Callable[..., ContrastiveDataModule]
 

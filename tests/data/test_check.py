@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clip_lightning.data import check
-from tests.data.small_data import jpeg, pairs, write_tar
+from tests.support.small_data import jpeg, pairs, write_tar
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:

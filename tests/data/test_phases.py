@@ -8,7 +8,7 @@ import pytest
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import ValidationConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.passed_over import PassedOver
+from clip_lightning.data.order.skip_windows import PassedOver
 from clip_lightning.tokenizer import Tokenizer
 from tests.data.test_loader import rows_of
 

@@ -9,7 +9,7 @@ import pytest
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.prompts import fill_all
 from clip_lightning.evaluation.tasks import BUILDERS, ZeroShotTask, build_task, build_tasks, folder_task
-from tests.evaluation.small_folder import encoded, write_folder, write_tar
+from tests.support.small_folder import encoded, write_folder, write_tar
 
 
 @pytest.fixture

@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TIERS: list[set[str]] = [
-    {"errors"},
-    {"records", "config"},
+    {"errors", "records", "distributed", "formatting", "targets", "compat"},
+    {"config"},
     {"tokenizer"},
     {"model", "loss", "data"},
     {"parallel", "reliability", "evaluation"},
     {"training"},
+    {"slurm"},
     {"run"},
-    {"report", "demo", "export", "list"},
+    {"report", "demo", "export", "runs", "list"},
     {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
 ]
 # These see tables only, whatever stands to their left. `run` and `experiments` may draw with plots.
-TABLES_ONLY = {"scaling": {"errors", "records", "config"}, "plots": {"errors", "records", "config"}}
+TABLES_ONLY = {name: {"errors", "records", "formatting", "targets", "config"} for name in ("scaling", "plots")}
 DRAWERS = {"run", "report", "demo", "experiments"}
 
 

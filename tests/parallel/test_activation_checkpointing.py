@@ -8,7 +8,7 @@ from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import CLIP
 from clip_lightning.parallel import activation_checkpointing
-from tests.training.small_run import global_batch, small_config, small_module
+from tests.support.small_run import global_batch, small_config, small_module
 
 
 def model_with(kind: str) -> CLIP:

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from clip_lightning.config.schema import Config
 from clip_lightning.parallel import activation_checkpointing, compile
-from tests.training.small_run import (
+from tests.support.small_run import (
     Recorder,
     Stream,
     check_close,

@@ -21,7 +21,7 @@ SETTINGS = (
 def test_three_steps_end_with_the_weights_of_ddp(root: Path, tmp_path: Path) -> None:
     base = {"loss": "softmax", "micro_batch": None, "num_steps": 3}
     cases = [base | settings | {"strategy": strategy} for settings in SETTINGS for strategy in ("ddp", "fsdp")]
-    command = [sys.executable, "-m", "tests.training.small_run", "2", str(tmp_path), json.dumps(cases)]
+    command = [sys.executable, "-m", "tests.support.small_run", "2", str(tmp_path), json.dumps(cases)]
     subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     for k, settings in enumerate(SETTINGS):

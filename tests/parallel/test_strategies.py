@@ -8,7 +8,7 @@ from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import UserError
 from clip_lightning.parallel import compile, strategy
 from clip_lightning.parallel.fsdp import ShardedStrategy
-from tests.training.small_run import global_batch, small_config, small_module
+from tests.support.small_run import global_batch, small_config, small_module
 
 
 def test_strategies_by_name() -> None:

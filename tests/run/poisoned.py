@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layout import RawSample
-from clip_lightning.data.scenes import Scenes
+from clip_lightning.data.layouts.layout import RawSample
+from clip_lightning.data.scenes.scenes import Scenes
 from clip_lightning.loss import LossOutput, SoftmaxLoss
 
 

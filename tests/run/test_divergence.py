@@ -11,7 +11,7 @@ import pytest
 
 from clip_lightning.config import compose
 from clip_lightning.records import read_records
-from clip_lightning.run.preflight import build_datamodule
+from clip_lightning.run.plan.preflight import build_datamodule
 from tests.run.test_resume import assert_bit_equal, final_state, losses
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clip_lightning.reliability.checkpoint import CheckpointFolder
-from clip_lightning.reliability.roll_call import node_name
+from clip_lightning.reliability.monitored_barrier import node_name
 from tests.run.test_ranks import worker
 from tests.run.test_resume import assert_bit_equal, final_state
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.parallel.test_slurm_tasks import STEP
+from tests.slurm.test_tasks import STEP
 
 pytestmark = pytest.mark.ci
 

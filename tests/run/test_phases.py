@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clip_lightning.records import read_records
-from tests.run.test_meter import counted_flops, recorded_flops
+from tests.run.console.test_throughput import counted_flops, recorded_flops
 from tests.run.test_resume import assert_bit_equal, final_state, losses
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clip_lightning.records import read_records
-from tests.evaluation.small_folder import write_folder
+from tests.support.small_folder import write_folder
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_lightning.data.batches import Batch
 from clip_lightning.parallel import strategy
 from clip_lightning.parallel.fsdp import whole
-from tests.training.small_run import GLOBAL_BATCH, Recorder, Stream, _Started, config_with_batch_norm, fit
+from tests.support.small_run import GLOBAL_BATCH, Recorder, Stream, _Started, config_with_batch_norm, fit
 
 STEPS, POISONED = 5, 2
 

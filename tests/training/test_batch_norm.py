@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.training import batch_norm
-from tests.training.small_run import (
+from tests.support.small_run import (
     GLOBAL_BATCH,
     Recorder,
     Stream,
@@ -66,7 +66,7 @@ def test_the_size_of_the_group_is_science() -> None:
 def test_ranks_change_nothing(root: Path, tmp_path: Path) -> None:
     """Four ranks of 6: groups of 6 lie on one rank, groups of 12 on two."""
     cases = [{"loss": "softmax", "micro_batch": None, "batch_norm_samples": group, "num_steps": 2} for group in (6, 12)]
-    command = [sys.executable, "-m", "tests.training.small_run", "4", str(tmp_path), json.dumps(cases)]
+    command = [sys.executable, "-m", "tests.support.small_run", "4", str(tmp_path), json.dumps(cases)]
     subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     for case, found in zip(cases, results.values(), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clip_lightning.config.schema import Config
 from tests.loss.peers import peers_distillation
-from tests.training.small_run import (
+from tests.support.small_run import (
     GLOBAL_BATCH,
     Recorder,
     Stream,
@@ -57,7 +57,7 @@ def ranks(root: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
             for micro_batch in MICRO_BATCHES[world]
             for drop in (0.0, 0.4)
         ]
-        command = [sys.executable, "-m", "tests.training.small_run", str(world), str(folder), json.dumps(cases)]
+        command = [sys.executable, "-m", "tests.support.small_run", str(world), str(folder), json.dumps(cases)]
         subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
         results = torch.load(folder / "results.pt", weights_only=True)
         for k, case in enumerate(cases):

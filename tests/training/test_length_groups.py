@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clip_lightning.config.schema import TextConfig
 from clip_lightning.training.length_groups import GROUP_TOKENS, LengthGroups, can_group, plan_groups
-from tests.training.small_run import CONTEXT, global_batch, small_config, small_module
+from tests.support.small_run import CONTEXT, global_batch, small_config, small_module
 
 CPU = torch.device("cpu")
 

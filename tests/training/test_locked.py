@@ -18,7 +18,7 @@ from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
 from clip_lightning.training.locked import FeatureStore, content_hashes
-from tests.training.small_run import (
+from tests.support.small_run import (
     CONTEXT,
     GLOBAL_BATCH,
     Recorder,
@@ -199,7 +199,7 @@ def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_with_locked_towers_give_one_process_gradient(root: Path, tmp_path: Path) -> None:
     cases = [{"loss": "softmax", "micro_batch": size, "locked": True} for size in (None, 5)]
-    command = [sys.executable, "-m", "tests.training.small_run", "2", str(tmp_path), json.dumps(cases)]
+    command = [sys.executable, "-m", "tests.support.small_run", "2", str(tmp_path), json.dumps(cases)]
     subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=300)
     alone = small_module(locked(small_config()))
     fit(alone, Stream(0, 1))

@@ -5,7 +5,7 @@ import torch
 
 from clip_lightning.config.schema import OptimizerConfig
 from clip_lightning.training.optimizer import build_optimizer, decays
-from tests.training.small_run import small_config, small_module
+from tests.support.small_run import small_config, small_module
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.model.flops import count_flops
 from clip_lightning.parallel import compile
 from clip_lightning.training.sample_randomness import sample_keys
-from tests.training.small_run import (
+from tests.support.small_run import (
     GLOBAL_BATCH,
     IMAGE_SIZE,
     Recorder,

@@ -12,7 +12,7 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.training.teacher import Teacher, find_teacher
-from tests.training.small_run import Stream, fit, global_batch, small_config, small_module, teacher_run
+from tests.support.small_run import Stream, fit, global_batch, small_config, small_module, teacher_run
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from clip_lightning.reliability.nan_guard import DELAY, DivergenceError
 from clip_lightning.training.clip_module import ClipModule, Pairs
 from clip_lightning.training.optimizer import decays
 from tests.model.test_against_open_clip import CONTEXT, END, PIXELS, loaded_pair, small
-from tests.training.small_run import (
+from tests.support.small_run import (
     GLOBAL_BATCH,
     Recorder,
     Stream,

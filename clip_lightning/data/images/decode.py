@@ -1,0 +1,153 @@
+"""From the bytes of an image to uint8 pixels at the size of the model; normalising is the model's, on its device.
+
+JPEG goes through simplejpeg, all else (PNG, WebP, GIF, BMP, CMYK, 16 bits, palettes, alpha, animations: the first
+frame) through Pillow. Sizes are read from the header first, so that no bomb is ever unpacked. The one resize is torch's
+antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is open_clip's: the
+short side to `size`, the centre cut out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clip_lightning.data.images.headers import HEAD_BYTES, jpeg_size, open_with_pillow
+from clip_lightning.data.layouts.layout import BadSample, Pixels
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+_ORIENTATION = 0x0112  # EXIF tag
+_LONGEST = 8  # sides of an evaluated image: a longer one loses its ends before the resize, never what is cut out
+
+
+class Opened(NamedTuple):
+    """An image of which the header is read: its size as it will be shown, and what decodes it."""
+
+    content: bytes | Pixels
+    width: int
+    height: int
+    orientation: int = 1
+    picture: Image.Image | None = None
+
+
+def open_image(content: bytes | Pixels, *, max_pixels: int = MAX_PIXELS, exif_rotation: bool = False) -> Opened:
+    """Reads the header; pixels are passed through.
+
+    Raises: BadSample where it is no image, or one of more than `max_pixels`.
+    """
+    if isinstance(content, np.ndarray):
+        return Opened(content, content.shape[1], content.shape[0])
+    picture = None
+    if (size := jpeg_size(content[:HEAD_BYTES])) is None:
+        picture = open_with_pillow(content)
+        size = picture.size
+    width, height = size
+    if width * height > max_pixels:
+        raise BadSample("image too large", f"{width} x {height} pixels")
+    orientation = 1
+    if exif_rotation and (picture is not None or b"Exif" in content[:4096]):
+        orientation = _orientation(picture or open_with_pillow(content))
+        if orientation >= 5:
+            width, height = height, width
+    return Opened(content, width, height, orientation, picture)
+
+
+def pixels_of(opened: Opened, shrink: int = 1) -> Pixels:
+    """Decodes to uint8 [H, W, 3].
+
+    Args:
+        shrink: 2, 4 or 8 decodes a JPEG at this fraction of its size (by leaving out high frequencies, so the result
+            is near a resize but not equal); other formats ignore it.
+    Raises: BadSample where the bytes are damaged.
+    """
+    content = opened.content
+    if isinstance(content, np.ndarray):
+        return content
+    pixels: Pixels | None = None
+    if opened.picture is None:
+        width, height = (opened.width, opened.height) if opened.orientation < 5 else (opened.height, opened.width)
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
+        try:
+            pixels = simplejpeg.decode_jpeg(content, colorspace="RGB", **least)
+        except ValueError:  # Pillow forgives more than libjpeg's strict mode; what it refuses is damaged
+            pixels = None
+    if pixels is None:
+        pixels = _decode_with_pillow(opened.picture or open_with_pillow(content))
+    return _rotated(pixels, opened.orientation)
+
+
+def resize_into(pixels: Pixels, out: Tensor) -> None:
+    """Resizes uint8 [h, w, 3] to the height and width of `out`, uint8 [3, H, W], by antialiased bicubic."""
+    if pixels.shape[:2] == out.shape[1:]:
+        out.permute(1, 2, 0).numpy()[...] = pixels
+        return
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    # torch.nn.functional.interpolate's own operator, written to its place: a quarter less time than with the copy.
+    torch.ops.aten._upsample_bicubic2d_aa.out(image, list(out.shape[1:]), False, None, None, out=out[None])
+
+
+def decode_eval(
+    image: bytes | Pixels, size: int, *, max_pixels: int = MAX_PIXELS, exif_rotation: bool = False
+) -> Tensor:
+    """The evaluation transform: short side to `size` pixels, centre cut out; uint8 [3, size, size].
+
+    Raises: BadSample where the image cannot be decoded.
+    """
+    out = torch.empty(3, size, size, dtype=torch.uint8)
+    eval_into(open_image(image, max_pixels=max_pixels, exif_rotation=exif_rotation), out)
+    return out
+
+
+def eval_into(opened: Opened, out: Tensor) -> None:
+    """`decode_eval` of an opened image, written to `out`, uint8 [3, size, size]."""
+    pixels = _without_ends(pixels_of(opened))
+    size = out.shape[1]
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    full = torch.empty(1, 3, size * height // short, size * width // short, dtype=torch.uint8)
+    full = full.contiguous(memory_format=torch.channels_last)[0]
+    resize_into(pixels, full)
+    # Python's round, half to even, as in torchvision's CenterCrop.
+    top, left = round((full.shape[1] - size) / 2), round((full.shape[2] - size) / 2)
+    out.copy_(full[:, top : top + size, left : left + size])
+
+
+def _without_ends(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    longest = _LONGEST * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return pixels[top : top + longest, left : left + longest]
+
+
+def _decode_with_pillow(picture: Image.Image) -> Pixels:
+    try:
+        if picture.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion clips at 255
+            grey = np.asarray(picture).astype(np.int64).clip(0, 65535)
+            return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return np.array(picture.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble on
+        cause = "truncated image" if "truncated" in str(error).lower() else "damaged image"
+        raise BadSample(cause, f"{type(error).__name__}: {error}") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing about how the pixels stand
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rotated(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels as they are to be seen, by the EXIF orientation 1 .. 8 they are stored in."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,36 @@
+"""What an image's first bytes say: whether it is one, and its size. No torch here: the index's processes start fast."""
+
+import io
+
+import simplejpeg
+from PIL import Image
+
+from clip_lightning.data.layouts.layout import BadSample
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+HEAD_BYTES = 1 << 16  # of a JPEG hold its header, nearly always
+
+
+def jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that simplejpeg can turn into RGB, from its first bytes; None for all else."""
+    if not head.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(head)
+    except ValueError:
+        return None
+    return (width, height) if colors in ("YCbCr", "Gray", "RGB") else None
+
+
+def open_with_pillow(content: bytes) -> Image.Image:
+    """The image, its pixels not yet decoded.
+
+    Raises: BadSample where the bytes are no image.
+    """
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadSample("image too large", str(error)) from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged header makes them stumble on
+        cause = "damaged image" if content.startswith(b"\xff\xd8") else "not an image"
+        raise BadSample(cause, f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""Layouts of data on disk, and the index of tar shards."""

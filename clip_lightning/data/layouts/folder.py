@@ -1,0 +1,105 @@
+"""Folders of images: a text file beside each image, or one JSON with all captions (COCO's, or Karpathy's splits)."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.layouts.file_rows import FileRows
+from clip_lightning.data.layouts.layout import Layout, Problem
+from clip_lightning.data.layouts.tar_index import texts_of
+from clip_lightning.errors import DataError
+
+_TRAINING_SPLITS = ("train", "restval")  # of Karpathy and Fei-Fei, 2015
+
+
+def build_folder(config: DataConfig, path: str) -> Layout:
+    """Images anywhere below `path`, each with a text file of the same name beside it.
+
+    Raises: DataError where the folder is missing.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"data.path={path} is no folder. {config.how_to_get}".strip())
+    paths, problems = [], []
+    for files in _folders(folder):
+        stems = {name.rpartition(".")[0] for name in files if name.rpartition(".")[2].lower() in config.caption_keys}
+        for name in files:
+            stem, _, extension = name.rpartition(".")
+            if extension.lower() not in config.image_keys:
+                continue
+            if Path(stem).name and stem in stems:
+                paths.append(name)
+            else:
+                problems.append(Problem(str(folder), name, "missing caption"))
+    return FileRows(str(folder), folder, pa.array(paths, pa.string()), None, problems, config.caption_keys)
+
+
+def build_coco(config: DataConfig, path: str) -> Layout:
+    """One JSON of captions; `path` is that file, or COCO's folder with `annotations/captions_train*.json` in it.
+
+    The images are looked for beside the JSON, in the folder that its name names (`train2017` for
+    `captions_train2017.json`), in `images`, and in `<name>-images` for Karpathy's `dataset_<name>.json`.
+
+    Raises: DataError where the file or the images are missing, or it is no such JSON.
+    """
+    file = _captions_file(Path(path).expanduser().absolute(), config)
+    try:
+        document = json.loads(file.read_bytes())
+        pairs = dict(_karpathy(document) if "annotations" not in document else _coco(document))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is no JSON of captions as COCO has them ({error!r}).") from error
+    problems = [Problem(str(file), name, "missing caption") for name, texts in pairs.items() if not texts]
+    pairs = {name: texts for name, texts in pairs.items() if texts}
+    folder = _image_folder(file, next(iter(pairs), ""), config)
+    captions = pa.array(list(pairs.values()), pa.list_(pa.string()))
+    return FileRows(str(file), folder, pa.array(list(pairs), pa.string()), captions, problems)
+
+
+def _folders(folder: Path) -> Iterator[list[str]]:
+    """The files of each folder below `folder`, relative to it, sorted."""
+    for current, folders, files in os.walk(folder):
+        folders.sort()
+        below = Path(current).relative_to(folder)
+        yield [str(below / name) for name in sorted(files)]
+
+
+def _captions_file(path: Path, config: DataConfig) -> Path:
+    if path.is_file():
+        return path
+    found = [*sorted(path.glob("annotations/captions_train*.json")), *sorted(path.glob("dataset_*.json"))]
+    if not found:
+        wanted = "annotations/captions_train*.json or dataset_*.json"
+        raise DataError(f"data.path={config.path} has no {wanted}. {config.how_to_get}".strip())
+    return found[0]
+
+
+def _coco(document: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    captions: dict[Any, list[str]] = {image["id"]: [] for image in document["images"]}
+    for annotation in document["annotations"]:
+        captions.setdefault(annotation["image_id"], []).extend(texts_of(annotation["caption"]))
+    for image in document["images"]:
+        yield image["file_name"], captions[image["id"]]
+
+
+def _karpathy(document: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for image in document["images"]:
+        if image.get("split", "train") in _TRAINING_SPLITS:
+            below = Path(image.get("filepath", ""))
+            yield str(below / image["filename"]), texts_of([sentence["raw"] for sentence in image["sentences"]])
+
+
+def _image_folder(file: Path, first: str, config: DataConfig) -> Path:
+    """The folder in which the first image is found."""
+    name = file.stem.removeprefix("captions_").removeprefix("dataset_")
+    roots = [file.parent, file.parent.parent]
+    candidates = [root / below for root in roots for below in (name, "images", f"{name}-images", f"{name}_images", "")]
+    for folder in candidates:
+        if first and (folder / first).is_file():
+            return folder
+    tried = ", ".join(str(folder) for folder in candidates[:3])
+    raise DataError(f"{file} names {first or 'no image'}, which is not in {tried}. {config.how_to_get}".strip())

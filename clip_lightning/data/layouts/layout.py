@@ -1,0 +1,170 @@
+"""What every kind of data gives: the number of its samples, how they are grouped into shards, and sample k.
+
+A sample id counts through the shards in the order of `shard_sizes`: shard 0 holds ids 0 .. size - 1, and so on. What
+is damaged is raised as `BadSample` by the read (the run replaces it and counts it) or listed in `problems` where the
+index already found it (such samples have no id). A user's own kind of data is a subclass of `Layout`, named by
+`data._target_` and called with the data config and `data.options`.
+"""
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_lightning.config.schema import DataConfig
+from clip_lightning.errors import DataError, UserError
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+class RawSample(NamedTuple):
+    """One image, encoded as in its file or as uint8 [H, W, 3], with all its captions (at least one)."""
+
+    image: bytes | Pixels
+    captions: list[str]
+
+
+class Problem(NamedTuple):
+    """Something damaged: the file it is in, the name in that file, and the cause in a few words (what is counted)."""
+
+    shard: str
+    name: str
+    cause: str
+
+
+class BadSample(Exception):  # noqa: N818 - it is a value as often as it is raised
+    """One damaged sample; `cause` is a short fixed phrase that is counted, `detail` what the decoder said."""
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(cause, detail)
+        self.cause, self.detail = cause, detail
+
+
+class Layout(ABC):
+    """One kind of data.
+
+    Attributes:
+        num_samples: samples that can be read, ids 0 .. num_samples - 1.
+        shard_sizes: int64 [shards], samples of each; sums to num_samples. A reader that has no files gives one shard.
+        problems: what an index left out.
+        remote: True where shards come through a cache and are worth fetching ahead.
+        window_shards: shards mixed at a time where `data.window_shards` is null; None is all.
+    """
+
+    num_samples: int
+    shard_sizes: Ids
+    problems: Sequence[Problem] = ()
+    remote: bool = False
+    window_shards: int | None = None
+
+    @abstractmethod
+    def read(self, sample_id: int) -> RawSample:
+        """Sample `sample_id`; the same bytes whenever it is asked for. Raises `BadSample` where it is damaged."""
+
+    def read_many(self, sample_ids: Ids) -> list[RawSample | BadSample]:
+        """The samples of int64 [n], damaged ones as the `BadSample` that `read` raises."""
+        samples: list[RawSample | BadSample] = []
+        for sample_id in sample_ids.tolist():
+            try:
+                samples.append(self.read(sample_id))
+            except BadSample as bad:
+                samples.append(bad)
+        return samples
+
+    def captions(self, sample_id: int) -> list[str]:
+        """Only the captions of a sample, for readers that can do without its image."""
+        return self.read(sample_id).captions
+
+    def readable_captions(self, sample_id: int) -> list[str]:
+        """The captions of a sample, none where it is damaged."""
+        try:
+            return self.captions(sample_id)
+        except BadSample:
+            return []
+
+    def caption_lengths(self, sample_ids: Ids) -> Ids:
+        """Characters of the first caption of each sample, int64 [n]; an index answers without reading samples."""
+        return np.array([len(self.captions(sample_id)[0]) for sample_id in sample_ids.tolist()], np.int64)
+
+    def name_of(self, sample_id: int) -> Problem:
+        """Where sample `sample_id` stands, for messages, with an empty cause."""
+        return Problem("", f"sample {sample_id}", "")
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change when the data changes; the same on every machine."""
+        return digest(type(self).__name__, self.shard_sizes.tobytes())
+
+    def prefetch(self, shard: int) -> None:  # noqa: B027 - only remote layouts have something to do
+        """Brings a shard near before it is needed; may be called from a thread."""
+
+
+def digest(*parts: str | bytes) -> str:
+    """16 hex digits of the SHA-256 of the parts."""
+    state = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        state.update(len(content).to_bytes(8, "little") + content)
+    return state.hexdigest()[:16]
+
+
+def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
+    """The layout that `config` names, indexed and ready to read.
+
+    Args:
+        folder: another path than `config.path`, read in the same way (held-out pairs).
+    Raises: DataError where the data is missing or has no sample.
+    """
+    path = folder if folder is not None else config.path
+    if config._target_ is not None:
+        layout = resolve_target(config._target_, "data._target_")(config, **config.options)
+    elif config.kind in _BUILDERS:
+        module, name = _BUILDERS[config.kind]
+        builder: Callable[..., Layout] = getattr(importlib.import_module(f"clip_lightning.data.{module}"), name)
+        layout = builder(config) if path is None else builder(config, path)
+    else:
+        raise DataError(f"data.kind={config.kind} is not known; choose one of {', '.join(_BUILDERS)}.")
+    if not isinstance(layout, Layout):
+        raise DataError(
+            f"data._target_={config._target_} gives no clip_lightning.data.layouts.layout.Layout; subclass it."
+        )
+    if not layout.num_samples:
+        found = f" ({causes(layout.problems)})" if layout.problems else ""
+        raise DataError(f"data.path={path} holds no usable sample{found}.")
+    return layout
+
+
+_BUILDERS = {
+    "scenes": ("scenes.scenes", "build_scenes"),
+    "webdataset": ("layouts.tar", "build_tar"),
+    "parquet": ("layouts.table", "build_arrow"),
+    "table": ("layouts.table", "build_table"),
+    "folder": ("layouts.folder", "build_folder"),
+    "coco": ("layouts.folder", "build_coco"),
+    "mixture": ("layouts.mixture", "build_mixture"),
+}
+
+
+def resolve_target(path: str, key: str) -> Callable[..., Any]:
+    """The object that an import path of the user's own config names.
+
+    Raises: UserError where it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        target: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}={path} cannot be imported ({error}); it must be a package on the path.") from error
+    return target
+
+
+def causes(problems: Sequence[Problem]) -> str:
+    """Problems counted by cause, the most frequent first, as a phrase."""
+    counts: dict[str, int] = {}
+    for problem in problems:
+        counts[problem.cause] = counts.get(problem.cause, 0) + 1
+    return ", ".join(f"{cause}: {count:,}" for cause, count in sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,303 @@
+"""Tables: parquet and Hugging Face datasets on disk, with images inside; CSV, TSV and JSONL, with paths to images.
+
+Arrow files are memory-mapped. A parquet file can only be unpacked by whole row groups, so each row group is a shard
+that is unpacked once into the cache (`data.cache`) and read from there by every process. Text tables are read once and
+kept as Arrow in the index folder.
+"""
+
+import json
+import logging
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.layouts.file_rows import FileRows, read_file
+from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample, digest
+from clip_lightning.data.layouts.tar_index import decoded, texts_of
+from clip_lightning.data.remote.cache import ShardCache
+from clip_lightning.data.sources import Source, cache_folder, list_sources, open_store
+from clip_lightning.errors import DataError
+
+_log = logging.getLogger(__name__)
+_WINDOW_SHARDS, _WINDOW_ROWS = 32, 1 << 17  # what comes through the cache is mixed by so many, and at least so many
+_MOST_OPEN = 256  # tables that a process keeps mapped
+
+
+class _Columns(NamedTuple):
+    image: str
+    caption: str
+
+
+class _Group(NamedTuple):
+    """A shard: an Arrow file (`number` < 0), or a row group of a parquet file."""
+
+    source: Source
+    number: int
+    num_rows: int
+    size: int
+
+
+def build_arrow(config: DataConfig, path: str) -> Layout:
+    """Parquet files, or a Hugging Face dataset saved to disk, at `path`.
+
+    Raises: DataError where there is none, or it has no column of that name.
+    """
+    cache = ShardCache(config.cache)
+    sources = _huggingface_files(path)
+    if not sources:
+        groups, columns = _parquet_groups(list_sources(path, ".parquet", how_to_get=config.how_to_get), config)
+        return ArrowTables(groups, columns, cache)
+    groups = []
+    for source in sources:
+        table = _map(cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY))
+        groups.append(_Group(source, -1, table.num_rows, source.size))
+    return ArrowTables(groups, _columns(table.column_names, config, path), cache)
+
+
+def build_table(config: DataConfig, path: str) -> Layout:
+    """A CSV, TSV or JSONL file with a path and a caption in each row; paths are relative to the file's folder.
+
+    Raises: DataError where it is missing, cannot be parsed, or has no column of that name.
+    """
+    sources = list_sources(path, Path(path).suffix or ".csv", how_to_get=config.how_to_get)
+    if len(sources) != 1 or sources[0].is_remote:
+        raise DataError(f"data.path={path} must be one file on this machine for data.kind=table.")
+    (source,) = sources
+    keys = digest(*config.image_keys, "", *config.caption_keys)
+    kept = cache_folder(config.index_folder) / "index" / f"{digest(*map(str, source), keys)}.arrow"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+        table = _parse(source, config)
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(kept)
+    table = _map(os.open(kept, os.O_RDONLY))
+    problems = [Problem(source.url, *problem) for problem in json.loads(table.schema.metadata[b"problems"])]
+    paths, captions = (table[name].combine_chunks() for name in ("path", "captions"))
+    return FileRows(source.url, Path(source.url).parent, paths, captions, problems)
+
+
+class ArrowTables(Layout):
+    """Rows of Arrow tables that hold the images (bytes, Hugging Face's {bytes, path}, or paths)."""
+
+    def __init__(self, groups: list[_Group], columns: _Columns, cache: ShardCache) -> None:
+        """Args: cache: where row groups of parquet files are unpacked."""
+        self.groups, self.columns, self.cache = groups, columns, cache
+        self.shard_sizes = np.array([group.num_rows for group in groups], np.int64)
+        self._ends = np.cumsum(self.shard_sizes)
+        self.num_samples = int(self._ends[-1])
+        self.remote = any(group.number >= 0 or group.source.is_remote for group in groups)
+        if self.remote:
+            self.window_shards = max(_WINDOW_SHARDS, -(-_WINDOW_ROWS * len(groups) // max(self.num_samples, 1)))
+        self._open: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def read(self, sample_id: int) -> RawSample:
+        """The image and captions of a row."""
+        shard, row = self._place(sample_id)
+        table = self._table(shard)
+        value: Any = table[self.columns.image][row].as_py()
+        path: str | None = None
+        if isinstance(value, dict):
+            value, path = value.get("bytes"), value.get("path")
+        if value is None or isinstance(value, str):
+            if not (path := value or path):
+                raise BadSample("missing image")
+            value = read_file(Path(self.groups[shard].source.url).parent / path)
+        if not isinstance(value, bytes):
+            raise BadSample("not an image", f"column {self.columns.image} holds {type(value).__name__}")
+        return RawSample(value, self.captions(sample_id))
+
+    def captions(self, sample_id: int) -> list[str]:
+        """The captions of a row."""
+        shard, row = self._place(sample_id)
+        value = self._table(shard)[self.columns.caption][row].as_py()
+        texts = texts_of(decoded(value) if isinstance(value, bytes) else value)
+        if not texts:
+            raise BadSample("missing caption" if value is None else "empty caption")
+        return texts
+
+    def name_of(self, sample_id: int) -> Problem:
+        """The file, and the row in its row group."""
+        shard, row = self._place(sample_id)
+        group = self.groups[shard]
+        return Problem(group.source.url, f"row {row}" + (f" of group {group.number}" if group.number >= 0 else ""), "")
+
+    def fingerprint(self) -> str:
+        """Of the files' names and sizes and the rows in each."""
+        return digest(*(f"{group.source.name} {group.source.size} {group.num_rows}" for group in self.groups))
+
+    def prefetch(self, shard: int) -> None:
+        """Downloads a remote file and unpacks a row group; who needs it tells of what fails."""
+        try:
+            os.close(self._descriptor(self.groups[shard]))
+        except DataError as error:
+            _log.warning("%s", error)
+
+    def _place(self, sample_id: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return shard, sample_id - int(self._ends[shard] - self.shard_sizes[shard])
+
+    def _table(self, shard: int) -> pa.Table:
+        if shard not in self._open:
+            while len(self._open) >= _MOST_OPEN:
+                self._open.popitem(last=False)
+            self._open[shard] = _map(self._descriptor(self.groups[shard]))
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _descriptor(self, group: _Group) -> int:
+        if group.number < 0:
+            return self._original(group.source)
+
+        def unpack(part: Path) -> None:
+            with os.fdopen(self._original(group.source), "rb") as file:
+                table = pq.ParquetFile(file).read_row_group(group.number, columns=list(self.columns))
+            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+        name = digest(*map(str, group.source), *self.columns)
+        return self.cache.made(f"{name}-{group.number}.arrow", group.size, unpack)
+
+    def _original(self, source: Source) -> int:
+        try:
+            return self.cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{source.url} cannot be opened any more ({error.strerror}).") from error
+
+
+def _huggingface_files(path: str) -> list[Source]:
+    """The Arrow files of a dataset that `save_to_disk` wrote (its training split), or that a folder holds; or none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return list_sources(path, ".arrow") if path.endswith(".arrow") else []
+    if (splits := folder / "dataset_dict.json").exists():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        folder /= "train" if "train" in names else names[0]
+    if (state := folder / "state.json").exists():
+        files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        return [source for file in files for source in list_sources(str(folder / file["filename"]), ".arrow")]
+    return list_sources(str(folder), ".arrow") if any(folder.glob("*.arrow")) else []
+
+
+def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Group], _Columns]:
+    groups, columns = [], None
+    for source in sources:
+        try:
+            store, place = open_store(source.url)
+            with store.open(place, "rb") as file:
+                metadata = pq.ParquetFile(file).metadata
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{source.url} is no parquet file that can be read ({_first_line(error)}).") from error
+        columns = columns or _columns(metadata.schema.to_arrow_schema().names, config, source.url)
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            groups.append(_Group(source, number, group.num_rows, group.total_byte_size))
+    assert columns is not None  # list_sources gives at least one
+    return groups, columns
+
+
+def _columns(names: list[str], config: DataConfig, where: str) -> _Columns:
+    found = []
+    for key, wanted in (("data.image_keys", config.image_keys), ("data.caption_keys", config.caption_keys)):
+        name = next((name for name in wanted if name in names), None)
+        if name is None:
+            raise DataError(f"{where} has no column {' or '.join(wanted)} ({key}); it has {', '.join(names)}.")
+        found.append(name)
+    return _Columns(*found)
+
+
+def _map(descriptor: int) -> pa.Table:
+    """The table of an Arrow file or stream, memory-mapped; closes the descriptor."""
+    try:
+        buffer = pa.py_buffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)
+    is_file = buffer.slice(0, 6).to_pybytes() == b"ARROW1"
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.BufferReader(buffer)).read_all()
+
+
+def _parse(source: Source, config: DataConfig) -> pa.Table:
+    """The rows of a text table as columns `path` and `captions`, and what was left out as metadata."""
+    is_json = source.name.endswith((".jsonl", ".json", ".ndjson"))
+    problems: list[tuple[str, str]] = []
+    paths, captions = [], []
+    rows = _json_rows(source, config, problems) if is_json else _csv_rows(source, config, problems)
+    for number, path, value in rows:
+        try:
+            texts = texts_of(decoded(value) if isinstance(value, bytes) else value)
+            image = decoded(path) if isinstance(path, bytes) else path
+            if not isinstance(image, str) or not image:
+                raise BadSample("missing image")
+            if not texts:
+                raise BadSample("missing caption" if value is None else "empty caption")
+        except BadSample as bad:
+            problems.append((f"row {number}", bad.cause))
+            continue
+        paths.append(image)
+        captions.append(texts)
+    table = pa.table({"path": pa.array(paths, pa.string()), "captions": pa.array(captions, pa.list_(pa.string()))})
+    return table.replace_schema_metadata({"problems": json.dumps(problems)})
+
+
+def _csv_rows(source: Source, config: DataConfig, problems: list[tuple[str, str]]) -> Iterator[tuple[int, Any, Any]]:
+    """Number, path and caption of each row, as bytes: a row that is not UTF-8 must not stop the others."""
+    with Path(source.url).open("rb") as file:
+        header = file.readline().decode("utf-8-sig", "backslashreplace").rstrip("\r\n")
+    delimiter = "\t" if "\t" in header else ","
+    names = [name.strip().strip('"') for name in header.split(delimiter)]
+    columns = _columns(names, config, source.url)
+
+    def note(row: Any) -> str:
+        problems.append((f"row {row.number}" if row.number is not None else "a row", "damaged row"))
+        return "skip"
+
+    try:
+        reader = pa.csv.open_csv(
+            source.url,
+            pa.csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+            pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
+            pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.binary()), include_columns=list(columns), strings_can_be_null=False
+            ),
+        )
+        number = 0
+        for batch in reader:
+            for path, caption in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+                number += 1
+                yield number, path, caption
+    except pa.ArrowException as error:
+        raise DataError(f"{source.url} cannot be parsed as CSV ({_first_line(error)}).") from error
+
+
+def _json_rows(source: Source, config: DataConfig, problems: list[tuple[str, str]]) -> Iterator[tuple[int, Any, Any]]:
+    columns = None
+    with Path(source.url).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+            except ValueError:
+                problems.append((f"row {number}", "damaged row"))
+                continue
+            columns = columns or _columns(list(row), config, source.url)
+            yield number, row.get(columns.image), row.get(columns.caption)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,1 @@
+"""Shards in a store: the local cache and prefetching."""

@@ -1,0 +1,253 @@
+"""What can fail before the first step, tried before the first step, and everything wrong told at once.
+
+The data is indexed, the model is built on the meta device (names, shapes, pretrained files, parameters, FLOPs,
+activations: no memory), the tokenizer and the evaluation tasks are looked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from clip_lightning.config import duration
+from clip_lightning.config.checks import paths as data_places
+from clip_lightning.config.phases import Phase, phase_lengths, phases_of
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.errors import DataError, UserError
+from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
+from clip_lightning.loss import build_loss
+from clip_lightning.model.clip import CLIP, build_clip
+from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
+from clip_lightning.reliability.checkpoint import write_atomically
+from clip_lightning.run.plan.memory import Memory, estimate_memory, num_parameters
+from clip_lightning.run.tracker import wandb_mode
+from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
+from clip_lightning.training.batch_invariance import check_draws
+from clip_lightning.training.teacher import find_teacher
+
+# Captions that a tokenizer of the run's own is trained on.
+TOKENIZER_CAPTIONS = 100_000
+_Built = TypeVar("_Built")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The durations of a config in samples; whole steps each. The margin is 0 in a run that does not roll back."""
+
+    total: int
+    checkpoint_every: int
+    keep_every: int
+    eval_every: int
+    log_every: int
+    rollback_margin: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run computes and holds, counted before anything is made.
+
+    Attributes:
+        epoch_samples: pairs that the index found; in a dry run without the data, those that were published.
+        has_data: whether the data is there and was looked at.
+        flops: forward FLOPs of one sample by tower, in each phase of the run; its text fills the context.
+        text_flops: those of a text by its own length; None where all cost the context's.
+        is_locked: whether the image tower, and whether the text tower, is never gone back through.
+        num_checks: how many things were tried.
+    """
+
+    epoch_samples: int
+    has_data: bool
+    lengths: Lengths
+    parameters: int
+    phases: list[Phase]
+    flops: list[Flops]
+    text_flops: TextFlops | None
+    is_locked: tuple[bool, bool]
+    memory: Memory
+    num_checks: int
+
+    def training_flops(self, texts: Sequence[Sequence[float]]) -> float:
+        """FLOPs of training on samples with such texts: forward, and a backward of twice that.
+
+        Args:
+            texts: [phases, 3], of each phase how many, their tokens without padding, and the squares of their tokens.
+        """
+        total = 0.0
+        for flops, (num, tokens, squares) in zip(self.flops, texts, strict=True):
+            text = self.text_flops.total(num, tokens, squares) if self.text_flops else num * flops.text
+            total += self.training_of(Flops(num * flops.image, text))
+        return total
+
+    @property
+    def total_flops(self) -> float:
+        """FLOPs of training in the whole run, were every text as long as the context: no run needs more."""
+        sizes = phase_lengths(self.phases, self.lengths.total)
+        return sum(self.training_of(flops) * size for flops, size in zip(self.flops, sizes, strict=True))
+
+    def training_of(self, flops: Flops) -> float:
+        """FLOPs of training on a sample whose forward FLOPs are these: a locked tower is not gone back through."""
+        return sum(count * (1 if locked else 3) for count, locked in zip(flops, self.is_locked, strict=True))
+
+
+@dataclass(frozen=True)
+class Preflight(Plan):
+    """What stands before training begins."""
+
+    datamodule: ContrastiveDataModule
+    tasks: list[ZeroShotTask]
+    wandb: tuple[str, str]
+
+
+def preflight(config: Config) -> Preflight:
+    """Tries everything.
+
+    Raises:
+        UserError: all that was found wrong; a DataError when only data was.
+    """
+    found = plan(config)
+    if not isinstance(found, Preflight):
+        raise AssertionError("only a dry run goes without data")
+    return found
+
+
+def plan(config: Config) -> Plan:
+    """The same, of a dry run without its data too; raises the same errors."""
+    trials = _Trials()
+    has_data = not data_places.counts_as_published(config)
+    datamodule = trials.run(lambda: build_datamodule(config)) if has_data else None
+    tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
+    model = trials.run(lambda: build_on_meta(config))
+    trials.run(lambda: build_loss(config.loss))
+    teacher = trials.run(lambda: find_teacher(config)) if config.loss.teacher else None
+    tracking = trials.run(lambda: wandb_mode(config.tracker))
+    if config.model.text.tokenizer.kind != "trained":
+        trials.run(lambda: build_tokenizer(config.model.text, None, None))
+    pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
+    lengths, phases = (trials.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
+    flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
+    if flops:  # a size that a tower cannot take is told already
+        trials.run(lambda: check_draws(config, phases))
+    trials.finish()
+    if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
+        raise AssertionError("every trial that told no problem has a result")
+    counted = Plan(
+        epoch_samples=pairs,
+        has_data=has_data,
+        lengths=lengths,
+        parameters=num_parameters(model),
+        phases=phases,
+        flops=flops,
+        text_flops=count_text(config.model),
+        is_locked=(config.model.vision.locked, config.model.text.locked),
+        memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
+        num_checks=trials.count,
+    )
+    return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks, wandb=tracking) if datamodule else counted
+
+
+def _lengths_and_phases(config: Config, epoch_samples: int) -> tuple[Lengths, list[Phase]]:
+    lengths = lengths_of(config, epoch_samples)
+    return lengths, phases_of(config, total_samples=lengths.total, epoch_samples=epoch_samples)
+
+
+class _Trials:
+    """Runs builders and gathers what a user can mend."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.errors: list[UserError] = []
+
+    def run(self, build: Callable[[], _Built]) -> _Built | None:
+        self.count += 1
+        try:
+            return build()
+        except UserError as error:
+            self.errors.append(error)
+            return None
+
+    def finish(self) -> None:
+        if self.errors:
+            kind = DataError if all(isinstance(error, DataError) for error in self.errors) else UserError
+            raise kind(*(problem for error in self.errors for problem in error.problems)) from self.errors[0]
+
+
+def build_datamodule(config: Config) -> ContrastiveDataModule:
+    """The data of a run, as long as the run is; its tokenizer is set later.
+
+    Raises:
+        UserError: the data cannot be trained on, or the run's length cannot be told.
+    """
+
+    def build(total_samples: int) -> ContrastiveDataModule:
+        return ContrastiveDataModule(
+            config.data,
+            image_size=config.model.vision.image_size,
+            tokenizer=None,
+            seed=config.compute.seed,
+            global_batch=config.compute.global_batch,
+            total_samples=total_samples,
+            workers=config.cluster.workers,
+            overfit_samples=config.debug.overfit_samples,
+        )
+
+    if duration.parse(config.compute.duration).unit != "epochs":
+        datamodule = build(lengths_of(config, None).total)
+    else:  # how long the run is in samples follows from how many pairs the index finds
+        num_samples = build(config.compute.global_batch).num_samples
+        datamodule = build(lengths_of(config, num_samples).total)
+    datamodule.phases = phases_of(config, total_samples=datamodule.total_samples, epoch_samples=datamodule.num_samples)
+    return datamodule
+
+
+def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
+    """The durations of a config in samples. Raises UserError when one cannot be told."""
+    batch = config.compute.global_batch
+
+    def samples(text: str, total: int | None) -> int:
+        return duration.to_samples(text, global_batch=batch, epoch_samples=epoch_samples, total_samples=total)
+
+    total = samples(config.compute.duration, None)
+    if not total:
+        raise UserError(f"compute.duration={config.compute.duration} is no step of {batch} samples; make it longer")
+    goes_back = config.compute.on_divergence == "rollback"
+    return Lengths(
+        total=total,
+        checkpoint_every=samples(config.cluster.checkpoint_every, total),
+        keep_every=samples(config.cluster.keep_every, total) if config.cluster.keep_every else 0,
+        eval_every=samples(config.eval.every, total),
+        log_every=max(batch, samples(config.tracker.log_every, total)),
+        rollback_margin=samples(config.compute.rollback_margin, total) if goes_back else 0,
+    )
+
+
+def build_on_meta(config: Config) -> CLIP:
+    """The model without memory. Raises UserError for names and shapes that do not fit."""
+    with torch.device("meta"):
+        return build_clip(config.model, config.loss)
+
+
+def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
+    """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`.
+
+    A student takes the one that its teacher has trained.
+    """
+    text = config.model.text
+    if text.tokenizer.kind != "trained":
+        return build_tokenizer(text, None, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.loss.teacher:
+        _take_tokenizer(Path(config.loss.teacher) / "tokenizer" / FILE_NAME, folder / FILE_NAME)
+    known = (folder / FILE_NAME).exists()
+    return build_tokenizer(text, folder, None if known else datamodule.captions(TOKENIZER_CAPTIONS))
+
+
+def _take_tokenizer(teachers: Path, own: Path) -> None:
+    """A student reads the tokens of its teacher. Raises UserError where it began with others."""
+    content = teachers.read_text(encoding="utf-8")
+    if not own.exists():
+        write_atomically(own, content)
+    elif own.read_text(encoding="utf-8") != content:
+        raise UserError(f"{own} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true")

@@ -1,0 +1,5 @@
+"""The command that shows the table of a sweep: `python -m clip_lightning.run.sweep status DIR`."""
+
+from clip_lightning.run.sweep.table import main
+
+main()

@@ -1,0 +1,1 @@
+"""Submission to SLURM, and the environment of its tasks."""
