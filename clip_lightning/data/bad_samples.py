@@ -15,7 +15,7 @@ from clip_lightning.errors import DataError
 _FIRST_LOOK = 2_000  # samples after which a share of bad ones is taken at its word
 
 
-class Quarantine:
+class BadSampleLog:
     """What was bad in one layout."""
 
     def __init__(self, layout: Layout, max_bad_share: float) -> None:

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.bad_samples import Quarantine
+from clip_lightning.data.bad_samples import BadSampleLog
 from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder, Made
 from clip_lightning.data.layouts.layout import Ids, build_layout
 from clip_lightning.data.layouts.mixture import build_order
 from clip_lightning.data.order.order import BucketedOrder
-from clip_lightning.data.order.skip_windows import PassedOver, positions_of
+from clip_lightning.data.order.skip_windows import SkipWindow, positions_of
 from clip_lightning.data.remote.prefetch import Prefetcher
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class ContrastiveDataModule(LightningDataModule):
         tokenizer: must be set before a loader is asked for.
         samples_seen: where the training loader begins; set it to resume.
         phases: sizes of training images and texts by samples seen; set it where a run has any.
-        passed_over: windows of positions that the training loader leaves out.
+        skip_windows: windows of positions that the training loader leaves out.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class ContrastiveDataModule(LightningDataModule):
         self.tokenizer = tokenizer
         self.samples_seen = 0
         self.phases: Sequence[Phase] = ()
-        self.passed_over: tuple[PassedOver, ...] = ()
+        self.skip_windows: tuple[SkipWindow, ...] = ()
         self.layout = build_layout(data)
-        self._quarantine = Quarantine(self.layout, data.max_bad_share)
+        self._bad_sample_log = BadSampleLog(self.layout, data.max_bad_share)
         held_out = data.validation.num_samples if data.validation.path is None else 0
         order = build_order(self.layout, data, seed=seed, num_held_out=held_out, limit=overfit_samples)
         self.held_out = order.held_out()
@@ -133,13 +133,13 @@ class ContrastiveDataModule(LightningDataModule):
 
         What the index left out is rank 0's to count, so that the sum over ranks has it once.
         """
-        return self._quarantine.counts(with_index=rank_and_world()[0] == 0)
+        return self._bad_sample_log.counts(with_index=rank_and_world()[0] == 0)
 
-    def write_quarantine(self, path: Path) -> None:
+    def write_bad_samples(self, path: Path) -> None:
         """Adds this rank's bad samples to a JSONL file; ranks other than 0 write beside it, with their number."""
         rank, _ = rank_and_world()
         own = path.with_stem(f"{path.stem}-rank{rank}") if rank else path
-        self._quarantine.write(own, with_index=rank == 0)
+        self._bad_sample_log.write(own, with_index=rank == 0)
 
     def _maker(self, *, training: bool) -> BatchMaker:
         if self.tokenizer is None:
@@ -178,7 +178,7 @@ class TrainingLoader:
         if module.global_batch % world:
             raise DataError(f"compute.global_batch={module.global_batch} does not divide by {world} ranks.")
         self.module, self.start = module, module.samples_seen
-        self.pieces = TrainingPieces(maker, self.start, module.global_batch, rank, world, module.passed_over)
+        self.pieces = TrainingPieces(maker, self.start, module.global_batch, rank, world, module.skip_windows)
         self.num_steps = max(0, (module.total_samples - self.start) // module.global_batch)
 
     def __len__(self) -> int:
@@ -189,9 +189,9 @@ class TrainingLoader:
         """The batches of this rank."""
         per_step = self.pieces.per_step
         loader = _loader(self.pieces, range(self.num_steps * per_step), self.module.workers)
-        quarantine = self.module._quarantine
+        bad_sample_log = self.module._bad_sample_log
         with Prefetcher(self.pieces.maker.layout, self.module.order, self.module.data.cache.ahead) as prefetcher:
-            prefetcher.reached(int(positions_of(np.array([self.start]), self.pieces.passed_over)[0]))
+            prefetcher.reached(int(positions_of(np.array([self.start]), self.pieces.skip_windows)[0]))
             made: list[Batch] = []
             handed = 0
             for piece in loader:
@@ -199,7 +199,7 @@ class TrainingLoader:
                     raise piece
                 handed += len(piece.batch.positions)
                 prefetcher.reached(int(piece.batch.positions[-1]))
-                quarantine.note(piece.bad, handed)
+                bad_sample_log.note(piece.bad, handed)
                 made.append(piece.batch)
                 if len(made) == per_step:
                     yield joined(made, self.pieces.maker.tokenizer.pad_id)
@@ -216,10 +216,10 @@ class TrainingPieces(Dataset[Made | UserError]):
         global_batch: int,
         rank: int,
         world: int,
-        passed_over: tuple[PassedOver, ...] = (),
+        skip_windows: tuple[SkipWindow, ...] = (),
     ) -> None:
-        """Args: start: samples of the run before piece 0. passed_over: windows of positions that are left out."""
-        self.maker, self.start, self.global_batch, self.passed_over = maker, start, global_batch, passed_over
+        """Args: start: samples of the run before piece 0. skip_windows: windows of positions that are left out."""
+        self.maker, self.start, self.global_batch, self.skip_windows = maker, start, global_batch, skip_windows
         self.share = global_batch // world
         self.first = rank * self.share
         self.per_step = -(-self.share // LARGEST_PIECE)
@@ -231,7 +231,7 @@ class TrainingPieces(Dataset[Made | UserError]):
         first = self.start + step * self.global_batch + self.first
         try:
             samples = np.arange(first + begin, first + end, dtype=np.int64)
-            return self.maker.make(positions_of(samples, self.passed_over), int(samples[0]))
+            return self.maker.make(positions_of(samples, self.skip_windows), int(samples[0]))
         except UserError as error:
             return error
 

@@ -91,7 +91,7 @@ class CheckpointCallback(Callback):
             self._saved_at = self.restored.samples_seen
         self._samples_before = _samples_seen(pl_module)
         trainer.datamodule.samples_seen = self._samples_before  # type: ignore[attr-defined]
-        trainer.datamodule.passed_over = pl_module.passed_over  # type: ignore[attr-defined]
+        trainer.datamodule.skip_windows = pl_module.skip_windows  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

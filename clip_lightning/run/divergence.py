@@ -17,7 +17,7 @@ import numpy as np
 import torch.distributed as dist
 
 from clip_lightning.config.schema import ComputeConfig
-from clip_lightning.data.order.skip_windows import PassedOver, positions_of
+from clip_lightning.data.order.skip_windows import SkipWindow, positions_of
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 
@@ -34,13 +34,13 @@ class Rollback(NamedTuple):
     """
 
     samples_seen: int
-    windows: tuple[PassedOver, ...]
+    windows: tuple[SkipWindow, ...]
     line: str
 
 
 def roll_back(
     divergence: DivergenceError,
-    before: tuple[PassedOver, ...],
+    before: tuple[SkipWindow, ...],
     compute: ComputeConfig,
     margin: int,
     checkpoint: CheckpointCallback,
@@ -60,7 +60,7 @@ def roll_back(
         max(0, divergence.steps[0].samples_seen - margin),
         divergence.steps[-1].samples_seen + compute.global_batch + margin,
     ]
-    window = PassedOver(samples[0], *positions_of(np.array(samples, np.int64), before).tolist())
+    window = SkipWindow(samples[0], *positions_of(np.array(samples, np.int64), before).tolist())
     _write(path / FILE_NAME, divergence, window if goes_back else None)
     what = divergence.problems[0]
     if not goes_back:
@@ -81,7 +81,7 @@ def roll_back(
     return Rollback(place, (*before, window), line)
 
 
-def _write(path: Path, divergence: DivergenceError, window: PassedOver | None) -> None:
+def _write(path: Path, divergence: DivergenceError, window: SkipWindow | None) -> None:
     """Adds a line: the steps with their numbers and the sample ids of all ranks, in the order of the global batch."""
     own = [None if step.sample_ids is None else step.sample_ids.tolist() for step in divergence.steps]
     of_ranks = [own]
@@ -99,7 +99,7 @@ def _write(path: Path, divergence: DivergenceError, window: PassedOver | None) -
             }
             for step, ids in zip(divergence.steps, zip(*of_ranks, strict=True), strict=True)
         ]
-        line = {"problem": divergence.problems[0], "passed_over": window and window[1:], "steps": steps}
+        line = {"problem": divergence.problems[0], "skip_windows": window and window[1:], "steps": steps}
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
     if dist.is_initialized():

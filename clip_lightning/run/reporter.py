@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from clip_lightning.data.order.skip_windows import PassedOver
+from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.records import Record
 from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines
 from clip_lightning.run.directory import write_status
@@ -45,11 +45,11 @@ class Reporter(Sink):
         self.tracker.resume_at(rollback.samples_seen)
         self.screen.say(rollback.line)
 
-    def passed_over(self, windows: Sequence[PassedOver]) -> None:
+    def skip_windows(self, windows: Sequence[SkipWindow]) -> None:
         """Writes those of which there is no record yet: a kill may have come between a checkpoint and its record."""
         if windows:
             records = [
-                Record(what="passed_over", value=float(begin), n=end - begin, split="train", samples_seen=samples_seen)
+                Record(what="skip_windows", value=float(begin), n=end - begin, split="train", samples_seen=samples_seen)
                 for samples_seen, begin, end in windows
             ]
             known = {(record.what, record.value, record.n) for record in self.tracker.records()}

@@ -18,7 +18,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
-from clip_lightning.data.order.skip_windows import PassedOver
+from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -33,7 +33,7 @@ from clip_lightning.reliability.node_health import NodeHealth
 from clip_lightning.reliability.preemption import PreemptionCallback, StopSignals
 from clip_lightning.run import launch
 from clip_lightning.run.console.progress import Interval
-from clip_lightning.run.console.throughput import Costs, Meter
+from clip_lightning.run.console.throughput import Costs, Throughput
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import cores_per_rank, uses_gpu
@@ -63,7 +63,7 @@ class Sink:
     def rollback(self, rollback: Rollback) -> None:
         """Takes note that what came after a checkpoint no longer counts."""
 
-    def passed_over(self, windows: Sequence[PassedOver]) -> None:
+    def skip_windows(self, windows: Sequence[SkipWindow]) -> None:
         """Takes the windows that the run passes over, at every start."""
 
 
@@ -73,17 +73,17 @@ class _Fit(NamedTuple):
     trainer: Trainer
     module: ClipModule
     zero_shot: ZeroShotCallback
-    meter: Meter
+    meter: Throughput
 
 
-class _PassedOver(Callback):
+class _SkipWindow(Callback):
     """Tells a sink what the restored run passes over."""
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
-        self.sink.passed_over(pl_module.passed_over)
+        self.sink.skip_windows(pl_module.skip_windows)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Session:
         datamodule.tokenizer = self.tokenizer
         checkpoint.sink = sink.evaluation
         record_collectives(self.path)
-        windows: tuple[PassedOver, ...] = ()
+        windows: tuple[SkipWindow, ...] = ()
         with signals:
             launch.meet(uses_gpu(config.cluster.accelerator))
             while True:
@@ -141,11 +141,11 @@ class Session:
                     break
                 except DivergenceError as divergence:
                     rollback = roll_back(
-                        divergence, fit.module.passed_over, config.compute, self.lengths.rollback_margin,
+                        divergence, fit.module.skip_windows, config.compute, self.lengths.rollback_margin,
                         checkpoint, self.path,
                     )  # fmt: skip
                 finally:
-                    datamodule.write_quarantine(self.path / "quarantine.jsonl")
+                    datamodule.write_bad_samples(self.path / "bad_samples.jsonl")
                 sink.rollback(rollback)
                 windows, seconds_before = rollback.windows, fit.meter.elapsed()
                 # Two models at a time may be one too many; loader processes leave with their loader.
@@ -170,13 +170,13 @@ class Session:
         sink: Sink,
         signals: StopSignals,
         seconds_before: float,
-        windows: tuple[PassedOver, ...],
+        windows: tuple[SkipWindow, ...],
     ) -> _Fit:
         config, datamodule = self.config, self.datamodule
         module = ClipModule(config, total_samples=self.lengths.total, epoch_samples=datamodule.num_samples)
         if config.cluster.cache_locked:
             module.locked.keep_in(self.path / LOCKED, int(datamodule.layout.shard_sizes.sum()))
-        module.passed_over = windows
+        module.skip_windows = windows
         activation_checkpointing.apply(module.model, config.cluster.activation_checkpointing)
         if config.cluster.compile:
             compile.apply(module.model)
@@ -188,7 +188,7 @@ class Session:
             total_samples=self.lengths.total,
             is_recorded=sink.is_evaluated,
         )
-        meter = Meter(
+        meter = Throughput(
             sink.interval,
             datamodule,
             costs,
@@ -200,7 +200,7 @@ class Session:
         # from an older one and repeats them, instead of missing them. An evaluation comes after it, and is made up for.
         patience = CollectiveTimeout(config.cluster.timeout_minutes)
         stop = PreemptionCallback(signals)
-        callbacks = [_PassedOver(sink), meter, stop, patience, checkpoint, zero_shot]
+        callbacks = [_SkipWindow(sink), meter, stop, patience, checkpoint, zero_shot]
         if not windows:  # later fits are those of nodes that have trained already
             callbacks.insert(0, self._node_health())
         return _Fit(build_trainer(config, callbacks, self.path), module, zero_shot, meter)

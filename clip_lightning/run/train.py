@@ -16,7 +16,7 @@ from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomic
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, launch, provenance
-from clip_lightning.run.console.banner import CardFacts, card
+from clip_lightning.run.console.banner import BannerFacts, banner
 from clip_lightning.run.console.progress import Screen, count, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
@@ -67,7 +67,7 @@ def _start(config: Config, argv: Sequence[str], path: Path, begun: float) -> int
         print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
         return 0
     if config.dry_run:
-        return dry_run(config, lambda found: _card(config, argv, found, "dry run", begun))
+        return dry_run(config, lambda found: _banner(config, argv, found, "dry run", begun))
     launch.check_launched(config.cluster)
     found = preflight(config)
     if fresh and (aside := move_aside(path)):
@@ -91,7 +91,7 @@ def _lead(
     samples_seen = resume.samples_seen if resume else 0
     write_status(path, "running", samples_seen=samples_seen, total_samples=lengths.total)
     state = f"resumed at {count(samples_seen)} samples" if resume else directory.state
-    screen.say(_card(config, argv, found, state, begun))
+    screen.say(_banner(config, argv, found, state, begun))
     tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
     session = Session(config, path, pairs, lengths, found.tasks, tokenizer)
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
@@ -133,8 +133,8 @@ def _lead(
     return 0 if outcome.complete or launch.starts_again_on_error() else signals.exit_code
 
 
-def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
-    facts = CardFacts(
+def _banner(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
+    facts = BannerFacts(
         run=directory_of(config, argv).name,
         state=state,
         commit=str(provenance.commit()),
@@ -142,4 +142,4 @@ def _card(config: Config, argv: Sequence[str], found: Plan, state: str, begun: f
         seconds=time.perf_counter() - begun,
         argv=argv,
     )
-    return card(config, found, facts)
+    return banner(config, found, facts)

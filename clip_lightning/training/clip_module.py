@@ -21,7 +21,7 @@ from torch import Tensor
 from clip_lightning.config.phases import phase_at, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
-from clip_lightning.data.order.skip_windows import PassedOver
+from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
 from clip_lightning.loss import LossOutput, build_loss, needs_teacher
@@ -30,7 +30,7 @@ from clip_lightning.parallel.fsdp import ShardedStrategy, whole
 from clip_lightning.reliability.nan_guard import SEARCHING, build_guard
 from clip_lightning.training import batch_norm, sample_randomness
 from clip_lightning.training.batch_invariance import check_padding
-from clip_lightning.training.ema import AveragedWeights
+from clip_lightning.training.ema import EmaWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
 from clip_lightning.training.locked import LockedTowers
@@ -88,7 +88,7 @@ class ClipModule(LightningModule):
     Attributes:
         model: the towers and the scale.
         samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
-        passed_over: windows of the data that the run leaves out; likewise.
+        skip_windows: windows of the data that the run leaves out; likewise.
         last_step: numbers of the newest step.
         averaged: the running average of weights, where `compute.ema_decay` asks for one.
         teacher: the frozen model that the loss learns from, where it does.
@@ -119,9 +119,9 @@ class ClipModule(LightningModule):
         self.micro_batch = config.cluster.micro_batch
         self._halved_micro_batch: int | None = None
         self.guard = build_guard(config.compute)
-        self.passed_over: tuple[PassedOver, ...] = ()
+        self.skip_windows: tuple[SkipWindow, ...] = ()
         decay = config.compute.ema_decay
-        self.averaged = AveragedWeights(self.model, decay) if decay is not None else None
+        self.ema = EmaWeights(self.model, decay) if decay is not None else None
         self._randomness = sample_randomness.apply(self.model)
         share = self.global_batch // (config.cluster.nodes * config.cluster.devices)
         self._batch_statistics = batch_norm.apply(
@@ -153,8 +153,8 @@ class ClipModule(LightningModule):
     def on_train_start(self) -> None:
         """Connects ranks that share batch statistics; begins the average of weights from where the run stands."""
         self._batch_statistics.connect()
-        if self.averaged is not None:
-            self.averaged.begin()
+        if self.ema is not None:
+            self.ema.begin()
 
     def forward(self, pairs: Pairs) -> Features:
         """Features of pairs in the precision of the run; float32."""
@@ -203,8 +203,8 @@ class ClipModule(LightningModule):
             self._scaler.update()
         self.model.clamp_logit_scale()
         self._batch_statistics.commit(is_skipped)
-        if self.averaged is not None:
-            self.averaged.update(is_skipped)
+        if self.ema is not None:
+            self.ema.update(is_skipped)
         self.guard.record(torch.stack([state, loss, norm]), self.samples_seen, batch.sample_ids, phase.start)
         self.samples_seen += self.global_batch
         self.last_step = StepMetrics(
@@ -228,9 +228,9 @@ class ClipModule(LightningModule):
         checkpoint["samples_seen"] = self.samples_seen
         checkpoint["halved_micro_batch"] = self._halved_micro_batch
         checkpoint["guard"] = self.guard.state_dict()
-        checkpoint["passed_over"] = [list(window) for window in self.passed_over]
-        if self.averaged is not None:
-            checkpoint["averaged_weights"] = self.averaged.average
+        checkpoint["skip_windows"] = [list(window) for window in self.skip_windows]
+        if self.ema is not None:
+            checkpoint["ema_weights"] = self.ema.average
         if self._scaler is not None:
             checkpoint["scaler"] = self._scaler.state_dict()
 
@@ -242,11 +242,11 @@ class ClipModule(LightningModule):
             self.micro_batch = min(self.micro_batch or self.global_batch, self._halved_micro_batch)
         self.guard.load_state_dict(checkpoint["guard"])
         # A checkpoint of before a rollback does not know of its window.
-        known = {PassedOver(*window) for window in checkpoint["passed_over"]}
-        self.passed_over = tuple(sorted(known.union(self.passed_over)))
+        known = {SkipWindow(*window) for window in checkpoint["skip_windows"]}
+        self.skip_windows = tuple(sorted(known.union(self.skip_windows)))
         # Either is absent where `allow_changed` lets a run go on that began without: it begins here.
-        if self.averaged is not None and "averaged_weights" in checkpoint:
-            self.averaged.load(checkpoint["averaged_weights"])
+        if self.ema is not None and "ema_weights" in checkpoint:
+            self.ema.load(checkpoint["ema_weights"])
         if self._scaler is not None and "scaler" in checkpoint:
             self._scaler.load_state_dict(checkpoint["scaler"])
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clip_lightning.reliability.shards import SavedRows, laid_out
 
 
-class AveragedWeights:
+class EmaWeights:
     """average = decay x average + (1 - decay) x value after every step, for each weight that is trained.
 
     The running statistics of batch norm are averaged with the weights to which they belong.

@@ -14,7 +14,7 @@ from clip_lightning.errors import CheckpointError, UserError
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
 from clip_lightning.reliability.checkpoint_callback import TRAINING, model_weights
-from clip_lightning.training.ema import AveragedWeights
+from clip_lightning.training.ema import EmaWeights
 
 
 def targets(config: Config) -> dict[str, str]:
@@ -67,7 +67,7 @@ def load_model(config: Config, checkpoint: Checkpoint, weights: str = "raw") -> 
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} holds another model's weights than config.yaml describes") from error
     if weights == "ema":
-        average = AveragedWeights(model, decay=0.0)
-        average.load(checkpoint.load(TRAINING)["module"]["averaged_weights"])
+        average = EmaWeights(model, decay=0.0)
+        average.load(checkpoint.load(TRAINING)["module"]["ema_weights"])
         average.put()
     return model.eval()

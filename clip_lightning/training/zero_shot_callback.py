@@ -66,8 +66,8 @@ class ZeroShotCallback(Callback):
             return
         is_recorded = pl_module.global_rank == 0 and self.is_recorded(begin)
         if not all_reduce_sum(torch.tensor([float(is_recorded)], device=pl_module.device)):
-            if pl_module.averaged is not None:
-                pl_module.averaged.begin()
+            if pl_module.ema is not None:
+                pl_module.ema.begin()
             self.evaluate(pl_module)
 
     def on_train_batch_end(  # type: ignore[override]
@@ -89,8 +89,8 @@ class ZeroShotCallback(Callback):
             return self.latest
         start = time.perf_counter()
         measured = self._measure(pl_module)
-        if pl_module.averaged is not None:
-            with pl_module.averaged.in_place():
+        if pl_module.ema is not None:
+            with pl_module.ema.in_place():
                 measured += [replace(record, weights=EMA) for record in self._measure(pl_module)]
         seconds = time.perf_counter() - start
         self.seconds += seconds

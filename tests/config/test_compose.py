@@ -83,7 +83,7 @@ def test_an_experiment_needs_no_plus_and_the_command_line_wins_over_it() -> None
 def test_debug_wins_over_the_experiment() -> None:
     config = load("experiment=study", "debug=overfit")
     assert (config.debug.overfit_samples, config.tracker.name) == (256, "none")
-    assert load("debug=one_batch").compute.duration == "1 steps"
+    assert load("debug=fast_dev_run").compute.duration == "1 steps"
 
 
 def test_names_below_open_keys_are_the_users_own() -> None:

@@ -45,9 +45,9 @@ def test_bad_samples_are_counted_once_by_cause_and_written_down(
     assert made.bad_samples == {"missing caption": 1}
     assert sum(len(rows_of(batch)) for batch in made.train_dataloader()) == 904
     assert made.bad_samples == {"missing caption": 1, "truncated image": 5}
-    made.write_quarantine(tmp_path / "quarantine.jsonl")
-    made.write_quarantine(tmp_path / "quarantine.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    made.write_bad_samples(tmp_path / "bad_samples.jsonl")
+    made.write_bad_samples(tmp_path / "bad_samples.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
     assert sorted((Path(row["shard"]).name, row["name"], row["cause"]) for row in rows) == [
         ("0.tar", "00017.jpg", "truncated image"),
         ("0.tar", "00100.jpg", "truncated image"),

@@ -8,7 +8,7 @@ import pytest
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import ValidationConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.order.skip_windows import PassedOver
+from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.tokenizer import Tokenizer
 from tests.data.test_loader import rows_of
 
@@ -47,11 +47,11 @@ def test_sizes_change_exactly_at_the_step_boundary_and_samples_stay(
     assert [rows_of(batch) for batch in phased.train_dataloader()] == [rows_of(batch) for batch, _ in pairs[2:]]
 
 
-def test_a_phase_follows_the_samples_that_were_trained_on_and_not_those_passed_over(
+def test_a_phase_follows_the_samples_that_were_trained_on_and_not_those_skip_windows(
     module: MakeModule, shards: Path
 ) -> None:
     whole, passing = (module(shards, total_samples=80) for _ in range(2))
-    passing.phases, passing.passed_over = PHASES, (PassedOver(8, 8, 32),)
+    passing.phases, passing.skip_windows = PHASES, (SkipWindow(8, 8, 32),)
     steps, passed = list(whole.train_dataloader()), list(passing.train_dataloader())
     assert [batch.images.shape[2:] for batch in passed] == [(size, size) for size, _ in STEPS]
     assert [batch.positions[0].item() for batch in passed] == [0, *range(32, 104, 8)]

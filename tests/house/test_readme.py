@@ -53,7 +53,7 @@ def test_modules_explain_themselves(module: str) -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_a_short_run_run_as_printed(tmp_path: Path) -> None:
-    trained, evaluated = "python train.py debug=one_batch", "python evaluate.py run=runs/latest"
+    trained, evaluated = "python train.py debug=fast_dev_run", "python evaluate.py run=runs/latest"
     drawn = "python -m experiments.figures.run_figures runs/latest"
     assert {trained, evaluated, drawn} <= set(COMMANDS)
     for command, more in ((trained, [f"runs={tmp_path}/runs"]), (evaluated, []), (drawn, [])):

@@ -43,8 +43,8 @@ def ids_at(small: list[str], positions: Iterable[int]) -> list[int]:
     return ids
 
 
-def passed_over(runs: Path) -> list[tuple[int, float, int | None]]:
-    found = [record for record in read_records(runs / "latest" / "metrics.jsonl") if record.what == "passed_over"]
+def skip_windows(runs: Path) -> list[tuple[int, float, int | None]]:
+    found = [record for record in read_records(runs / "latest" / "metrics.jsonl") if record.what == "skip_windows"]
     return [(record.samples_seen, record.value, record.n) for record in found]
 
 
@@ -73,7 +73,7 @@ def test_a_run_goes_back_passes_over_and_is_bit_equal_however_it_is_killed(
     assert whole.wait() == 0, whole.text()
     (line,) = (line for line in whole.text().splitlines() if line.startswith(f"rollback 1 of 3 to {place} samples: "))
     assert reason in line
-    assert passed_over(tmp_path / "whole") == [window]
+    assert skip_windows(tmp_path / "whole") == [window]
     summary = json.loads((tmp_path / "whole" / "latest" / "summary.json").read_text())
     assert (summary["status"], summary["samples"], summary["rollbacks"]) == ("finished", 256, 1)
     assert all(np.isfinite(loss) and loss < 10 for loss in losses(tmp_path / "whole").values())
@@ -86,7 +86,7 @@ def test_a_run_goes_back_passes_over_and_is_bit_equal_however_it_is_killed(
     assert last.wait() == 0, last.text()
     assert_bit_equal(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert passed_over(tmp_path / "cut") == [window]
+    assert skip_windows(tmp_path / "cut") == [window]
 
 
 def test_a_run_that_is_to_stop_leaves_its_sample_ids_and_may_go_on_past_them(
@@ -108,7 +108,7 @@ def test_a_run_that_is_to_stop_leaves_its_sample_ids_and_may_go_on_past_them(
     went_on = start(tmp_path, positions, *NAN, "compute.on_divergence=rollback")
     assert went_on.wait() == 0, went_on.text()
     assert "rollback 1 of 3 to 0 samples" in went_on.text()
-    assert passed_over(tmp_path) == [(0, 0, 144 + 100 * 16)]
+    assert skip_windows(tmp_path) == [(0, 0, 144 + 100 * 16)]
 
 
 def test_a_run_goes_back_only_so_often(start: Start, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_run_goes_back_only_so_often(start: Start, tmp_path: Path) -> None:
     assert child.wait() == 2, child.text()
     assert "after compute.rollback_limit=1 rollbacks" in child.text()
     first, second = divergences(tmp_path)
-    assert (first["passed_over"], second["passed_over"]) == ([80, 160], None)
+    assert (first["skip_windows"], second["skip_windows"]) == ([80, 160], None)
     assert [step["samples_seen"] for step in second["steps"]] == [80, 96, 112]
 
 

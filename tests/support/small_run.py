@@ -211,7 +211,7 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
         module = small_module(config)
         activation_checkpointing.apply(module.model, case.get("activation_checkpointing", "none"))
         fit(module, Stream(0, case.get("num_steps", 1)), spread, devices=world)
-        average = module.averaged.average if module.averaged is not None else {}
+        average = module.ema.average if module.ema is not None else {}
         results[str(k)] = {
             "losses": torch.stack([step.loss for step in module.steps]),
             "accuracies": torch.stack([step.accuracy for step in module.steps]),

@@ -32,9 +32,9 @@ class Watched(Recorder):
 
     def _state(self) -> dict[str, Tensor]:
         """Weights, scale and batch statistics, their average, and what the optimizer keeps of each."""
-        assert self.averaged is not None
+        assert self.ema is not None
         found = dict(self.model.state_dict())
-        found |= {f"average {name}": value for name, value in self.averaged.average.items()}
+        found |= {f"average {name}": value for name, value in self.ema.average.items()}
         for number, kept in self.trainer.optimizers[0].state_dict()["state"].items():
             found |= {f"optimizer {number} {name}": value for name, value in kept.items()}
         return {name: whole(value.detach()).clone() for name, value in found.items()}

@@ -74,8 +74,8 @@ def test_locked_parts_have_no_state_in_the_optimizer_no_gradient_and_stay_as_the
     assert {n for n, value in module.model.state_dict().items() if not torch.equal(value, before[n])} == learns
     assert {name for name, value in module.model.named_parameters() if value.grad is not None} == learns
     assert len(trainer.optimizers[0].state) == len(learns)
-    assert module.averaged is not None
-    assert module.averaged.average.keys() == learns
+    assert module.ema is not None
+    assert module.ema.average.keys() == learns
 
 
 def test_a_locked_tower_keeps_its_batch_statistics() -> None:

@@ -137,9 +137,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit() -> None:
     fit(second, Stream(3, 6), callbacks=[restore])
     assert second.samples_seen == whole.samples_seen
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(second).items())
-    assert whole.averaged is not None
-    assert second.averaged is not None
-    assert all(torch.equal(v, whole.averaged.average[n]) for n, v in second.averaged.average.items())
+    assert whole.ema is not None
+    assert second.ema is not None
+    assert all(torch.equal(v, whole.ema.average[n]) for n, v in second.ema.average.items())
     assert [step.learning_rate for step in second.steps] == [step.learning_rate for step in whole.steps[3:]]
 
 
@@ -177,9 +177,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     fit(before, Poisoned(0, 2, set()))
     fit(module, Poisoned(0, 3, {2}))
     assert all(torch.equal(value, weights(before)[name]) for name, value in weights(module).items())
-    assert module.averaged is not None
-    assert before.averaged is not None
-    assert all(torch.equal(value, before.averaged.average[name]) for name, value in module.averaged.average.items())
+    assert module.ema is not None
+    assert before.ema is not None
+    assert all(torch.equal(value, before.ema.average[name]) for name, value in module.ema.average.items())
     assert [step.is_skipped.item() for step in module.steps] == [0, 0, 1]
     assert module.guard.num_skipped == 1
     assert module.samples_seen == 3 * GLOBAL_BATCH, "the samples are passed over"
@@ -223,11 +223,11 @@ def test_a_share_of_the_wrong_size_is_refused() -> None:
 def test_averaged_weights_stand_in_and_leave() -> None:
     module = small_module(small_config(ema_decay=0.5))
     fit(module, Stream(0, 2))
-    assert module.averaged is not None
+    assert module.ema is not None
     raw = weights(module)
-    with module.averaged.in_place():
+    with module.ema.in_place():
         inside = weights(module)
-        assert torch.equal(inside["log_logit_scale"], module.averaged.average["log_logit_scale"])
+        assert torch.equal(inside["log_logit_scale"], module.ema.average["log_logit_scale"])
     assert not torch.equal(inside["vision.projection.weight"], raw["vision.projection.weight"])
     assert all(torch.equal(value, raw[name]) for name, value in weights(module).items())
 
@@ -298,8 +298,8 @@ def test_a_run_may_begin_an_average_a_loss_scale_and_the_watch_for_spikes_later(
     after = small_module(small_config(precision="fp16", ema_decay=0.5, spike_threshold=30.0))
     after.on_load_checkpoint(kept)
     fit(after, Stream(1, 3))
-    assert after.averaged is not None
-    assert after.averaged.average
+    assert after.ema is not None
+    assert after.ema.average
     assert after.samples_seen == 3 * GLOBAL_BATCH
 
 
@@ -312,7 +312,7 @@ def test_the_average_of_weights_has_its_own_batch_statistics() -> None:
     fit(module, Stream(0, 1))
     stepped = module.model.state_dict()[name].clone()
     assert not torch.equal(begun, stepped)
-    assert module.averaged is not None
-    with module.averaged.in_place():
+    assert module.ema is not None
+    with module.ema.in_place():
         torch.testing.assert_close(module.model.state_dict()[name], (begun + stepped) / 2)
     assert torch.equal(module.model.state_dict()[name], stepped)

@@ -208,8 +208,8 @@ def test_the_average_of_weights_is_evaluated_beside_them(train: Train, tokenizer
         return ZeroShotCallback([Norm()], tokenizer, sink.append, every=0, total_samples=BATCH * STEPS)
 
     module = train(make, "compute.ema_decay=0.5")
-    assert module.averaged is not None
+    assert module.ema is not None
     raw, ema = sink[0][:2]
     assert (raw.weights, ema.weights) == ("", "ema")
     assert raw.value == module.model.vision.projection.weight.norm().item()
-    assert ema.value == module.averaged.average["vision.projection.weight"].norm().item() != raw.value
+    assert ema.value == module.ema.average["vision.projection.weight"].norm().item() != raw.value

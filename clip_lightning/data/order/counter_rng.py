@@ -5,9 +5,14 @@ seed, epoch and sample it is for, so nothing depends on who asks or in which ord
 of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T")
+UNIFORMS = 96  # more than a scene asks for
 Words = npt.NDArray[np.uint64]
 
 # What a number is drawn for; two purposes share no draw. The values are part of every run: never reuse one.
@@ -73,3 +78,32 @@ def _mix(state: Words) -> Words:
     state = (state ^ (state >> _S30)) * _FIRST
     state = (state ^ (state >> _S27)) * _SECOND
     return state ^ (state >> _S31)
+
+
+class CounterRng:
+    """A stream of choices, the same on every machine and in every process for the same `key` and `stream`.
+
+    Counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so that neighbouring
+    keys are independent and none has to be skipped.
+    """
+
+    def __init__(self, key: int, stream: int) -> None:
+        """Args: key: what is drawn. stream: what for (training, a task); streams never share a draw."""
+        self.generator = np.random.Generator(np.random.Philox(key=np.array([key, stream], np.uint64)))
+        self._uniforms = iter(self.generator.random(UNIFORMS).tolist())
+
+    def between(self, low: float, high: float) -> float:
+        """A number, uniform in [low, high)."""
+        return low + (high - low) * next(self._uniforms)
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return next(self._uniforms) < probability
+
+    def index(self, n: int) -> int:
+        """A whole number, uniform in [0, n)."""
+        return int(n * next(self._uniforms))
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of the options, each as likely."""
+        return options[int(len(options) * next(self._uniforms))]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clip_lightning.data.layouts.layout import Ids
 
 
-class PassedOver(NamedTuple):
+class SkipWindow(NamedTuple):
     """One window.
 
     Attributes:
@@ -23,7 +23,7 @@ class PassedOver(NamedTuple):
     end: int
 
 
-def positions_of(samples: Ids, windows: Sequence[PassedOver]) -> Ids:
+def positions_of(samples: Ids, windows: Sequence[SkipWindow]) -> Ids:
     """The positions of a run's samples, both counted from 0, int64 [n]; windows may overlap."""
     positions = samples.copy()
     passed = 0

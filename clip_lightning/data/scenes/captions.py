@@ -7,7 +7,7 @@ before a shape, or is said of it, only where that pair is drawn.
 import re
 from typing import TYPE_CHECKING
 
-from clip_lightning.data.scenes.choices import Dice
+from clip_lightning.data.order.counter_rng import CounterRng
 
 if TYPE_CHECKING:
     from clip_lightning.data.scenes.scenes import Scene, Thing
@@ -67,73 +67,73 @@ BEFORE_VOWEL = re.compile(r"\ba (?=orange|eight|8)")
 NOISE = ("img {}", "dsc {}", "free download", "stock photo", "photo by anna", "via phone", "no {}", "my homework")
 
 
-def thing_words(thing: "Thing", dice: Dice) -> str:
+def thing_words(thing: "Thing", rng: CounterRng) -> str:
     """What a shape is called: always its colour and shape, often its size, sometimes its texture."""
     words = [thing.color, thing.shape]
-    if thing.texture != "plain" and dice.chance(0.4):
+    if thing.texture != "plain" and rng.chance(0.4):
         words.insert(0, thing.texture)
-    if thing.size != "medium" and dice.chance(0.4):
+    if thing.size != "medium" and rng.chance(0.4):
         words.insert(0, thing.size)
     return " ".join(words)
 
 
-def describe(scene: "Scene", dice: Dice) -> str:
+def describe(scene: "Scene", rng: CounterRng) -> str:
     """One caption of the scene."""
     if scene.digit is not None:
-        caption = _describe_digit(scene, dice)
+        caption = _describe_digit(scene, rng)
     elif len(scene.things) == 2:
-        caption = _describe_two(scene, dice)
+        caption = _describe_two(scene, rng)
     else:
-        caption = _describe_one(scene, dice)
+        caption = _describe_one(scene, rng)
     caption = BEFORE_VOWEL.sub("an ", caption)
-    if dice.chance(0.04):
-        caption = _mistype(caption, dice)
-    if dice.chance(0.06):
-        noise = dice.pick(NOISE).format(dice.index(10_000))
-        caption = f"{caption} {noise}" if dice.chance(0.5) else f"{noise} {caption}"
+    if rng.chance(0.04):
+        caption = _mistype(caption, rng)
+    if rng.chance(0.06):
+        noise = rng.pick(NOISE).format(rng.index(10_000))
+        caption = f"{caption} {noise}" if rng.chance(0.5) else f"{noise} {caption}"
     return caption
 
 
-def _describe_one(scene: "Scene", dice: Dice) -> str:
+def _describe_one(scene: "Scene", rng: CounterRng) -> str:
     (thing,) = scene.things
-    form = dice.between(0, 1)
+    form = rng.between(0, 1)
     if form < 0.78:
-        words = thing_words(thing, dice)
-        return dice.pick(ONE).format(words, place=thing.place, background=scene.background)
+        words = thing_words(thing, rng)
+        return rng.pick(ONE).format(words, place=thing.place, background=scene.background)
     if form < 0.84:
-        return dice.pick(SAID_OF).format(shape=thing.shape, color=thing.color)
+        return rng.pick(SAID_OF).format(shape=thing.shape, color=thing.color)
     if form < 0.90:
-        return dice.pick(SHAPE_ONLY).format(thing.shape)
+        return rng.pick(SHAPE_ONLY).format(thing.shape)
     if form < 0.98:
-        return dice.pick(COLOR_ONLY).format(thing.color)
-    return dice.pick(NOTHING)
+        return rng.pick(COLOR_ONLY).format(thing.color)
+    return rng.pick(NOTHING)
 
 
-def _describe_two(scene: "Scene", dice: Dice) -> str:
+def _describe_two(scene: "Scene", rng: CounterRng) -> str:
     first, second = scene.things  # the left or the upper one is first
-    words = thing_words(first, dice), thing_words(second, dice)
-    form = dice.between(0, 1)
+    words = thing_words(first, rng), thing_words(second, rng)
+    form = rng.between(0, 1)
     if form < 0.5:
-        return dice.pick(TWO).format(*(words if dice.chance(0.5) else words[::-1]))
+        return rng.pick(TWO).format(*(words if rng.chance(0.5) else words[::-1]))
     if form < 0.95:
-        return dice.pick(ABOVE if scene.stacked else BESIDE).format(*words)
-    return dice.pick(("two shapes", "two things", *NOTHING))
+        return rng.pick(ABOVE if scene.stacked else BESIDE).format(*words)
+    return rng.pick(("two shapes", "two things", *NOTHING))
 
 
-def _describe_digit(scene: "Scene", dice: Dice) -> str:
+def _describe_digit(scene: "Scene", rng: CounterRng) -> str:
     assert scene.digit is not None
-    name = DIGIT_NAMES[scene.digit] if dice.chance(0.6) else str(scene.digit)
-    form = dice.between(0, 1)
+    name = DIGIT_NAMES[scene.digit] if rng.chance(0.6) else str(scene.digit)
+    form = rng.between(0, 1)
     if form < 0.25 and scene.ink is not None:
-        return dice.pick(DIGIT_COLOR).format(name, color=scene.ink)
+        return rng.pick(DIGIT_COLOR).format(name, color=scene.ink)
     if form < 0.97:
-        return dice.pick(DIGIT).format(name)
-    return dice.pick(DIGIT_VAGUE)
+        return rng.pick(DIGIT).format(name)
+    return rng.pick(DIGIT_VAGUE)
 
 
-def _mistype(caption: str, dice: Dice) -> str:
+def _mistype(caption: str, rng: CounterRng) -> str:
     """The caption with one letter left out, doubled, or changed places with the next."""
-    at = dice.index(max(len(caption) - 1, 1))
-    slip = dice.index(3)
+    at = rng.index(max(len(caption) - 1, 1))
+    slip = rng.index(3)
     before, letter, after = caption[:at], caption[at], caption[at + 1 :]
     return before + ("" if slip == 0 else letter * 2 if slip == 1 else after[:1] + letter) + after[slip == 2 :]

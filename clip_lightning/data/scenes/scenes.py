@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.layout import Layout, Pixels, RawSample, digest
+from clip_lightning.data.order.counter_rng import CounterRng
 from clip_lightning.data.scenes.captions import DIGIT_NAMES, describe
-from clip_lightning.data.scenes.choices import Dice
 from clip_lightning.data.scenes.strokes import OVERSAMPLING, ink, scan_digit, write_digit
 
 SIZE = 32  # pixels of a scene, square
@@ -115,15 +115,15 @@ class Scenes(Layout):
 
     def read(self, sample_id: int) -> RawSample:
         """Draws a sample: image uint8 [32, 32, 3] and its one caption."""
-        dice = Dice(sample_id, TRAINING)
-        scene = compose(dice)
-        caption = describe(scene, dice)
-        return RawSample(draw(scene, dice), [caption])
+        rng = CounterRng(sample_id, TRAINING)
+        scene = compose(rng)
+        caption = describe(scene, rng)
+        return RawSample(draw(scene, rng), [caption])
 
     def captions(self, sample_id: int) -> list[str]:
         """The caption alone, without drawing."""
-        dice = Dice(sample_id, TRAINING)
-        return [describe(compose(dice), dice)]
+        rng = CounterRng(sample_id, TRAINING)
+        return [describe(compose(rng), rng)]
 
     def fingerprint(self) -> str:
         """16 hex digits, of the version of what is drawn."""
@@ -135,65 +135,65 @@ def build_scenes(config: DataConfig) -> Scenes:
     return Scenes()
 
 
-def compose(dice: Dice) -> Scene:
+def compose(rng: CounterRng) -> Scene:
     """A scene of the training data."""
-    background = dice.pick(tuple(BACKGROUNDS))
-    kind = dice.between(0, 1)
+    background = rng.pick(tuple(BACKGROUNDS))
+    kind = rng.between(0, 1)
     if kind < 0.4:
-        return Scene((), background, digit=dice.index(10), ink=None if dice.chance(0.6) else dice.pick(COLOR_NAMES))
+        return Scene((), background, digit=rng.index(10), ink=None if rng.chance(0.6) else rng.pick(COLOR_NAMES))
     if kind < 0.8:
-        return Scene((place_one(dice, *dice.pick(SEEN)),), background)
-    stacked = dice.chance(0.5)
-    away = dice.between(7.0, 8.0), dice.between(7.0, 8.0)
+        return Scene((place_one(rng, *rng.pick(SEEN)),), background)
+    stacked = rng.chance(0.5)
+    away = rng.between(7.0, 8.0), rng.between(7.0, 8.0)
     things = []
     for side, distance in zip((-1, 1), away, strict=True):
-        across = dice.between(-5.0, 5.0)
+        across = rng.between(-5.0, 5.0)
         x, y = (across, side * distance) if stacked else (side * distance, across)
         place = ("top", "bottom")[side > 0] if stacked else ("left", "right")[side > 0]
-        size = dice.pick(("small", "medium"))
-        radius = min(dice.between(*SIZES[size]), distance - 0.4)
-        things.append(_thing(dice, *dice.pick(SEEN), size, place, SIZE / 2 + x, SIZE / 2 + y, radius))
+        size = rng.pick(("small", "medium"))
+        radius = min(rng.between(*SIZES[size]), distance - 0.4)
+        things.append(_thing(rng, *rng.pick(SEEN), size, place, SIZE / 2 + x, SIZE / 2 + y, radius))
     return Scene(tuple(things), background, stacked)
 
 
-def place_one(dice: Dice, color: str, shape: str) -> Thing:
+def place_one(rng: CounterRng, color: str, shape: str) -> Thing:
     """One shape somewhere in the picture, whole."""
-    size = dice.pick(tuple(SIZES))
-    radius = dice.between(*SIZES[size])
-    place = dice.pick(tuple(PLACES))
+    size = rng.pick(tuple(SIZES))
+    radius = rng.between(*SIZES[size])
+    place = rng.pick(tuple(PLACES))
     room = max(SIZE / 2 - 1.1 * radius, 0.0)
-    x, y = (SIZE / 2 + room * (dice.between(0.6, 1.0) * side or dice.between(-0.3, 0.3)) for side in PLACES[place])
-    return _thing(dice, color, shape, size, place, x, y, radius)
+    x, y = (SIZE / 2 + room * (rng.between(0.6, 1.0) * side or rng.between(-0.3, 0.3)) for side in PLACES[place])
+    return _thing(rng, color, shape, size, place, x, y, radius)
 
 
-def _thing(dice: Dice, color: str, shape: str, size: str, place: str, x: float, y: float, radius: float) -> Thing:
-    return Thing(color, shape, size, dice.pick(TEXTURES), place, x, y, radius, dice.between(-0.22, 0.22))
+def _thing(rng: CounterRng, color: str, shape: str, size: str, place: str, x: float, y: float, radius: float) -> Thing:
+    return Thing(color, shape, size, rng.pick(TEXTURES), place, x, y, radius, rng.between(-0.22, 0.22))
 
 
-def draw(scene: Scene, dice: Dice) -> np.ndarray:
+def draw(scene: Scene, rng: CounterRng) -> np.ndarray:
     """The picture of a scene, uint8 [32, 32, 3]."""
     if scene.digit is not None and scene.ink is None:
-        return np.repeat(scan_digit(scene.digit, dice, SIZE)[:, :, None], 3, axis=2)
-    picture = _background(scene.background, dice)
+        return np.repeat(scan_digit(scene.digit, rng, SIZE)[:, :, None], 3, axis=2)
+    picture = _background(scene.background, rng)
     if scene.digit is not None:
         assert scene.ink is not None
-        height = SIZE * dice.between(0.6, 0.95)
-        centre = SIZE / 2 + 0.4 * (SIZE - height) * np.array([dice.between(-1, 1), dice.between(-1, 1)])
-        lines = [line * height + centre for line in write_digit(scene.digit, dice)]
-        _lay(picture, ink(lines, SIZE, height * dice.between(0.08, 0.18)), paint(scene.ink, dice))
+        height = SIZE * rng.between(0.6, 0.95)
+        centre = SIZE / 2 + 0.4 * (SIZE - height) * np.array([rng.between(-1, 1), rng.between(-1, 1)])
+        lines = [line * height + centre for line in write_digit(scene.digit, rng)]
+        _lay(picture, ink(lines, SIZE, height * rng.between(0.08, 0.18)), paint(scene.ink, rng))
     for thing in scene.things:
-        _lay(picture, _cut_out(thing), _texture(thing.texture, dice) * paint(thing.color, dice))
-    grain = dice.between(0.0, 0.06)
-    picture += grain * (dice.generator.random(picture.shape, np.float32) - 0.5)
+        _lay(picture, _cut_out(thing), _texture(thing.texture, rng) * paint(thing.color, rng))
+    grain = rng.between(0.0, 0.06)
+    picture += grain * (rng.generator.random(picture.shape, np.float32) - 0.5)
     return (picture.clip(0, 1) * 255).astype(np.uint8)
 
 
-def paint(color: str, dice: Dice) -> np.ndarray:
+def paint(color: str, rng: CounterRng) -> np.ndarray:
     """One shade of a named colour, float32 [3] in 0..1."""
     hue_low, hue_high, saturation_low, saturation_high, value_low, value_high = COLORS[color]
-    hue = dice.between(hue_low, hue_high)
-    saturation = dice.between(saturation_low, saturation_high)
-    value = dice.between(value_low, value_high)
+    hue = rng.between(hue_low, hue_high)
+    saturation = rng.between(saturation_low, saturation_high)
+    value = rng.between(value_low, value_high)
     wheel = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1  # red, green, blue of a full hue
     return (value * (1 - saturation * (1 - wheel.clip(0, 1)))).astype(np.float32)
 
@@ -220,35 +220,35 @@ def _cut_out(thing: Thing) -> Image.Image:
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
-def _texture(name: str, dice: Dice) -> np.ndarray:
+def _texture(name: str, rng: CounterRng) -> np.ndarray:
     """How bright a surface is, float32 [32, 32, 1] in 0..1."""
     if name == "plain":
         return np.ones((1, 1, 1), np.float32)
-    turn, wave = dice.between(-0.6, 0.6), dice.between(1.1, 1.5)
+    turn, wave = rng.between(-0.6, 0.6), rng.between(1.1, 1.5)
     along = np.sin(wave * (np.cos(turn) * _X + np.sin(turn) * _Y))
     if name == "striped":
         dark = along > 0
     else:
         across = np.sin(wave * (np.cos(turn) * _Y - np.sin(turn) * _X))
         dark = along * across > 0 if name == "checkered" else along + across > 0.9
-    return (1 - dice.between(0.3, 0.45) * dark.astype(np.float32))[:, :, None]
+    return (1 - rng.between(0.3, 0.45) * dark.astype(np.float32))[:, :, None]
 
 
-def _background(name: str, dice: Dice) -> np.ndarray:
+def _background(name: str, rng: CounterRng) -> np.ndarray:
     """A wall nearly without colour, float32 [32, 32, 3] in 0..1: even, shaded, blotched or ruled."""
-    light = dice.between(*BACKGROUNDS[name])
-    tint = light * (1 + 0.12 * (np.array([dice.between(0, 1) for _ in range(3)], np.float32) - 0.5))
-    kind = dice.index(4)
+    light = rng.between(*BACKGROUNDS[name])
+    tint = light * (1 + 0.12 * (np.array([rng.between(0, 1) for _ in range(3)], np.float32) - 0.5))
+    kind = rng.index(4)
     if kind == 0:
         pattern = np.zeros((SIZE, SIZE), np.float32)
     elif kind == 1:
-        pattern = (dice.between(-1, 1) * _X + dice.between(-1, 1) * _Y) / (2 * SIZE)
+        pattern = (rng.between(-1, 1) * _X + rng.between(-1, 1) * _Y) / (2 * SIZE)
     elif kind == 2:
-        blotches = Image.fromarray(dice.generator.random((4, 4), np.float32) - 0.5)
+        blotches = Image.fromarray(rng.generator.random((4, 4), np.float32) - 0.5)
         pattern = np.asarray(blotches.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     else:
-        pattern = 0.25 * np.sin(dice.between(0.3, 2.0) * (_X if dice.chance(0.5) else _Y))
-    return tint + dice.between(0.1, 0.25) * pattern[:, :, None]
+        pattern = 0.25 * np.sin(rng.between(0.3, 2.0) * (_X if rng.chance(0.5) else _Y))
+    return tint + rng.between(0.1, 0.25) * pattern[:, :, None]
 
 
 class ZeroShotSet(NamedTuple):
@@ -305,8 +305,8 @@ def zero_shot_set(name: str) -> ZeroShotSet:
     stream = 1 + TASKS.index(name)
 
     def image(k: int) -> Pixels:
-        dice = Dice(k, stream)
-        return draw(Scene((place_one(dice, *pairs[k]),), dice.pick(tuple(BACKGROUNDS))), dice)
+        rng = CounterRng(k, stream)
+        return draw(Scene((place_one(rng, *pairs[k]),), rng.pick(tuple(BACKGROUNDS))), rng)
 
     names = tuple(name if isinstance(name, str) else " ".join(name) for name in classnames)
     return ZeroShotSet(names, templates, labels, image, "fresh")

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip_lightning.data.scenes.choices import Dice
+from clip_lightning.data.order.counter_rng import CounterRng
 
 PER_SEGMENT = 4  # straight pieces between two control points
 OVERSAMPLING = 4
@@ -100,16 +100,16 @@ def _strokes(digit: int, form: int) -> tuple[np.ndarray, ...]:
     )
 
 
-def write_digit(digit: int, dice: Dice) -> list[np.ndarray]:
+def write_digit(digit: int, rng: CounterRng) -> list[np.ndarray]:
     """The lines that a hand draws for a digit, float64 [points, 2] each, about 1 high.
 
-    Drawn by `dice`: the form, the shake of every control point, the digit's width, its slant and its tilt.
+    Drawn by `rng`: the form, the shake of every control point, the digit's width, its slant and its tilt.
     """
-    strokes = _strokes(digit, dice.index(len(FORMS[digit])))
-    width, slant, tilt = dice.between(0.45, 0.95), dice.between(-0.2, 0.45), dice.between(-0.12, 0.12)
+    strokes = _strokes(digit, rng.index(len(FORMS[digit])))
+    width, slant, tilt = rng.between(0.45, 0.95), rng.between(-0.2, 0.45), rng.between(-0.12, 0.12)
     hand = np.array([[width, 0.0], [-slant, 1.0]]) @ np.array([[1.0, tilt], [-tilt, 1.0]])
-    shake = dice.between(0.01, 0.05)
-    shaken = [points + shake * dice.generator.standard_normal(points.shape) for points in strokes]
+    shake = rng.between(0.01, 0.05)
+    shaken = [points + shake * rng.generator.standard_normal(points.shape) for points in strokes]
     return [spline(len(points)) @ points @ hand for points in shaken]
 
 
@@ -126,21 +126,21 @@ def ink(lines: list[np.ndarray], size: int, pen: float) -> Image.Image:
     return paper.reduce(OVERSAMPLING)
 
 
-def scan_digit(digit: int, dice: Dice, size: int) -> np.ndarray:
+def scan_digit(digit: int, rng: CounterRng, size: int) -> np.ndarray:
     """A digit as optical character recognition sees it: fitted to the frame by its height, often coarse.
 
     Forms of the tax and postal trade are scanned, cut out by the bounding box and reduced to few pixels (Garris et al.,
     "NIST form-based handprint recognition system", 1994). Returns ink, uint8 [size, size].
     """
-    lines = write_digit(digit, dice)
-    pen = size * dice.between(0.08, 0.2)
+    lines = write_digit(digit, rng)
+    pen = size * rng.between(0.08, 0.2)
     points = np.concatenate(lines)
     low, high = points.min(0), points.max(0)
     wide, tall = np.maximum(high - low, 1e-6)
-    scale = min((size - pen) / wide, (size * dice.between(0.9, 1.03) - pen) / tall)
-    centre = size / 2 + size * np.array([dice.between(-0.06, 0.06), dice.between(-0.03, 0.03)])
+    scale = min((size - pen) / wide, (size * rng.between(0.9, 1.03) - pen) / tall)
+    centre = size / 2 + size * np.array([rng.between(-0.06, 0.06), rng.between(-0.03, 0.03)])
     scan = ink([(line - (low + high) / 2) * scale + centre for line in lines], size, pen)
-    coarse = dice.pick((1, 2, 4, 4, 4))
+    coarse = rng.pick((1, 2, 4, 4, 4))
     if coarse > 1:
         scan = scan.reduce(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(scan)

@@ -1,4 +1,4 @@
-"""The card of a run: what is printed before the first step. Values in, lines out."""
+"""The banner of a run: what is printed before the first step. Values in, lines out."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ _NO_SETTINGS = ("runs", "fresh", "dry_run")
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """What a card shows besides the config and the preflight.
+class BannerFacts:
+    """What a banner shows besides the config and the preflight.
 
     Attributes:
         state: new, or "resumed at 51.2k samples".
@@ -35,8 +35,8 @@ class CardFacts:
     argv: Sequence[str]
 
 
-def card(config: Config, found: Plan, facts: CardFacts) -> str:
-    """The lines of the card."""
+def banner(config: Config, found: Plan, facts: BannerFacts) -> str:
+    """The lines of the banner."""
     head = f"clip_lightning {version('clip-lightning')}  {facts.commit}"
     run = f"run {facts.run}  [{facts.state}]"
     lines = [
@@ -91,7 +91,7 @@ def _phases(found: Plan) -> list[str]:
     return ["phases   " + " | ".join(shown)]
 
 
-def _machine(config: Config, found: Plan, facts: CardFacts) -> str:
+def _machine(config: Config, found: Plan, facts: BannerFacts) -> str:
     cluster = config.cluster
     ranks = cluster.nodes * cluster.devices
     share = config.compute.global_batch // ranks

@@ -63,7 +63,7 @@ class Summary:
             "cut_captions": mean(self.records, "cut_captions"),
             "restarts": self.restarts,
             "skipped_steps": last_value(self.records, "skipped_steps"),
-            "rollbacks": len(values(self.records, "passed_over")),
+            "rollbacks": len(values(self.records, "skip_windows")),
             "bad_samples": dict(self.bad_samples),
         }
 

@@ -32,7 +32,7 @@ class Costs:
     peak_flops: float | None
 
 
-class Meter(Callback):
+class Throughput(Callback):
     """Gives an `Interval` and records every `every` samples, and at the end of training; goes before other callbacks.
 
     Attributes:

@@ -19,7 +19,7 @@ from clip_lightning.run.directory import directory_of
 from clip_lightning.run.hardware import Device, device_of, uses_gpu
 from clip_lightning.run.plan.memory import Memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, plan
-from clip_lightning.run.plan.step_benchmark import INSTEAD, Trial, try_step
+from clip_lightning.run.plan.step_benchmark import INSTEAD, StepBenchmark, benchmark_step
 from clip_lightning.run.session import quiet_libraries
 
 # Published contrastive training reaches 9 to 39 % of an A100's peak: open_clip's runs (LAION scaling-laws-openclip,
@@ -51,9 +51,9 @@ def dry_run(config: Config, card: Callable[[Plan], str]) -> int:
     found, device = plan(config), device_of(config.cluster)
     print(f"{card(found)}\n\n{_counts(config, found, device)}", flush=True)
     problems = memory_problems(config, found.memory, device)
-    trial = _NOT_FITTING if problems else try_step(config, found, device)
-    estimate = expected(config, found.total_flops, device, trial)
-    print(aligned([("one step", _trial_words(trial, device)), ("time", _time_words(config, estimate))]))
+    benchmark = _NOT_FITTING if problems else benchmark_step(config, found, device)
+    estimate = expected(config, found.total_flops, device, benchmark)
+    print(aligned([("one step", _benchmark_words(benchmark, device)), ("time", _time_words(config, estimate))]))
     if problems:
         raise UserError(*problems)
     return 0
@@ -67,7 +67,7 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
     quiet_libraries()
     lines = [("parameters", "samples", "steps", "FLOPs up to", "GiB/process", "device-hours", "settings")]
     problems: list[str] = []
-    trials: dict[str, Trial | str] = {}
+    benchmarks: dict[str, StepBenchmark | str] = {}
     estimates: list[Estimate] = []
     flops = 0.0
     for cell in cells:
@@ -81,8 +81,8 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
             lines.append(("-", "-", "-", "-", "-", "-", f"{name}  (refused)"))
             continue
         problems += [f"{name}: {problem}" for problem in refused]
-        trial = "refused" if refused else _trial_of_its_kind(config, found, device, trials)
-        estimate = expected(config, found.total_flops, device, trial)
+        benchmark = "refused" if refused else _benchmark_of_its_kind(config, found, device, benchmarks)
+        estimate = expected(config, found.total_flops, device, benchmark)
         estimates.append(estimate)
         flops += found.total_flops
         total, hours = found.lengths.total, _hours_shown(estimate.device_hours)
@@ -98,16 +98,18 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
     return 0
 
 
-def _trial_of_its_kind(config: Config, found: Plan, device: Device, trials: dict[str, Trial | str]) -> Trial | str:
+def _benchmark_of_its_kind(
+    config: Config, found: Plan, device: Device, benchmarks: dict[str, StepBenchmark | str]
+) -> StepBenchmark | str:
     """A step of one model, batch and machine is tried once for all cells that have them."""
     compute = config.compute
     kind = f"{config.model} {config.loss} {config.cluster} {compute.global_batch} {compute.precision}"
-    if kind not in trials:
-        trial = try_step(config, found, device)
-        if isinstance(trial, Trial) or trial not in trials.values():
-            print(f"one step of {identity.model_name(config)}  {_trial_words(trial, device)}", flush=True)
-        trials[kind] = trial
-    return trials[kind]
+    if kind not in benchmarks:
+        benchmark = benchmark_step(config, found, device)
+        if isinstance(benchmark, StepBenchmark) or benchmark not in benchmarks.values():
+            print(f"one step of {identity.model_name(config)}  {_benchmark_words(benchmark, device)}", flush=True)
+        benchmarks[kind] = benchmark
+    return benchmarks[kind]
 
 
 def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]:
@@ -129,11 +131,11 @@ def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]
     ]
 
 
-def expected(config: Config, flops: float, device: Device, trial: Trial | str) -> Estimate:
-    """Hours of a run: at the stated share of the peak, else at the pace of the trial, else at an assumed share."""
+def expected(config: Config, flops: float, device: Device, benchmark: StepBenchmark | str) -> Estimate:
+    """Hours of a run: at the stated share of the peak, else at the pace of the benchmark, else at an assumed share."""
     mfu, peak = config.cluster.assumed_mfu, device.peak_flops
-    if isinstance(trial, Trial) and mfu is None:
-        hours = flops / trial.flops_per_second / 3600
+    if isinstance(benchmark, StepBenchmark) and mfu is None:
+        hours = flops / benchmark.flops_per_second / 3600
         if not uses_gpu(config.cluster.accelerator):  # the step had all cores of its machine
             hours *= config.cluster.devices
         return Estimate(hours, "measured in that step; reading data, evaluation and communication left out")
@@ -188,14 +190,15 @@ def _free_disk(config: Config) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _trial_words(trial: Trial | str, device: Device) -> str:
-    if isinstance(trial, str):
-        return trial
-    pieces = f" in {trial.pieces} micro-batches" if trial.pieces > 1 else ""
-    share = f" = {percent(trial.flops_per_second / device.peak_flops)} MFU" if device.peak_flops else ""
+def _benchmark_words(benchmark: StepBenchmark | str, device: Device) -> str:
+    if isinstance(benchmark, str):
+        return benchmark
+    pieces = f" in {benchmark.pieces} micro-batches" if benchmark.pieces > 1 else ""
+    share = f" = {percent(benchmark.flops_per_second / device.peak_flops)} MFU" if device.peak_flops else ""
     return (
-        f"done: {trial.pairs:,} made-up pairs{pieces} in {trial.seconds:.3g} s, {trial.flops_per_second / 1e9:.3g} "
-        f"GFLOP/s{share} on {device.name}; loss {trial.loss:.3f}, {trial.memory_gib:.2f} GiB"
+        f"done: {benchmark.pairs:,} made-up pairs{pieces} in {benchmark.seconds:.3g} s, "
+        f"{benchmark.flops_per_second / 1e9:.3g} GFLOP/s{share} on {device.name}; loss {benchmark.loss:.3f},"
+        f" {benchmark.memory_gib:.2f} GiB"
     )
 
 

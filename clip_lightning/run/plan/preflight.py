@@ -115,24 +115,24 @@ def preflight(config: Config) -> Preflight:
 
 def plan(config: Config) -> Plan:
     """The same, of a dry run without its data too; raises the same errors."""
-    trials = _Trials()
+    attempts = _Trials()
     has_data = not data_places.counts_as_published(config)
-    datamodule = trials.run(lambda: build_datamodule(config)) if has_data else None
-    tasks = trials.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
-    model = trials.run(lambda: build_on_meta(config))
-    trials.run(lambda: build_loss(config.loss))
-    teacher = trials.run(lambda: find_teacher(config)) if config.loss.teacher else None
-    tracking = trials.run(lambda: wandb_mode(config.tracker))
+    datamodule = attempts.run(lambda: build_datamodule(config)) if has_data else None
+    tasks = attempts.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
+    model = attempts.run(lambda: build_on_meta(config))
+    attempts.run(lambda: build_loss(config.loss))
+    teacher = attempts.run(lambda: find_teacher(config)) if config.loss.teacher else None
+    tracking = attempts.run(lambda: wandb_mode(config.tracker))
     if config.model.text.tokenizer.kind != "trained":
-        trials.run(lambda: build_tokenizer(config.model.text, None, None))
+        attempts.run(lambda: build_tokenizer(config.model.text, None, None))
     pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
-    lengths, phases = (trials.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
-    flops = trials.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
+    lengths, phases = (attempts.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
+    flops = attempts.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
     if flops:  # a size that a tower cannot take is told already
-        trials.run(lambda: check_draws(config, phases))
-    trials.finish()
+        attempts.run(lambda: check_draws(config, phases))
+    attempts.finish()
     if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
-        raise AssertionError("every trial that told no problem has a result")
+        raise AssertionError("every attempt that told no problem has a result")
     counted = Plan(
         epoch_samples=pairs,
         has_data=has_data,
@@ -143,7 +143,7 @@ def plan(config: Config) -> Plan:
         text_flops=count_text(config.model),
         is_locked=(config.model.vision.locked, config.model.text.locked),
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
-        num_checks=trials.count,
+        num_checks=attempts.count,
     )
     return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks, wandb=tracking) if datamodule else counted
 

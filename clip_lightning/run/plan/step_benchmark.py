@@ -35,7 +35,7 @@ INSTEAD = "forward and backward pass were done on fake tensors instead"
 
 
 @dataclass(frozen=True)
-class Trial:
+class StepBenchmark:
     """A step that was done.
 
     Attributes:
@@ -53,7 +53,7 @@ class Trial:
     loss: float
 
 
-def try_step(config: Config, found: Plan, device: Device) -> Trial | str:
+def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark | str:
     """Tries a step, or says in a few words why it was left out."""
     if not device.is_here:
         return f"not tried: the device is not here; {INSTEAD}"
@@ -86,7 +86,7 @@ def try_step(config: Config, found: Plan, device: Device) -> Trial | str:
         return f"tried, and the loss of random pairs is {loss}"
     seconds = min(clock.seconds)
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    return Trial(pairs, pieces, seconds, flops * pairs / seconds, max(0.0, memory - before * on_cpu), loss)
+    return StepBenchmark(pairs, pieces, seconds, flops * pairs / seconds, max(0.0, memory - before * on_cpu), loss)
 
 
 def resident_gib() -> float:
@@ -134,7 +134,7 @@ def _wait(module: ClipModule) -> None:
 
 
 def _on_one_device(config: Config, flops: float) -> tuple[Config, int]:
-    """The config of the trial, and of how many micro-batches it is: two where the run accumulates them."""
+    """The config of the benchmark, and of how many micro-batches it is: two where the run accumulates them."""
     small = copy.deepcopy(config)
     share, micro_batch = pairs_of_rank(config)
     pieces = 1 if micro_batch == share else 2

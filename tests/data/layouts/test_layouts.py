@@ -213,7 +213,7 @@ def test_a_users_own_layout_is_named_by_target(
     made = module(None, _target_="my_data.Mine", options={"count": 20}, total_samples=40)
     rows = [row for batch in made.train_dataloader() for row in rows_of(batch)]
     assert sorted(row[1] for row in rows) == sorted([*range(20)] * 2)
-    with pytest.raises(DataError, match=r"gives no clip_lightning\.data\.layout\.Layout"):
+    with pytest.raises(DataError, match=r"gives no clip_lightning\.data\.layouts\.layout\.Layout"):
         module(None, _target_="my_data.wrong")
     for target in ("my_data.none", "no_such_package.Mine", "nodots"):
         with pytest.raises(UserError, match="cannot be imported"):

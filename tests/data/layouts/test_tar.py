@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from clip_lightning.config.schema import DataConfig
+from clip_lightning.data import index as index_command
 from clip_lightning.data.layouts import index
 from clip_lightning.data.layouts.layout import build_layout
 from clip_lightning.data.layouts.tar import Tars
@@ -279,9 +280,9 @@ def test_the_index_runs_as_a_command_in_parallel(
     shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(index, "_SMALL", 0)
-    assert index.main([str(shards), "--workers", "2"]) == 0
+    assert index_command.main([str(shards), "--workers", "2"]) == 0
     assert "59 samples in 5 shards; left out: none" in capsys.readouterr().out
-    assert index.main([str(shards / "nowhere")]) == 1
+    assert index_command.main([str(shards / "nowhere")]) == 1
     assert "does not exist" in capsys.readouterr().err
 
 

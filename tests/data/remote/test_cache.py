@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from clip_lightning.config.schema import CacheConfig, DataConfig
+from clip_lightning.data import index as index_command
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.layouts import index
 from clip_lightning.data.layouts.layout import build_layout
 from clip_lightning.data.layouts.tar import Tars
 from clip_lightning.data.remote.cache import ShardCache
@@ -166,7 +166,7 @@ def test_a_shard_that_changed_in_its_store_is_not_mixed_with_the_old_one(
 
 
 def test_remote_shards_are_indexed_by_command(remote: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert index.main([remote, "--index-folder", str(tmp_path / "cache")]) == 0
+    assert index_command.main([remote, "--index-folder", str(tmp_path / "cache")]) == 0
     assert "59 samples in 5 shards; left out: none" in capsys.readouterr().out
     assert len(list((tmp_path / "cache/index").glob("*.idx"))) == 5
 

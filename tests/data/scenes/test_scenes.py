@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clip_lightning.data.order.counter_rng import CounterRng
 from clip_lightning.data.scenes import scenes
 from clip_lightning.data.scenes.captions import DIGIT_NAMES
-from clip_lightning.data.scenes.choices import Dice
 from clip_lightning.data.scenes.strokes import FORMS, ink, write_digit
 
 LAYOUT = scenes.Scenes()
@@ -23,7 +23,7 @@ SAID = re.compile(
 
 
 def scene(k: int) -> scenes.Scene:
-    return scenes.compose(Dice(k, scenes.TRAINING))
+    return scenes.compose(CounterRng(k, scenes.TRAINING))
 
 
 def pairs_said(caption: str) -> set[tuple[str, str]]:
@@ -103,9 +103,9 @@ def test_places_in_captions_are_where_things_are() -> None:
 def test_a_shape_has_the_color_that_it_is_said_to_have(color: str) -> None:
     low, high = scenes.COLORS[color][:2]
     for shape in scenes.SHAPES:
-        dice = Dice(7, 99)
-        thing = scenes.place_one(dice, color, shape)
-        picture = scenes.draw(scenes.Scene((thing,), "gray"), dice).astype(np.float64) / 255
+        rng = CounterRng(7, 99)
+        thing = scenes.place_one(rng, color, shape)
+        picture = scenes.draw(scenes.Scene((thing,), "gray"), rng).astype(np.float64) / 255
         largest, smallest = picture.max(2), picture.min(2)
         red, green, blue = np.moveaxis(picture, 2, 0)
         spread = np.maximum(largest - smallest, 1e-9)
@@ -122,7 +122,9 @@ def test_a_shape_has_the_color_that_it_is_said_to_have(color: str) -> None:
 def test_every_form_of_every_digit_leaves_ink_of_its_own() -> None:
     for digit, forms in enumerate(FORMS):
         assert len(forms) >= 3
-        drawn = {ink([line * 20 + 16 for line in write_digit(digit, Dice(k, 5))], 32, 2.5).tobytes() for k in range(20)}
+        drawn = {
+            ink([line * 20 + 16 for line in write_digit(digit, CounterRng(k, 5))], 32, 2.5).tobytes() for k in range(20)
+        }
         assert len(drawn) == 20
 
 
