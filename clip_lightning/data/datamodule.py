@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +26,7 @@ from clip_lightning.data.layouts.mixture import build_order
 from clip_lightning.data.order.order import BucketedOrder
 from clip_lightning.data.order.skip_windows import SkipWindow, positions_of
 from clip_lightning.data.remote.prefetch import Prefetcher
+from clip_lightning.distributed import rank_and_world
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.tokenizer import Tokenizer
 
@@ -261,13 +261,6 @@ def joined(batches: list[Batch], pad_id: int) -> Batch:
     tokens = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=pad_id) for t in columns[1]]
     images, lengths, sample_ids, positions = (torch.cat(columns[k]) for k in (0, 2, 3, 4))
     return Batch(images, torch.cat(tokens), lengths, sample_ids, positions, sum(columns[5]))
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks: 0 and 1 where nothing is distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _loader(pieces: TrainingPieces, indices: range, workers: int) -> DataLoader[Any]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clip_lightning.distributed import all_reduce_sum
+from clip_lightning.distributed import all_reduce_sum, padded_share
 from clip_lightning.evaluation.inference import refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
-from clip_lightning.evaluation.ranks import share
 from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer
 
@@ -34,7 +33,7 @@ class ClassifierBuilder:
 
         Raises UserError when a feature is NaN or infinite.
         """
-        classes, num_counted = share(len(self.classnames))
+        classes, num_counted = padded_share(len(self.classnames))
         if self._encoded_for is None or self._encoded_for[0] is not tokenizer or self._encoded_for[1] != classes:
             self._batches = self._encode(tokenizer, [self.classnames[k] for k in classes])
             self._encoded_for = tokenizer, classes

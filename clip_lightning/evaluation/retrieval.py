@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clip_lightning.data.batches import Batch
+from clip_lightning.distributed import gather_rows
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import normal_interval, ranks_of, wilson
-from clip_lightning.evaluation.ranks import gather_rows
 from clip_lightning.evaluation.zero_shot import CACHE_BYTES
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record

@@ -11,11 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from clip_lightning.distributed import all_reduce_sum
+from clip_lightning.distributed import all_reduce_sum, padded_share
 from clip_lightning.evaluation.classifier import ClassifierBuilder
 from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import ClassCounts
-from clip_lightning.evaluation.ranks import share
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
@@ -54,7 +53,7 @@ class ZeroShotEvaluator:
 
         Raises UserError when features are NaN or infinite, DataError when an image cannot be read.
         """
-        samples, num_counted = share(self.task.num_samples)
+        samples, num_counted = padded_share(self.task.num_samples)
         labels = torch.as_tensor(self.task.labels)[samples].to(device)
         counts = ClassCounts(len(self.task.classnames), device)
         broken = torch.zeros((), dtype=torch.int64, device=device)

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from clip_lightning.distributed import exchange
+
 
 class Ranks:
     """This rank among those that write.
@@ -32,6 +34,4 @@ class Ranks:
         """Every rank's value, rank after rank; waits for all of them."""
         if self._group is None:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        return exchange(value, self._group)

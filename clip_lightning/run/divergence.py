@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from clip_lightning.config.schema import ComputeConfig
 from clip_lightning.data.order.skip_windows import SkipWindow, positions_of
+from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.nan_guard import DivergenceError
 
@@ -84,11 +85,8 @@ def roll_back(
 def _write(path: Path, divergence: DivergenceError, window: SkipWindow | None) -> None:
     """Adds a line: the steps with their numbers and the sample ids of all ranks, in the order of the global batch."""
     own = [None if step.sample_ids is None else step.sample_ids.tolist() for step in divergence.steps]
-    of_ranks = [own]
-    if dist.is_initialized():
-        of_ranks = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(of_ranks, own)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    of_ranks = exchange(own)
+    if rank_and_world()[0] == 0:
         steps = [
             {
                 "samples_seen": step.samples_seen,

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
+from clip_lightning.distributed import exchange
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -290,8 +290,4 @@ def quiet_libraries() -> None:
 
 
 def _all_bad_samples(datamodule: ContrastiveDataModule) -> Counter[str]:
-    counts = [datamodule.bad_samples]
-    if dist.is_initialized():
-        counts *= dist.get_world_size()
-        dist.all_gather_object(counts, datamodule.bad_samples)
-    return sum(counts, Counter())
+    return sum(exchange(datamodule.bad_samples), Counter())

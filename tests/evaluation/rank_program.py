@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from conftest import CharacterTokenizer, SmallTowers, make_pairs, make_task
 
-from clip_lightning.evaluation.ranks import share
+from clip_lightning.distributed import padded_share
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 
@@ -22,7 +22,7 @@ def evaluate(rank: int, world: int, folder: Path) -> None:
     model, tokenizer, device = SmallTowers(), CharacterTokenizer(), torch.device("cpu")
     zero_shot = ZeroShotEvaluator(make_task(num_samples=103), 8, batch=20)
     few_images = ZeroShotEvaluator(make_task(num_samples=1, num_classes=2), 8)
-    ids, num_counted = share(50)
+    ids, num_counted = padded_share(50)
     pairs = RetrievalEvaluator(make_pairs(ids[:num_counted], batch=8), candidates=16)
     records = [
         record for evaluator in (zero_shot, few_images, pairs) for record in evaluator.run(model, tokenizer, device)

@@ -7,10 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from clip_lightning.evaluation import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -30,17 +26,3 @@ def test_two_ranks_give_the_records_of_one(tmp_path: Path, root: Path) -> None:
         if one["what"].startswith("val_loss"):
             one |= {key: pytest.approx(one[key], rel=1e-6) for key in ("value", "low", "high")}
         assert two == one
-
-
-@given(num_items=st.integers(1, 200), world=st.integers(1, 9))
-def test_shares_are_equally_long_and_count_each_item_once(num_items: int, world: int) -> None:
-    counted: list[int] = []
-    lengths = set()
-    for rank in range(world):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ranks, "rank_and_world", lambda rank=rank: (rank, world))
-            items, num_counted = ranks.share(num_items)
-        counted += items[:num_counted]
-        lengths.add(len(items))
-    assert sorted(counted) == list(range(num_items))
-    assert len(lengths) == 1
