@@ -9,7 +9,7 @@ Evaluation knows no phases: it has the model's own size and every patch.
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clip_lightning.config import duration
 from clip_lightning.config.schema import Config, PhaseConfig, VisionConfig
@@ -39,6 +39,12 @@ def phases_of(config: Config, *, total_samples: int, epoch_samples: int | None) 
         raise UserError(*problems)
     own, *found = _resolved(config, total_samples, epoch_samples)
     return found if found and not found[0].start else [own, *found]
+
+
+def phase_sizes(config: Config) -> list[Phase]:
+    """What a model has to be built for: the model's own values and those of every phase, all with start 0."""
+    own = _own(config)
+    return [own, *(own._replace(**_set_values(phase)) for phase in config.compute.phases)]
 
 
 def phase_at(phases: Sequence[Phase], position: int) -> Phase:
@@ -90,17 +96,25 @@ def order_problems(config: Config, total_samples: int, epoch_samples: int | None
             yield f"{named} has no effect: nothing differs from what holds before it; leave it out"
 
 
+def _own(config: Config) -> Phase:
+    """The model's own values, from sample 0 on."""
+    vision = config.model.vision
+    return Phase(0, vision.image_size, config.model.text.context_length, vision.patch_dropout)
+
+
+def _set_values(phase: PhaseConfig) -> dict[str, Any]:
+    return {name: value for name in Phase._fields[1:] if (value := getattr(phase, name)) is not None}
+
+
 def _resolved(config: Config, total_samples: int, epoch_samples: int | None) -> list[Phase]:
     """The model's own values, and then every phase with its start in samples."""
-    model, batch = config.model, config.compute.global_batch
-    own = Phase(0, model.vision.image_size, model.text.context_length, model.vision.patch_dropout)
+    batch, own = config.compute.global_batch, _own(config)
     found = [own]
     for phase in config.compute.phases:
         start = duration.to_samples(
             phase.start, global_batch=batch, epoch_samples=epoch_samples, total_samples=total_samples
         )
-        set_here = {name: value for name in Phase._fields[1:] if (value := getattr(phase, name)) is not None}
-        found.append(own._replace(start=start, **set_here))
+        found.append(own._replace(start=start, **_set_values(phase)))
     return found
 
 

@@ -4,6 +4,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from clip_lightning.config.lengths import resolve_lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.tasks import build_tasks
@@ -11,7 +12,7 @@ from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.plan.preflight import build_datamodule, lengths_of, prepare_tokenizer
+from clip_lightning.run.plan.preflight import build_datamodule, prepare_tokenizer
 from clip_lightning.run.session import Session, Sink
 from clip_lightning.slurm import tasks as slurm_tasks
 
@@ -23,7 +24,7 @@ def follow(config: Config, path: Path) -> int:
     error, and rank 0 may still be writing.
     """
     datamodule = build_datamodule(config)
-    lengths = lengths_of(config, datamodule.num_samples)
+    lengths = resolve_lengths(config, datamodule.num_samples)
     tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
     tokenizer = prepare_tokenizer(config, path / "tokenizer", datamodule)
     folder = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)

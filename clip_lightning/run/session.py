@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -37,7 +38,6 @@ from clip_lightning.run.console.throughput import Costs, Throughput
 from clip_lightning.run.divergence import Rollback, roll_back
 from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import cores_per_rank, uses_gpu
-from clip_lightning.run.plan.preflight import Lengths
 from clip_lightning.slurm import environment as slurm_environment
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
@@ -173,7 +173,7 @@ class Session:
         windows: tuple[SkipWindow, ...],
     ) -> _Fit:
         config, datamodule = self.config, self.datamodule
-        module = ClipModule(config, total_samples=self.lengths.total, epoch_samples=datamodule.num_samples)
+        module = ClipModule(config, self.lengths)
         if config.cluster.cache_locked:
             module.locked.keep_in(self.path / LOCKED, int(datamodule.layout.shard_sizes.sum()))
         module.skip_windows = windows

@@ -18,7 +18,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from clip_lightning.config.phases import phase_at, phases_of
+from clip_lightning.config.lengths import Lengths, resolve_lengths
+from clip_lightning.config.phases import phase_at, phase_sizes, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -87,6 +88,7 @@ class ClipModule(LightningModule):
 
     Attributes:
         model: the towers and the scale.
+        lengths: of the run, in samples; set before the first step.
         samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
         skip_windows: windows of the data that the run leaves out; likewise.
         last_step: numbers of the newest step.
@@ -97,25 +99,30 @@ class ClipModule(LightningModule):
     """
 
     last_step: StepMetrics
+    lengths: Lengths
 
-    def __init__(self, config: Config, *, total_samples: int, epoch_samples: int) -> None:
-        """Args: total_samples: of the run. epoch_samples: training pairs of an epoch.
+    def __init__(self, config: Config, lengths: Lengths | None = None) -> None:
+        """Builds the model on the CPU.
 
-        Raises: UserError for what cannot be built or does not fit.
+        Args:
+            lengths: of the run; None: resolved when a fit starts, from the pairs that the data module has counted.
+
+        Raises:
+            UserError: something cannot be built or does not fit.
         """
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.total_samples, self.epoch_samples = config, total_samples, epoch_samples
+        self.config = config
         self.global_batch = config.compute.global_batch
         self.samples_seen = 0
-        self.phases = phases_of(config, total_samples=total_samples, epoch_samples=epoch_samples)
         with torch.random.fork_rng(devices=[]):  # all is built on the CPU
             torch.manual_seed(config.compute.seed)
-            self.model: CLIP = build_clip(config.model, config.loss, self.phases).to(memory_format=torch.channels_last)
+            self.model: CLIP = build_clip(config.model, config.loss, phase_sizes(config)).to(
+                memory_format=torch.channels_last
+            )
         check_padding(self.model.text, config.model.text)
         self.loss = build_loss(config.loss)
         self.teacher = Teacher(find_teacher(config)) if needs_teacher(self.loss) else None
-        self.schedule = build_schedule(config.compute, total_samples=total_samples, epoch_samples=epoch_samples)
         self.micro_batch = config.cluster.micro_batch
         self._halved_micro_batch: int | None = None
         self.guard = build_guard(config.compute)
@@ -136,6 +143,24 @@ class ClipModule(LightningModule):
         self.locked = LockedTowers(self.model)
         self.lengths_on_host = self._samples_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
+        if lengths is not None:
+            self._set_lengths(lengths)
+
+    def _set_lengths(self, lengths: Lengths) -> None:
+        self.lengths = lengths
+        self.phases = phases_of(self.config, total_samples=lengths.total, epoch_samples=lengths.epoch_samples)
+        self.schedule = build_schedule(
+            self.config.compute, total_samples=lengths.total, epoch_samples=lengths.epoch_samples
+        )
+
+    def setup(self, stage: str) -> None:
+        """Resolves the run's lengths where the constructor had none. Raises: UserError without a data module."""
+        if hasattr(self, "lengths"):
+            return
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            raise UserError("ClipModule has no lengths: call fit(module, datamodule), or pass ClipModule its lengths")
+        self._set_lengths(resolve_lengths(self.config, datamodule.num_samples))
 
     def configure_model(self) -> None:
         """Hands the model to a strategy that shards it."""
@@ -258,7 +283,7 @@ class ClipModule(LightningModule):
                 f"a rank's share has {len(batch.images)} pairs instead of {expected}, "
                 f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
             )
-        keys = sample_keys(self.config.compute.seed, batch.positions // self.epoch_samples, batch.sample_ids)
+        keys = sample_keys(self.config.compute.seed, batch.positions // self.lengths.epoch_samples, batch.sample_ids)
         return Pairs(batch.images, batch.tokens, batch.lengths, keys, self.lengths_on_host, self._samples_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:

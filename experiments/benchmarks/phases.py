@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.phases import phase_at
 from clip_lightning.config.schema import ClusterConfig, ComputeConfig, Config, OptimizerConfig, PhaseConfig
 from clip_lightning.data.batches import Batch
@@ -86,7 +87,7 @@ def rows(settings: argparse.Namespace) -> Iterator[Row]:
         model=model, compute=compute, optimizer=optimizer, loss=loss, cluster=ClusterConfig(name="benchmark")
     )
     samples = num_steps * settings.batch
-    module, times = ClipModule(config, total_samples=samples, epoch_samples=samples), _Clock()
+    module, times = ClipModule(config, Lengths(samples, samples)), _Clock()
     trainer = Trainer(
         accelerator=DEVICE.type, devices=1, max_epochs=1, callbacks=[times], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

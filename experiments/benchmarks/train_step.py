@@ -25,6 +25,7 @@ from open_clip_train.train import train_one_epoch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import ClusterConfig, ComputeConfig, Config, OptimizerConfig
 from clip_lightning.data.batches import Batch
 from clip_lightning.model.convert.open_clip import convert
@@ -196,7 +197,7 @@ def compare(case: Case, num_steps: int) -> Iterator[Row]:
         cluster=ClusterConfig(name="benchmark"),
     )
     samples = num_steps * case.batch
-    module = _Timed(config, total_samples=samples, epoch_samples=samples)
+    module = _Timed(config, Lengths(samples, samples))
     state = open_clip.create_model(PEERS[case.model]).state_dict()
     module.model.load_state_dict(convert(state))
     is_dear = case.full_length or case.precision == "fp32"  # dear, and the fused peer is seen elsewhere

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from clip_lightning.config import compose
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import (
     ClusterConfig,
     ComputeConfig,
@@ -135,8 +136,8 @@ class Stream(IterableDataset[Batch]):
 class Recorder(ClipModule):
     """Keeps the numbers of every step and the first step's gradients before clipping."""
 
-    def __init__(self, config: Config, **lengths: int) -> None:
-        super().__init__(config, **lengths)
+    def __init__(self, config: Config, lengths: Lengths | None = None) -> None:
+        super().__init__(config, lengths)
         self.steps: list[StepMetrics] = []
         self.gradients: dict[str, torch.Tensor] = {}
 
@@ -152,7 +153,7 @@ class Recorder(ClipModule):
 
 
 def small_module(config: Config, num_steps: int = 20) -> Recorder:
-    return Recorder(config, total_samples=num_steps * GLOBAL_BATCH, epoch_samples=EPOCH)
+    return Recorder(config, Lengths(num_steps * GLOBAL_BATCH, EPOCH))
 
 
 def fit(module: Recorder, stream: IterableDataset[Batch], strategy: Any = "auto", **trainer: Any) -> Trainer:

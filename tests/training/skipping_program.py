@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.data.batches import Batch
 from clip_lightning.parallel import strategy
 from clip_lightning.parallel.fsdp import whole
@@ -48,7 +49,7 @@ def run_rank(rank: int, folder: str, name: str) -> None:
     config.cluster.strategy, config.cluster.devices = name, 2
     spread: Any = strategy.build(config.cluster)
     spread.cluster_environment = _Started(rank, 2)
-    module = Watched(config, total_samples=STEPS * GLOBAL_BATCH, epoch_samples=40)
+    module = Watched(config, Lengths(STEPS * GLOBAL_BATCH, 40))
     fit(module, Stream(0, STEPS), spread, devices=2)
     found = {
         "states": module.kept,

@@ -14,6 +14,7 @@ from open_clip_train.train import train_one_epoch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import Features
@@ -67,7 +68,7 @@ class Floats(IterableDataset[Batch]):
 def test_twenty_steps_give_open_clips_losses() -> None:
     config = small_config(duration=f"{NUM_STEPS} steps", gradient_clip=1.0)
     config.model = small("vit_b32")
-    module = Recorder(config, total_samples=NUM_STEPS * GLOBAL_BATCH, epoch_samples=1000)
+    module = Recorder(config, Lengths(NUM_STEPS * GLOBAL_BATCH, 1000))
     towers, peer = loaded_pair("vit_b32")
     module.model.load_state_dict(towers.state_dict())
     fit(module, Floats())
@@ -244,10 +245,10 @@ class SmallMemory(Recorder):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
-    lengths = {"total_samples": NUM_STEPS * GLOBAL_BATCH, "epoch_samples": 40}
+    lengths = Lengths(NUM_STEPS * GLOBAL_BATCH, 40)
     config = small_config()
     config.model.vision.patch_dropout = 0.4
-    small, large = SmallMemory(config, **lengths), Recorder(config, **lengths)
+    small, large = SmallMemory(config, lengths), Recorder(config, lengths)
     with pytest.warns(UserWarning, match="going on with 6"):
         fit(small, Stream(0, 2))
     fit(large, Stream(0, 2))
@@ -255,13 +256,13 @@ def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
     assert small.micro_batch == 6
     kept: dict[str, Any] = {}
     small.on_save_checkpoint(kept)
-    resumed = Recorder(config, **lengths)
+    resumed = Recorder(config, lengths)
     resumed.on_load_checkpoint(kept)
     assert resumed.micro_batch == 6
 
 
 def test_a_pair_that_does_not_fit_is_said() -> None:
-    module = SmallMemory(small_config(), total_samples=NUM_STEPS * GLOBAL_BATCH, epoch_samples=40)
+    module = SmallMemory(small_config(), Lengths(NUM_STEPS * GLOBAL_BATCH, 40))
     module.room = 0
     with pytest.raises(UserError, match=r"cluster\.micro_batch=1 does not fit"):
         fit(module, Stream(0, 1))

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from clip_lightning.config import compose
+from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
@@ -78,7 +79,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
         )
         datamodule.samples_seen = seen
         seed_everything(0, verbose=False)
-        module = ClipModule(config, total_samples=BATCH * STEPS, epoch_samples=datamodule.num_samples)
+        module = ClipModule(config, Lengths(BATCH * STEPS, datamodule.num_samples))
         module.samples_seen = seen
         trainer = Trainer(
             accelerator="cpu",

@@ -120,7 +120,7 @@ class Throughput(Callback):
         per_second = (module.samples_seen - self._interval_samples) / seconds
         flops = self.costs.training_flops(texts) / seconds
         self.seconds = self.elapsed()
-        total = module.total_samples
+        total = module.lengths.total
         pace = (module.samples_seen - self._begun_at) / max(self.seconds - self._before, 1e-9)
         interval = Interval(
             samples_seen=module.samples_seen,

@@ -13,6 +13,7 @@ import torch
 
 from clip_lightning.config import duration
 from clip_lightning.config.checks import paths as data_places
+from clip_lightning.config.lengths import Lengths, resolve_lengths, total_samples
 from clip_lightning.config.phases import Phase, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
@@ -31,18 +32,6 @@ from clip_lightning.training.teacher import find_teacher
 # Captions that a tokenizer of the run's own is trained on.
 TOKENIZER_CAPTIONS = 100_000
 _Built = TypeVar("_Built")
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """The durations of a config in samples; whole steps each. The margin is 0 in a run that does not roll back."""
-
-    total: int
-    checkpoint_every: int
-    keep_every: int
-    eval_every: int
-    log_every: int
-    rollback_margin: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +138,7 @@ def plan(config: Config) -> Plan:
 
 
 def _lengths_and_phases(config: Config, epoch_samples: int) -> tuple[Lengths, list[Phase]]:
-    lengths = lengths_of(config, epoch_samples)
+    lengths = resolve_lengths(config, epoch_samples)
     return lengths, phases_of(config, total_samples=lengths.total, epoch_samples=epoch_samples)
 
 
@@ -181,46 +170,25 @@ def build_datamodule(config: Config) -> ContrastiveDataModule:
         UserError: the data cannot be trained on, or the run's length cannot be told.
     """
 
-    def build(total_samples: int) -> ContrastiveDataModule:
+    def build(total: int) -> ContrastiveDataModule:
         return ContrastiveDataModule(
             config.data,
             image_size=config.model.vision.image_size,
             tokenizer=None,
             seed=config.compute.seed,
             global_batch=config.compute.global_batch,
-            total_samples=total_samples,
+            total_samples=total,
             workers=config.cluster.workers,
             overfit_samples=config.debug.overfit_samples,
         )
 
     if duration.parse(config.compute.duration).unit != "epochs":
-        datamodule = build(lengths_of(config, None).total)
+        datamodule = build(total_samples(config, None))
     else:  # how long the run is in samples follows from how many pairs the index finds
         num_samples = build(config.compute.global_batch).num_samples
-        datamodule = build(lengths_of(config, num_samples).total)
+        datamodule = build(total_samples(config, num_samples))
     datamodule.phases = phases_of(config, total_samples=datamodule.total_samples, epoch_samples=datamodule.num_samples)
     return datamodule
-
-
-def lengths_of(config: Config, epoch_samples: int | None) -> Lengths:
-    """The durations of a config in samples. Raises UserError when one cannot be told."""
-    batch = config.compute.global_batch
-
-    def samples(text: str, total: int | None) -> int:
-        return duration.to_samples(text, global_batch=batch, epoch_samples=epoch_samples, total_samples=total)
-
-    total = samples(config.compute.duration, None)
-    if not total:
-        raise UserError(f"compute.duration={config.compute.duration} is no step of {batch} samples; make it longer")
-    goes_back = config.compute.on_divergence == "rollback"
-    return Lengths(
-        total=total,
-        checkpoint_every=samples(config.cluster.checkpoint_every, total),
-        keep_every=samples(config.cluster.keep_every, total) if config.cluster.keep_every else 0,
-        eval_every=samples(config.eval.every, total),
-        log_every=max(batch, samples(config.tracker.log_every, total)),
-        rollback_margin=samples(config.compute.rollback_margin, total) if goes_back else 0,
-    )
 
 
 def build_on_meta(config: Config) -> CLIP:

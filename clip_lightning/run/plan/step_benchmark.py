@@ -60,8 +60,8 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
     flops = found.training_of(count_flops(config.model, config.loss))
     small, pieces = _on_one_device(config, flops)
     pairs = small.compute.global_batch
-    lengths = {"total_samples": found.lengths.total, "epoch_samples": found.epoch_samples}
-    needed = estimate_memory(small, build_on_meta(small), phases_of(small, **lengths)).total
+    phases = phases_of(small, total_samples=found.lengths.total, epoch_samples=found.epoch_samples)
+    needed = estimate_memory(small, build_on_meta(small), phases).total
     free = torch.cuda.mem_get_info()[0] if uses_gpu(config.cluster.accelerator) else main_memory("MemAvailable")
     if needed > free:
         return (
@@ -69,7 +69,7 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
             f"{INSTEAD}"
         )
     before = resident_gib()
-    module = ClipModule(small, **lengths)
+    module = ClipModule(small, found.lengths)
     activation_checkpointing.apply(module.model, small.cluster.activation_checkpointing)
     if small.cluster.compile:
         compile.apply(module.model)

@@ -1,0 +1,66 @@
+"""The durations of a config in samples, a pure function of the config and the number of training pairs."""
+
+from dataclasses import dataclass
+
+from clip_lightning.config import duration
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The durations of a run in samples, each a whole number of steps; an interval of 0 means never.
+
+    Attributes:
+        total: pairs that the whole run trains on.
+        epoch_samples: training pairs of one epoch; this one need not be a whole number of steps.
+        rollback_margin: 0 in a run that does not roll back.
+    """
+
+    total: int
+    epoch_samples: int
+    checkpoint_every: int = 0
+    keep_every: int = 0
+    eval_every: int = 0
+    log_every: int = 0
+    rollback_margin: int = 0
+
+
+def total_samples(config: Config, epoch_samples: int | None) -> int:
+    """Pairs that the whole run trains on.
+
+    Args:
+        epoch_samples: training pairs of one epoch; None where they are not known yet.
+
+    Raises:
+        UserError: the duration is in epochs and their size is not known, or it is shorter than one step.
+    """
+    batch = config.compute.global_batch
+    total = duration.to_samples(
+        config.compute.duration, global_batch=batch, epoch_samples=epoch_samples, total_samples=None
+    )
+    if not total:
+        raise UserError(f"compute.duration={config.compute.duration} must be at least one step of {batch} samples")
+    return total
+
+
+def resolve_lengths(config: Config, epoch_samples: int) -> Lengths:
+    """All durations of a run over data with so many training pairs.
+
+    Raises:
+        UserError: a duration cannot be resolved.
+    """
+    batch, total = config.compute.global_batch, total_samples(config, epoch_samples)
+
+    def samples(text: str) -> int:
+        return duration.to_samples(text, global_batch=batch, epoch_samples=epoch_samples, total_samples=total)
+
+    return Lengths(
+        total=total,
+        epoch_samples=epoch_samples,
+        checkpoint_every=samples(config.cluster.checkpoint_every),
+        keep_every=samples(config.cluster.keep_every) if config.cluster.keep_every else 0,
+        eval_every=samples(config.eval.every),
+        log_every=max(batch, samples(config.tracker.log_every)),
+        rollback_margin=samples(config.compute.rollback_margin) if config.compute.on_divergence == "rollback" else 0,
+    )
