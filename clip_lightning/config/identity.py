@@ -11,6 +11,7 @@ from typing import Any
 
 from clip_lightning.config.keys import Key
 from clip_lightning.config.schema import Config
+from clip_lightning.formatting import setting
 
 GROUPS = ("model", "data", "compute", "loss", "optimizer")
 # These only choose another option when none is given: the choice itself is already in the config.
@@ -51,7 +52,7 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     keys = [*before, *(key for key in after if key not in before)]
     absent = "(absent)"
     return [
-        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        f"{key}: {setting(before.get(key, absent))} -> {setting(after.get(key, absent))}"
         for key in keys
         if before.get(key, absent) != after.get(key, absent)
     ]

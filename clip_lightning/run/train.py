@@ -11,13 +11,14 @@ from pathlib import Path
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
+from clip_lightning.formatting import count
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
 from clip_lightning.run import failure, launch, provenance
 from clip_lightning.run.console.banner import BannerFacts, banner
-from clip_lightning.run.console.progress import Screen, count, screen
+from clip_lightning.run.console.progress import Screen, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
 from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory, directory_of, move_aside, write_status

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
-from clip_lightning.run.console.progress import count, percent
+from clip_lightning.formatting import count, percent
 from clip_lightning.run.plan.preflight import Plan
 
 WIDTH = 100

@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from clip_lightning.formatting import clock, count, percent, with_interval
 from clip_lightning.records import Record
 
 
@@ -98,19 +99,6 @@ class Bar:
             self._progress = None
 
 
-class Silent:
-    """Ranks other than 0."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def interval(self, numbers: Interval) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def screen() -> Screen:
     """A bar on a terminal, lines elsewhere."""
     return Bar() if sys.stdout.isatty() else Lines()
@@ -144,7 +132,7 @@ def evaluation_lines(records: Sequence[Record]) -> list[str]:
         parts, rows = [], [record for record in records if (record.task, record.weights) == (task, weights)]
         for record in rows:
             if name := _SHOWN.get(record.what):
-                parts.append(f"{name} {with_interval(record)}")
+                parts.append(f"{name} {with_interval(record.value, record.low, record.high)}")
             elif record.what.startswith("val_loss_"):
                 parts.append(f"{record.what} {record.value:.3f}")
         first = rows[0]
@@ -160,41 +148,3 @@ _SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1"}
 def task_name(task: str, weights: str) -> str:
     """A task as it is shown: of the average of weights, not those of training, `task (ema)`."""
     return f"{task} ({weights})" if weights else task
-
-
-def with_interval(record: Record) -> str:
-    """A fraction in percent with half the width of its interval: "61.4 +- 0.9"."""
-    if record.low is None or record.high is None:
-        return percent(record.value)
-    return f"{percent(record.value)} +- {percent((record.high - record.low) / 2)}"
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """0.614 -> "61.4%"."""
-    return f"{100 * fraction:.{digits}f}%"
-
-
-def count(number: float, giga: str = "B") -> str:
-    """12800000 -> "12.8M"; `giga` is what 10^9 is called: B of samples, G of FLOPs."""
-    for size, suffix in ((1e15, "P"), (1e12, "T"), (1e9, giga), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
-
-
-def bytes_shown(size: float) -> str:
-    """1610612736 -> "1.50 GiB"; under a GiB "75.3 MiB"."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table: columns side by side, the last as long as it is."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]) - 1)]
-    return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)
-
-
-def clock(seconds: float) -> str:
-    """3725 -> "1:02:05"; under an hour "2:05"."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

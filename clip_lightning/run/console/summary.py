@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clip_lightning.formatting import aligned, clock, count, percent, with_interval
 from clip_lightning.records import EMA, Record
-from clip_lightning.run.console.progress import clock, count, percent, task_name
+from clip_lightning.run.console.progress import task_name
 
 SCORES = ("acc1", "acc5", "mean_per_class")
 
@@ -90,8 +91,7 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
         ("evaluate", shlex.join(["python", "evaluate.py", f"run={summary.path}"])),
         ("resume" if summary.status != "finished" else "run again", shlex.join(["python", "train.py", *argv])),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return aligned(rows)
 
 
 def latest_scores(records: Sequence[Record], weights: str = "") -> list[Record]:
@@ -129,9 +129,7 @@ def validation(latest: Sequence[Record]) -> dict[str, float]:
 
 def score_table(records: Sequence[Record]) -> str:
     """One row per task of an evaluation."""
-    rows = _score_rows(records)
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return aligned(_score_rows(records))
 
 
 def _score_rows(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -142,7 +140,7 @@ def _rows_of(latest: Sequence[Record], weights: str) -> list[tuple[str, str]]:
     rows = [
         (
             task_name(task, weights),
-            f"top-1 {percent(scores['acc1'])} [{percent(scores['low'])}, {percent(scores['high'])}]  "
+            f"top-1 {with_interval(scores['acc1'], scores['low'], scores['high'])}  "
             f"top-5 {percent(scores['acc5'])}  mean per class {percent(scores['mean_per_class'])}  "
             f"(n={scores['n']:,}, chance {percent(scores['chance'])})",
         )

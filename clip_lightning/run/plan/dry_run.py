@@ -12,9 +12,10 @@ from clip_lightning.config import identity
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.formatting import aligned, bytes_shown, clock, count, percent
+from clip_lightning.formatting import hours as hours_shown
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.fsdp import shard_size
-from clip_lightning.run.console.progress import aligned, bytes_shown, clock, count, percent
 from clip_lightning.run.directory import directory_of
 from clip_lightning.run.hardware import Device, device_of, uses_gpu
 from clip_lightning.run.plan.memory import Memory, pairs_of_rank
@@ -85,12 +86,12 @@ def dry_run_cells(cells: Sequence[Cell]) -> int:
         estimate = expected(config, found.total_flops, device, benchmark)
         estimates.append(estimate)
         flops += found.total_flops
-        total, hours = found.lengths.total, _hours_shown(estimate.device_hours)
+        total, hours = found.lengths.total, hours_shown(estimate.device_hours)
         steps, gib = f"{total // config.compute.global_batch:,}", f"{found.memory.total / 2**30:.2f}"
         name += "  (refused)" * bool(refused)
         lines.append((count(found.parameters), count(total), steps, f"{found.total_flops:.3g}", gib, hours, name))
     known = [estimate.device_hours for estimate in estimates if estimate.device_hours is not None]
-    hours = f"{_hours_shown(sum(known))} device-hours" if len(known) == len(cells) else "hours not known of all"
+    hours = f"{hours_shown(sum(known))} device-hours" if len(known) == len(cells) else "hours not known of all"
     bases = dict.fromkeys(f"hours: {estimate.basis}" for estimate in estimates)
     print("", aligned(lines), f"{len(cells)} cells: {flops:.3g} FLOPs, {hours}", *bases, sep="\n", flush=True)
     if problems:
@@ -207,13 +208,6 @@ def _time_words(config: Config, estimate: Estimate) -> str:
         return estimate.basis
     devices = config.cluster.nodes * config.cluster.devices
     hours = estimate.device_hours / devices
-    shown = f"{_hours_shown(hours)} h" if hours >= 10 else clock(3600 * hours)
-    side = f" on {devices} devices = {_hours_shown(estimate.device_hours)} device-hours" if devices > 1 else ""
+    shown = f"{hours_shown(hours)} h" if hours >= 10 else clock(3600 * hours)
+    side = f" on {devices} devices = {hours_shown(estimate.device_hours)} device-hours" if devices > 1 else ""
     return f"{shown}{side}; {estimate.basis}"
-
-
-def _hours_shown(hours: float | None) -> str:
-    """Hours to three digits: 0.0123, 76,000."""
-    if hours is None:
-        return "-"
-    return f"{float(f'{hours:.3g}'):,.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import Config
+from clip_lightning.formatting import bytes_shown
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.parallel import activation_checkpointing
 from clip_lightning.parallel.fsdp import shard_size
-from clip_lightning.run.console.progress import bytes_shown
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.errors import UserError
-from clip_lightning.run.console.progress import aligned, clock, count
+from clip_lightning.formatting import aligned, clock, count
 from clip_lightning.run.status import read_json, standing
 from clip_lightning.run.sweep.metric import Curve
 
