@@ -8,9 +8,9 @@ from clip_lightning.config.schema import Config
 
 def task(config: Config, arguments: Sequence[str]) -> int:
     """Trains, or submits a job that does; torch is imported only here, when the config is known to be right."""
-    from clip_lightning.slurm.submit import submit_or_train
+    from clip_lightning.run.start import start
 
-    return submit_or_train(config, arguments)
+    return start(config, arguments)
 
 
 def sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from clip_lightning.errors import CheckpointError
+from clip_lightning.reliability.atomic_files import sync_folder
 from clip_lightning.reliability.ranks import Ranks
 from clip_lightning.reliability.shards import whole, with_rows
 
@@ -291,26 +292,6 @@ def shard_name(part: str, shard: int) -> str:
 def name_of(samples_seen: int) -> str:
     """Folder name of a checkpoint."""
     return f"{samples_seen:012d}"
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames in a folder last through a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 class _Problem(NamedTuple):

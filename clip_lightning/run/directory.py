@@ -12,31 +12,26 @@
 Rank 0 alone writes here. `runs/latest` points to the run that began last.
 """
 
-import fcntl
 import json
-import os
 import socket
-import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clip_lightning.config import command_line, compose, identity
+from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import DataError, UserError
-from clip_lightning.reliability.checkpoint import sync_folder, write_atomically
-from clip_lightning.run.provenance import Commit
-from clip_lightning.run.status import LOCK, read_json
+from clip_lightning.reliability import lock
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.reliability.provenance import Commit
+from clip_lightning.reliability.run_paths import point_to
+from clip_lightning.reliability.status import now, read_json
 
 FAILURE = "failure.txt"
 # Seconds that a run which starts again waits for the lock of its dead process, which a file server may still hold.
 RESTART_PATIENCE = 300.0
-# In `slurm/`, beside the frozen config: the number of the newest job.
-JOB = "job.txt"
 
 
 class RunDirectory:
@@ -59,7 +54,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"runs={path.parent}: the directory {path} cannot be made ({error.strerror})") from error
-        self._lock: int | None = _locked(path, patience)
+        self._lock: int | None = lock.acquire(path, patience)
         self.state = str(read_json(path / "status.json").get("status", "new"))
 
     @property
@@ -140,106 +135,5 @@ class RunDirectory:
     def close(self) -> None:
         """Gives the directory free."""
         if self._lock is not None:
-            _unlock(self._lock)
+            lock.release(self._lock)
             self._lock = None
-
-
-def write_status(path: Path, status: str, reason: str = "", **numbers: int) -> None:
-    """Notes in a run's directory how it stands; numbers such as samples_seen stay until they are given anew."""
-    before = read_json(path / "status.json")
-    content = {**before, "status": status, "reason": reason, "time": now(), **numbers}
-    write_atomically(path / "status.json", json.dumps(content, indent=1) + "\n")
-
-
-def directory_of(config: Config, argv: Sequence[str] = ()) -> Path:
-    """Where a config's run lives, whether or not it exists.
-
-    Args: argv: the arguments of the command. A submitted job stays where it was submitted: its name may follow from a
-        path of data, which may lead elsewhere on the job's node.
-    """
-    frozen = command_line.split(argv)[0].frozen
-    if frozen is not None and (frozen.parent / JOB).exists():
-        return frozen.absolute().parent.parent
-    return Path(config.runs).expanduser().absolute() / identity.run_name(config)
-
-
-def move_aside(path: Path) -> Path | None:
-    """Renames an earlier run to `<name>.old-<k>`, so that nothing is lost; returns the new path, None without a run.
-
-    Raises:
-        UserError: a process is at work in it.
-    """
-    if not path.exists():
-        return None
-    lock = _locked(path)
-    taken = {int(old.suffix[5:]) for old in path.parent.glob(f"{path.name}.old-*") if old.suffix[5:].isdecimal()}
-    aside = path.with_name(f"{path.name}.old-{max(taken, default=0) + 1}")
-    path.rename(aside)
-    sync_folder(path.parent)
-    _unlock(lock)
-    return aside
-
-
-def point_to(target: Path, link: Path) -> None:
-    """Makes `link` a relative symbolic link to `target`, in one step; a file or folder of that name is left alone."""
-    if link.exists() and not link.is_symlink():
-        return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(os.path.relpath(target, link.parent))
-    temporary.replace(link)
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# Descriptors of locks held here. A forked loader process would keep a lock after its parent's death: it closes them.
-_HELD: set[int] = set()
-
-
-def _close_held() -> None:
-    for descriptor in _HELD:
-        os.close(descriptor)
-    _HELD.clear()
-
-
-os.register_at_fork(after_in_child=_close_held)
-
-
-def _unlock(descriptor: int) -> None:
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-    _HELD.discard(descriptor)
-
-
-def _locked(path: Path, patience: float = 0.0) -> int:
-    """An exclusive lock on the directory; the kernel frees it when the process ends, however it does."""
-    file = path / LOCK
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    end = time.monotonic() + max(patience, 0.25)  # whoever only looks (status.is_at_work) holds it for an instant
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() < end:
-                time.sleep(0.05)
-                continue
-            os.close(descriptor)
-            owner = file.read_text(encoding="utf-8").strip()
-            raise UserError(
-                f"{path}: another process is at work in this run ({owner}); wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"runs={path.parent}: this file system gives no locks ({error.strerror}), without which two processes "
-                "could write into one run; put runs= elsewhere, or mount it with locks (Lustre: -o flock)"
-            ) from error
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    _HELD.add(descriptor)
-    return descriptor

@@ -13,7 +13,7 @@ from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
-from clip_lightning.run import provenance
+from clip_lightning.reliability import provenance
 from clip_lightning.run.console.summary import score_table
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.plan.preflight import build_datamodule

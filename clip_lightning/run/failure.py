@@ -6,7 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_lightning.errors import UserError
-from clip_lightning.run.directory import FAILURE, write_status
+from clip_lightning.reliability.status import write_status
+from clip_lightning.run.directory import FAILURE
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.records import Record
+from clip_lightning.reliability.status import write_status
 from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines
-from clip_lightning.run.directory import write_status
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.session import Sink
 from clip_lightning.run.tracker import Tracker

@@ -19,7 +19,7 @@ from clip_lightning.config import identity
 from clip_lightning.config.schema import Config, TrackerConfig
 from clip_lightning.errors import UserError
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
-from clip_lightning.run import provenance
+from clip_lightning.reliability import provenance
 
 INIT_SECONDS, FINISH_SECONDS = 60, 30
 _END = object()

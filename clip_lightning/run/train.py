@@ -13,15 +13,19 @@ from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.formatting import count
 from clip_lightning.model.attention import choose_attention
-from clip_lightning.reliability.checkpoint import CheckpointFolder, write_atomically
+from clip_lightning.reliability import provenance
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals, leave_after
-from clip_lightning.run import failure, launch, provenance
+from clip_lightning.reliability.run_paths import directory_of, move_aside
+from clip_lightning.reliability.status import read_json, write_status
+from clip_lightning.run import failure, launch
 from clip_lightning.run.console.banner import BannerFacts, banner
 from clip_lightning.run.console.progress import Screen, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory, directory_of, move_aside, write_status
+from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
@@ -29,7 +33,6 @@ from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, preflight, prepare_tokenizer
 from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, quiet_libraries
-from clip_lightning.run.status import read_json
 from clip_lightning.run.tracker import open_tracker
 from clip_lightning.slurm.tasks import check_tasks, tell_saved
 

@@ -7,8 +7,6 @@ A job reads nothing that may change between submission and start: its run's dire
     train.sbatch  the job's script, rendered from slurm/train.sbatch; `sbatch` takes it by hand as well
     job.txt       number of the newest job
     output.txt    a link to what it prints
-
-What trains is imported only where a run trains in this process.
 """
 
 import hashlib
@@ -28,11 +26,11 @@ from pathlib import Path
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config, SlurmConfig
 from clip_lightning.errors import UserError
-from clip_lightning.reliability.checkpoint import write_atomically
-from clip_lightning.run import provenance
-from clip_lightning.run.directory import JOB, directory_of, move_aside, point_to, write_status
-from clip_lightning.run.status import is_at_work, read_json
-from clip_lightning.run.sweep.table import FOLDER, SWEEP_VARIABLE
+from clip_lightning.reliability import provenance
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.reliability.lock import is_at_work
+from clip_lightning.reliability.run_paths import JOB, SWEEP_VARIABLE, SWEEPS, directory_of, move_aside, point_to
+from clip_lightning.reliability.status import read_json, write_status
 from clip_lightning.slurm.tasks import in_allocation
 
 TEMPLATE = provenance.ROOT / "slurm" / "train.sbatch"
@@ -156,18 +154,6 @@ _GATHERED: ContextVar[Submission | None] = ContextVar("gathered", default=None)
 def is_submitted(config: Config) -> bool:
     """Whether a run goes to SLURM instead of training here. In an allocation it trains, unless a launcher gathers."""
     return config.cluster.scheduler == "slurm" and not config.dry_run and (_is_gathering() or not in_allocation())
-
-
-def submit_or_train(config: Config, argv: Sequence[str]) -> int:
-    """A command that trains: by a job where its cluster asks for one, otherwise here; returns the exit code.
-
-    Raises: UserError for what the user can mend.
-    """
-    if is_submitted(config):
-        return submit(config)
-    from clip_lightning.run.train import train
-
-    return train(config, argv)
 
 
 def submit(config: Config) -> int:
@@ -322,7 +308,7 @@ def _noted_as_submitted(jobs: Sequence[Job]) -> Iterator[None]:
 
 def _sweep_folder(job: Job) -> Path:
     """Where the sweep at work keeps its own files."""
-    return Path(os.environ.get(SWEEP_VARIABLE, job.run.parent / FOLDER))
+    return Path(os.environ.get(SWEEP_VARIABLE, job.run.parent / SWEEPS))
 
 
 def _job_of(run: Path) -> str:

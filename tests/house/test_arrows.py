@@ -73,7 +73,6 @@ def test_rooms_import_only_to_their_left() -> None:
         if room != room_of(path)
         if room not in allowed(room_of(path))
         if not (path.name == "__main__.py" and room == "plots")
-        if not (path.parts[-2:] == ("slurm", "submit.py") and room == "run")
     ]
     assert not wrong, "\n".join(wrong)
 

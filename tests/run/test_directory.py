@@ -14,9 +14,11 @@ import pytest
 
 from clip_lightning.config import compose, identity
 from clip_lightning.errors import DataError, UserError
-from clip_lightning.run.directory import RunDirectory, directory_of, move_aside, point_to, write_status
-from clip_lightning.run.provenance import Commit, commit
-from clip_lightning.run.status import is_at_work, read_json
+from clip_lightning.reliability.lock import is_at_work
+from clip_lightning.reliability.provenance import Commit, commit
+from clip_lightning.reliability.run_paths import directory_of, move_aside, point_to
+from clip_lightning.reliability.status import read_json, write_status
+from clip_lightning.run.directory import RunDirectory
 
 DATA = {"fingerprint": "0123", "num_samples": 10}
 COMMIT = Commit("abc1234", (" M a.py",), "diff --git a/a.py\n")

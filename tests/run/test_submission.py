@@ -9,7 +9,7 @@ import pytest
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
-from clip_lightning.run.directory import directory_of
+from clip_lightning.reliability.run_paths import directory_of
 from clip_lightning.slurm import submit as slurm
 
 Commands = Callable[..., None]

@@ -16,7 +16,7 @@ from clip_lightning.formatting import aligned, bytes_shown, clock, count, percen
 from clip_lightning.formatting import hours as hours_shown
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.fsdp import shard_size
-from clip_lightning.run.directory import directory_of
+from clip_lightning.reliability.run_paths import directory_of
 from clip_lightning.run.hardware import Device, device_of, uses_gpu
 from clip_lightning.run.plan.memory import Memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, plan

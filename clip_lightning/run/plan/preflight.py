@@ -22,7 +22,7 @@ from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
-from clip_lightning.reliability.checkpoint import write_atomically
+from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.run.plan.memory import Memory, estimate_memory, num_parameters
 from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer

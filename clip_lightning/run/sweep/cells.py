@@ -24,15 +24,14 @@ from clip_lightning.config import compose, identity
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
-from clip_lightning.reliability.checkpoint import write_atomically
+from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.reliability.preemption import SIGNALS
-from clip_lightning.run.directory import directory_of, now
+from clip_lightning.reliability.run_paths import SWEEP_VARIABLE, SWEEPS, directory_of
+from clip_lightning.reliability.status import now
 from clip_lightning.run.launch import are_started_outside, rank_of_process
 from clip_lightning.run.plan.dry_run import dry_run_cells
 from clip_lightning.run.sweep.table import (
     FILE,
-    FOLDER,
-    SWEEP_VARIABLE,
     SweepCell,
     SweepRecord,
     failure_file,
@@ -83,7 +82,7 @@ def begin(cells: Sequence[Cell], command: Sequence[str]) -> SweepRecord:
     found = [SweepCell(identity.run_name(cell.config), cell.settings, cell.argv) for cell in cells]
     names = "\n".join(sorted(cell.run for cell in found))
     name = f"{config.experiment or 'grid'}-{sha256(names.encode()).hexdigest()[:8]}"
-    path = directory_of(config).parent / FOLDER / name
+    path = directory_of(config).parent / SWEEPS / name
     path.mkdir(parents=True, exist_ok=True)
     content = {"command": ["-m", *command], "cells": [asdict(cell) for cell in found]}
     write_atomically(path / FILE, json.dumps(content, indent=1) + "\n")

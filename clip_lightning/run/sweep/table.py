@@ -25,11 +25,11 @@ from typing import Any
 
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, clock, count
-from clip_lightning.run.status import read_json, standing
+from clip_lightning.reliability.run_paths import SWEEPS
+from clip_lightning.reliability.status import read_json, standing
 from clip_lightning.run.sweep.metric import Curve
 
-SWEEP_VARIABLE = "CLIP_LIGHTNING_SWEEP"
-FOLDER, FILE, FAILURES = "sweeps", "sweep.json", "failures"
+FILE, FAILURES = "sweep.json", "failures"
 # In the order in which a person wants to see them, and every state there is.
 STATES = ("failed", "interrupted", "stopped", "running", "submitted", "waiting", "finished")
 
@@ -101,7 +101,7 @@ def read(path: Path) -> SweepRecord:
     """
     content = read_json(path / FILE)
     if not content:
-        raise UserError(f"{path} is no sweep: it has no {FILE}; name a folder in runs/{FOLDER}")
+        raise UserError(f"{path} is no sweep: it has no {FILE}; name a folder in runs/{SWEEPS}")
     return SweepRecord(path.absolute(), content["command"], [SweepCell(**cell) for cell in content["cells"]])
 
 
@@ -123,9 +123,9 @@ def rows_of(path: Path, metric: str | None = None) -> tuple[list[Row], str]:
     elif path.is_dir():
         cells = [(run, _settings_of_run(run), standing(run)) for run in _runs_in(path)]
     else:
-        raise UserError(f"{path} does not exist; name a folder in runs/{FOLDER}, or a folder of runs")
+        raise UserError(f"{path} does not exist; name a folder in runs/{SWEEPS}, or a folder of runs")
     if not cells:
-        raise UserError(f"{path} holds neither {FILE} nor runs; name a folder in runs/{FOLDER}, or a folder of runs")
+        raise UserError(f"{path} holds neither {FILE} nor runs; name a folder in runs/{SWEEPS}, or a folder of runs")
     curves = [Curve.read(run / "metrics.jsonl") for run, _, _ in cells]
     metric = metric or next((name for name in map(Curve.usual_metric, curves) if name), "loss")
     return [_row(*cell, curve, metric) for cell, curve in zip(cells, curves, strict=True)], metric
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_lightning.run.sweep", description="Sweeps of train.py -m.")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="a table of a sweep's cells, or of the runs in a folder")
-    status.add_argument("folder", type=Path, metavar="DIR", help=f"a folder in runs/{FOLDER}, or a folder of runs")
+    status.add_argument("folder", type=Path, metavar="DIR", help=f"a folder in runs/{SWEEPS}, or a folder of runs")
     status.add_argument("--metric", metavar="[TASK/]WHAT", help="another column, like acc1, shape/acc5 or loss")
     status.add_argument("--json", action="store_true", help="the rows as JSON, fractions and seconds")
     arguments = parser.parse_args()

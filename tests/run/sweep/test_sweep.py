@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clip_lightning.run.status import read_json
+from clip_lightning.reliability.status import read_json
 from clip_lightning.run.sweep.table import Row, SweepRecord, read, rows_of, table
 
 pytestmark = pytest.mark.slow

@@ -4,35 +4,18 @@
 "running" and that nobody holds was interrupted.
 """
 
-import fcntl
 import json
-import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-LOCK = ".lock"
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.reliability.lock import is_at_work
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The dictionary in a JSON file of ours; empty when there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def is_at_work(path: Path) -> bool:
-    """Whether a process holds a run's directory, on this machine or wherever the file system carries locks."""
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # a file system without locks, where no run can begin
-    finally:
-        os.close(descriptor)
 
 
 def standing(path: Path) -> tuple[str, str]:
@@ -43,3 +26,15 @@ def standing(path: Path) -> tuple[str, str]:
     if status != "finished" and is_at_work(path):
         return "running", ""
     return ("interrupted", "its process is gone") if status == "running" else (status, reason)
+
+
+def write_status(path: Path, status: str, reason: str = "", **numbers: int) -> None:
+    """Notes in a run's directory how it stands; numbers such as samples_seen stay until they are given anew."""
+    before = read_json(path / "status.json")
+    content = {**before, "status": status, "reason": reason, "time": now(), **numbers}
+    write_atomically(path / "status.json", json.dumps(content, indent=1) + "\n")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[2]
 _PACKAGES = ("clip-lightning", "torch", "torchvision", "lightning", "timm", "transformers", "tokenizers", "numpy")
 
@@ -57,6 +55,8 @@ def write(found: Commit, folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Version of each package that decides numbers, and of Python, CUDA and the machine."""
+    import torch  # here, since a submission needs no torch
+
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
