@@ -139,7 +139,6 @@ class DataConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     window_shards: int | None = None  # shards mixed in one shuffle window; null: all (local), 32 (remote)
     resampled: bool = False  # draw with replacement
-    length_buckets: int = 1  # groups of like caption length inside a window
     exif_rotation: bool = False  # images are turned upright by their EXIF tag
     jpeg_scaling: bool = False  # decode at 1/2, 1/4, 1/8 where the crop allows it (training only; inexact)
     max_pixels: int = 178_956_970  # larger images are refused from their header

@@ -17,7 +17,8 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
-from clip_lightning.data.datamodule import LARGEST_PIECE, PREFETCHED_PIECES, Batch, ContrastiveDataModule
+from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
+from clip_lightning.data.loader import LARGEST_PIECE, PREFETCHED_PIECES
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import exchange
 from clip_lightning.evaluation.predictions import Prediction

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from clip_lightning.config.schema import ValidationConfig
-from clip_lightning.data.datamodule import Batch, ContrastiveDataModule, TrainingPieces, joined
+from clip_lightning.data.batches import Batch
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.data.loader import TrainingPieces, joined
 
 MakeModule = Callable[..., ContrastiveDataModule]
 Rows = list[tuple[int, int, str, str]]
@@ -52,7 +54,6 @@ def steps(module: ContrastiveDataModule, first: int, last: int, world: int, work
         {},
         pytest.param({"window_shards": 2}, marks=pytest.mark.slow),
         pytest.param({"resampled": True}, marks=pytest.mark.slow),
-        pytest.param({"length_buckets": 4}, marks=pytest.mark.slow),
     ],
 )
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,7 +133,7 @@ def test_overfitting_sees_only_the_first_samples(module: MakeModule, shards: Pat
 
 def test_pieces_of_a_large_share_are_joined(module: MakeModule, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [rows_of(batch) for batch in module(shards, global_batch=20, total_samples=60).train_dataloader()]
-    monkeypatch.setattr("clip_lightning.data.datamodule.LARGEST_PIECE", 6)
+    monkeypatch.setattr("clip_lightning.data.loader.LARGEST_PIECE", 6)
     parts = list(module(shards, global_batch=20, total_samples=60, workers=2).train_dataloader())
     assert [rows_of(batch) for batch in parts] == whole
     assert parts[0].images.is_contiguous(memory_format=torch.channels_last)

@@ -36,7 +36,6 @@ _ABOVE_0 = [
     "model.text.tokenizer.vocab_size",
     "data.num_samples",
     "data.window_shards",
-    "data.length_buckets",
     "data.max_pixels",
     "data.cache.max_gib",
     "compute.global_batch",

@@ -87,10 +87,6 @@ class Layout(ABC):
         except BadSample:
             return []
 
-    def caption_lengths(self, sample_ids: Ids) -> Ids:
-        """Characters of the first caption of each sample, int64 [n]; an index answers without reading samples."""
-        return np.array([len(self.captions(sample_id)[0]) for sample_id in sample_ids.tolist()], np.int64)
-
     def name_of(self, sample_id: int) -> Problem:
         """Where sample `sample_id` stands, for messages, with an empty cause."""
         return Problem("", f"sample {sample_id}", "")

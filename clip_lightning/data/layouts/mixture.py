@@ -55,15 +55,6 @@ class Mixture(Layout):
         layout, own_id = self._part(sample_id)
         return layout.captions(own_id)
 
-    def caption_lengths(self, sample_ids: Ids) -> Ids:
-        """Characters of the first caption of each sample, int64 [n]."""
-        part = np.searchsorted(self.starts, sample_ids, side="right") - 1
-        lengths = np.empty_like(sample_ids)
-        for number in np.unique(part).tolist():
-            own_ids = sample_ids[part == number] - self.starts[number]
-            lengths[part == number] = self._layouts[number].caption_lengths(own_ids)
-        return lengths
-
     def name_of(self, sample_id: int) -> Problem:
         """Where the sample stands in its part."""
         layout, own_id = self._part(sample_id)

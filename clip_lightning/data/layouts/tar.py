@@ -85,14 +85,6 @@ class Tars(Layout):
         offset, size = record[1], record[3]
         return self._captions(_pread(self._descriptor(shard), offset, size, self.sources[shard]), record)
 
-    def caption_lengths(self, sample_ids: Ids) -> Ids:
-        """Characters of the first caption of each sample, int64 [n], from the index."""
-        lengths = np.empty(len(sample_ids), np.int64)
-        for shard, rows in self._by_shard(sample_ids):
-            own = sample_ids[rows] - (self._ends[shard] - self.shard_sizes[shard])
-            lengths[rows] = self._records(shard)["caption_length"][own]
-        return lengths
-
     def name_of(self, sample_id: int) -> Problem:
         """The shard and the name of the image's member (its first 100 characters)."""
         shard, record = self._record(sample_id)

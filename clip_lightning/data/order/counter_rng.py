@@ -15,8 +15,9 @@ T = TypeVar("T")
 UNIFORMS = 96  # more than a scene asks for
 Words = npt.NDArray[np.uint64]
 
-# What a number is drawn for; two purposes share no draw. The values are part of every run: never reuse one.
-SHARDS, WINDOW, SUBSTITUTE, AUGMENT, MIXTURE, BUCKET, RESAMPLE = range(1, 8)
+# What a number is drawn for; two purposes share no draw. The values are part of every run: never reuse one (6 was
+# for sorting batches by caption length).
+SHARDS, WINDOW, SUBSTITUTE, AUGMENT, MIXTURE, _, RESAMPLE = range(1, 8)
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _S27, _S30, _S31, _S11 = (np.uint64(n) for n in (27, 30, 31, 11))

@@ -6,13 +6,13 @@ they only split the positions. Kept in memory are the cumulative sizes of the sh
 on over the epochs: epoch e holds positions e * num_samples .. (e + 1) * num_samples - 1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from clip_lightning.data.layouts.layout import Ids
-from clip_lightning.data.order.counter_rng import BUCKET, RESAMPLE, SHARDS, SUBSTITUTE, WINDOW, hashed, permuted
+from clip_lightning.data.order.counter_rng import RESAMPLE, SHARDS, SUBSTITUTE, WINDOW, hashed, permuted
 
 ATTEMPTS_IN_SHARD = 8  # substitutes are sought in the bad sample's own shard first: it is near
 
@@ -171,66 +171,3 @@ class Order:
                 if self._sizes[shard := int(plan.shards[slot])]:
                     yield epoch * self.num_samples + int(plan.windows[slot // self.window_shards]), shard
             epoch, index = epoch + 1, 0
-
-
-class BucketedOrder:
-    """Batches of captions of like length, so that less is padded: still a pure function of the position.
-
-    `buckets` consecutive global batches are sorted by caption length and cut into batches again; the batches, and the
-    samples of each, are then put in random order. Batches that straddle epochs or the end of the run stay as they are.
-    """
-
-    def __init__(
-        self,
-        order: TrainingOrder,
-        lengths: Callable[[Ids], Ids],
-        *,
-        seed: int,
-        global_batch: int,
-        buckets: int,
-        total_samples: int,
-    ) -> None:
-        """Args: lengths: caption lengths of sample ids. total_samples: positions in the run."""
-        self.order, self.lengths, self.seed = order, lengths, seed
-        self.global_batch, self.group, self.total_samples = global_batch, global_batch * buckets, total_samples
-        self.num_samples = order.num_samples
-        self._last: tuple[int, Ids] = (-1, np.empty(0, np.int64))
-
-    def locate(self, positions: Ids) -> Located:
-        """The samples at `positions`, int64 [n]."""
-        moved = positions.copy()
-        for group in np.unique(positions // self.group).tolist():
-            here = positions // self.group == group
-            moved[here] = self._arranged(group)[positions[here] - group * self.group]
-        return self.order.locate(moved)
-
-    def _arranged(self, group: int) -> Ids:
-        """The positions of one group of batches in their new order, int64 [group]."""
-        if self._last[0] != group:
-            start = group * self.group
-            positions = start + np.arange(self.group, dtype=np.int64)
-            located = self.order.locate(positions)
-            if located.epochs[0] == located.epochs[-1] and start + self.group <= self.total_samples:
-                lengths = self.lengths(located.sample_ids)
-                batches = positions[np.argsort(lengths, kind="stable")].reshape(-1, self.global_batch)
-                batches = batches[np.argsort(hashed(BUCKET, self.seed, group, np.arange(len(batches))), kind="stable")]
-                mix = np.argsort(hashed(BUCKET, self.seed, positions.reshape(batches.shape)), axis=1, kind="stable")
-                positions = np.take_along_axis(batches, mix, axis=1).reshape(-1)
-            self._last = (group, positions)
-        return self._last[1]
-
-    def substitute(self, sample_id: int, epoch: int, attempt: int) -> int:
-        """The sample that stands in for a bad one."""
-        return self.order.substitute(sample_id, epoch, attempt)
-
-    def training_ids(self, index: Ids) -> Ids:
-        """The ids of the training samples numbered `index` in the data's own order."""
-        return self.order.training_ids(index)
-
-    def held_out(self) -> Ids:
-        """The ids that are never trained on, int64 [n]."""
-        return self.order.held_out()
-
-    def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
-        """The shards in the order in which they are needed, each with the position where its window begins."""
-        return self.order.shards_from(position)

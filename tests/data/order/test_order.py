@@ -8,7 +8,7 @@ from scipy import stats
 
 from clip_lightning.data.layouts.mixture import BLOCK, MixtureOrder, quotas
 from clip_lightning.data.order.counter_rng import hashed, permuted, uniforms
-from clip_lightning.data.order.order import BucketedOrder, Order
+from clip_lightning.data.order.order import Order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 
@@ -116,22 +116,6 @@ def test_a_substitute_is_a_training_sample_and_always_the_same(shard_sizes: list
         found = order.substitute(sample_id, 0, attempt)
         assert found in training
         assert found == Order(np.array(shard_sizes), seed=seed, num_held_out=5).substitute(sample_id, 0, attempt)
-
-
-def test_buckets_gather_captions_of_like_length_and_lose_no_sample() -> None:
-    lengths = np.random.default_rng(0).integers(5, 60, 1000)
-    plain = Order(np.array([400, 600]), seed=0)
-    order = BucketedOrder(plain, lambda ids: lengths[ids], seed=0, global_batch=20, buckets=5, total_samples=2000)
-    batches = order.locate(np.arange(2000)).sample_ids.reshape(-1, 20)
-    for epoch in (0, 1):
-        assert sorted(batches.reshape(2, -1)[epoch].tolist()) == list(range(1000))
-    longest = lengths[batches].max(axis=1).mean()
-    assert longest < lengths[plain.locate(np.arange(2000)).sample_ids.reshape(-1, 20)].max(axis=1).mean() - 15
-    # One position at a time gives the same, and batches do not come from short to long.
-    assert [int(order.locate(np.array([p])).sample_ids[0]) for p in (3, 950, 1111)] == batches.ravel()[
-        [3, 950, 1111]
-    ].tolist()
-    assert np.any(np.diff(lengths[batches].max(axis=1)[:5]) < 0)
 
 
 def mixture(seed: int = 0, **settings: object) -> MixtureOrder:
