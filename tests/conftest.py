@@ -1,9 +1,13 @@
 """What all tests share: one thread a process, no hub, no tracker, and where the real photographs are, if they are."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.runner import SMALL, Runner
 
 for name, value in {
     "OMP_NUM_THREADS": "1",
@@ -28,3 +32,15 @@ def photographs() -> Path:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the CIFAR-10 photographs are not beside this checkout")
     return PHOTOGRAPHS
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    with contextlib.closing(Runner(tmp_path_factory.mktemp("printed"))) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """The settings that `Runner.train` gives every run."""
+    return list(SMALL)

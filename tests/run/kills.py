@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.run.conftest import SMALL, Child, Runner
 from tests.run.test_ranks import worker
 from tests.run.test_resume import assert_bit_equal, final_state, losses
+from tests.support.runner import SMALL, Child, Runner
 
 BATCH, EVERY = 16, 2
 LENGTH = ["compute.duration=60 steps", f"cluster.checkpoint_every={EVERY} steps"]

@@ -20,7 +20,7 @@ def test_how_long_before_its_limit_a_run_leaves() -> None:
 @pytest.mark.slow
 def test_a_run_leaves_before_its_time_limit_and_goes_on(runner: Any, tmp_path: Path, small: list[str]) -> None:
     argv = [f"runs={tmp_path}", *small, "loss._target_=slow_loss.SlowLoss", "cluster.checkpoint_every=0 samples"]
-    tests = {"PYTHONPATH": str(Path(__file__).parent)}
+    tests = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     child = runner.start("train.py", *argv, "cluster.time_limit_minutes=0.2", env={**tests, "SECONDS_PER_STEP": "3"})
     assert child.wait() == 142, child.text()
     status = json.loads((tmp_path / "latest" / "status.json").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.run.conftest import Runner
+from tests.support.runner import Runner
 
 pytestmark = pytest.mark.slow
 

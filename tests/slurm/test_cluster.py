@@ -44,7 +44,7 @@ class Cluster:
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(ROOT / "tests" / "support"),
             "OMP_NUM_THREADS": "1",
         }
 
@@ -280,7 +280,7 @@ def test_tasks_that_are_not_the_ranks_of_the_config_are_told_in_one_sentence(
 
 
 def test_without_sbatch_one_sentence_says_so_and_nothing_trains(tmp_path: Path, small: list[str]) -> None:
-    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "tests" / "support")}
     command = [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *small, *TWO_NODES]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -7,11 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 # A run of the embedded default that takes seconds.
@@ -98,15 +95,3 @@ class Runner:
         assert self.program.stdin is not None
         self.program.stdin.close()
         self.program.wait()
-
-
-@pytest.fixture(scope="session")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    with contextlib.closing(Runner(tmp_path_factory.mktemp("printed"))) as runner:
-        yield runner
-
-
-@pytest.fixture(scope="session")
-def small() -> list[str]:
-    """The settings that `Runner.train` gives every run."""
-    return list(SMALL)
