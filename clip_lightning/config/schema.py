@@ -223,6 +223,7 @@ class LossConfig:
     logit_scale_max: float | None = 4.605170185988092  # ln 100 (paper section 2.5); null: not clamped
     logit_bias_init: float | None = None  # null: no bias
     chunk: int = machine(256)  # rows of logits held at a time
+    duplicates: str = "none"  # positives: equal captions or images of a batch are positives of each other; or none
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loss
     teacher: str | None = machine()  # distill: directory of a finished run
     teacher_science: str | None = None  # the teacher's science hash; null: read from its directory

@@ -17,7 +17,16 @@ from clip_lightning.loss.distill import DistillLoss
 from clip_lightning.loss.sigmoid import SigmoidLoss
 from clip_lightning.loss.softmax import LossOutput, SoftmaxLoss
 
-__all__ = ["LOSSES", "DistillLoss", "LossOutput", "SigmoidLoss", "SoftmaxLoss", "build_loss", "needs_teacher"]
+__all__ = [
+    "LOSSES",
+    "DistillLoss",
+    "LossOutput",
+    "SigmoidLoss",
+    "SoftmaxLoss",
+    "build_loss",
+    "needs_pair_keys",
+    "needs_teacher",
+]
 
 LOSSES: dict[str, type[nn.Module]] = {"softmax": SoftmaxLoss, "sigmoid": SigmoidLoss, "distill": DistillLoss}
 
@@ -50,6 +59,13 @@ def build_loss(config: LossConfig) -> nn.Module:
     signature = inspect.signature(loss_class)
     if "chunk" in signature.parameters:
         options["chunk"] = config.chunk
+    if "duplicates" in signature.parameters:
+        options.setdefault("duplicates", config.duplicates)
+    elif config.duplicates != "none":
+        raise UserError(
+            f"loss.duplicates={config.duplicates} has no effect: loss={config.name} has one positive for each image; "
+            "write loss.duplicates=none"
+        )
     try:
         signature.bind(**options)
         loss = loss_class(**options)
@@ -66,6 +82,11 @@ def build_loss(config: LossConfig) -> nn.Module:
 def needs_teacher(loss: nn.Module | type[nn.Module]) -> bool:
     """Whether `forward` takes the features of a teacher."""
     return bool(getattr(loss, "needs_teacher", False))
+
+
+def needs_pair_keys(loss: nn.Module) -> bool:
+    """Whether `forward` takes `pair_keys`, int64 [b, 2]: a hash of each caption and the id of each image."""
+    return bool(getattr(loss, "needs_pair_keys", False))
 
 
 def _load(path: str) -> type[nn.Module]:

@@ -1,4 +1,4 @@
-"""Every registered loss is one mathematical object: on 1, 2 and 4 ranks, in one piece or in many, and as its peer's."""
+"""Every registered loss is one mathematical object: on 1 to 4 ranks, in one piece or in many, and equals its peer."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 from clip_lightning.loss import LOSSES, LossOutput
-from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, global_batch, teachers
+from tests.loss.loss_ranks import CHUNKS, NUM_PAIRS, SHARED, SHARING, global_batch, pair_keys, teachers
 from tests.loss.peers import peers_distillation
 
 PEERS: dict[str, Callable[..., Tensor]] = {
@@ -26,7 +26,7 @@ PEERS: dict[str, Callable[..., Tensor]] = {
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module", params=(1, 2, pytest.param(4, marks=pytest.mark.slow)))
+@pytest.fixture(scope="module", params=(1, 2, 3, pytest.param(4, marks=pytest.mark.slow)))
 def ranks(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("loss_ranks.py")
@@ -85,15 +85,63 @@ def test_every_registered_loss_is_the_same_on_any_number_of_ranks_in_any_pieces(
             assert distance(ranks[f"{name}-{chunk}-float32"][key], gradient) < 1e-6
 
 
+def shared_reference(name: str) -> dict[str, Tensor]:
+    """The loss with targets shared over equal captions or images, written plainly in float64."""
+    leaves = {key: value.double().requires_grad_() for key, value in global_batch(torch.float32).items()}
+    keys = pair_keys(LOSSES[name](chunk=8, **SHARED))["pair_keys"]
+    positives = ((keys[:, None] == keys).any(2)).double()
+    logits = leaves["scale"] * leaves["image"] @ leaves["text"].T
+    if name == "softmax":
+        rows = -(positives / positives.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
+        columns = -(positives / positives.sum(0) * logits.log_softmax(0)).sum(0)
+        loss = (rows + columns).mean() / 2
+    else:
+        loss = -torch.nn.functional.logsigmoid((2 * positives - 1) * (logits + leaves["bias"])).sum() / NUM_PAIRS
+    loss.backward()
+    found = {"loss": loss.detach(), "accuracy": positives[torch.arange(NUM_PAIRS), logits.argmax(1)].mean()}
+    return found | {key: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for key, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_targets_shared_over_duplicates_equal_a_plain_one_process_loss(ranks: Results, name: str) -> None:
+    expected = shared_reference(name)
+    assert expected["loss"] != peer_results(name, torch.float32)["loss"]
+    cases = [f"{name}-{chunk}-shared" for chunk in CHUNKS]
+    cases += [f"sigmoid-{chunk}-shared-groups" for chunk in CHUNKS] if name == "sigmoid" else []
+    for label in cases:
+        distances = {key: distance(ranks[label][key], value) for key, value in expected.items()}
+        assert max(distances.values()) < 1e-6, (label, distances)
+
+
+def test_sigmoid_gives_the_same_in_several_groups_of_texts(ranks: Results) -> None:
+    expected = peer_results("sigmoid", torch.float32)
+    for chunk in CHUNKS:
+        distances = {key: distance(ranks[f"sigmoid-{chunk}-groups"][key], value) for key, value in expected.items()}
+        assert max(distances.values()) < 1e-6, distances
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_batch_of_one_caption_has_nothing_to_learn_from_its_pairs(name: str) -> None:
+    leaves = [value.requires_grad_() for value in global_batch(torch.float32).values()]
+    keys = torch.tensor([[5, number] for number in range(NUM_PAIRS)])
+    output = LOSSES[name](chunk=5, **SHARED)(*leaves, pair_keys=keys)
+    assert output.accuracy == 1
+    if name == "softmax":
+        assert output.loss >= math.log(NUM_PAIRS)
+
+
+@pytest.mark.parametrize("options", [{}, SHARED], ids=["own", "shared"])
 @pytest.mark.parametrize("chunk", [3, 7, 8])
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_gradients_are_right_in_float64(name: str, chunk: int) -> None:
+def test_gradients_are_right_in_float64(name: str, chunk: int, options: dict[str, str]) -> None:
+    if options and name not in SHARING:
+        pytest.skip("this loss shares no targets")
     batch = {
         key: value[:7] if key in ("image", "text") else value for key, value in global_batch(torch.float64).items()
     }
     leaves = [value.requires_grad_() for value in batch.values()]
-    loss = LOSSES[name](chunk=chunk)
-    taught = teachers(name, torch.float64, slice(7))
+    loss = LOSSES[name](chunk=chunk, **options)
+    taught = {**teachers(name, torch.float64, slice(7)), **pair_keys(loss, slice(7))}
     assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs, **taught).loss, leaves)
 
 

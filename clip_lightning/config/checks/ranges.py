@@ -25,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.accelerator": ("auto", "cpu", "gpu"),
     "cluster.strategy": ("single", "ddp", "fsdp", "hsdp"),
     "cluster.activation_checkpointing": ("none", "full", "selective"),
+    "loss.duplicates": ("none", "positives"),
     "weights": ("raw", "ema"),
     "tracker.name": ("wandb", "none"),
     "tracker.mode": ("auto", "online", "offline"),
