@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, presets, recipes
+from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, parts, presets, recipes
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
 from clip_lightning.errors import UserError
@@ -82,6 +83,8 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     try:
         composed = compose(config_name, good, grammar)
         config = _resolve(composed, problems)
+        if isinstance(config, Config):
+            config.data.parts = parts.resolve(config.data, grammar.groups["data"], partial(_data_option, grammar))
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     if check:
@@ -355,6 +358,14 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
             config.eval.tasks = list(config.data.tasks)
         problems += [*recipes.fill(config), *_name_teacher(config.loss)]
     return config
+
+
+def _data_option(grammar: overrides.Grammar, name: str) -> DictConfig:
+    """The `data` section with another option of that group."""
+    with _hydra():
+        composed = _compose("train", [f"data={name}", *_search_path(grammar.folders[1:])], grammar)
+    section: DictConfig = composed.config.data
+    return section
 
 
 def _name_teacher(loss: LossConfig) -> list[str]:

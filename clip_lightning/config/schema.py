@@ -94,6 +94,7 @@ class ModelConfig:
 class AugmentConfig:
     """Random changes of training images, drawn by (seed, epoch, sample id)."""
 
+    crop: str = "area"  # area (a random share of the area and ratio), square (short side resized, then a random square)
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])  # share of the area (paper: section 2.3)
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width over height of the crop
     pad: int = 0  # pixels of reflected border added before the crop (small images)
@@ -146,6 +147,8 @@ class DataConfig:
     index_folder: str | None = machine()  # where sidecars go when the data's folder is read-only
     mixture: dict[str, float] = field(default_factory=dict)  # data option: weight per sample
     mixture_paths: dict[str, str] = machine(factory=dict)  # data option: path
+    parts: dict[str, Any] = machine(factory=dict)  # the data options of `mixture`, filled in by the composition
+    quotes: bool | None = None  # table: fields may be in quotes; null: in .csv they may, in .tsv quotes are text
     options: dict[str, Any] = field(default_factory=dict)  # arguments of _target_
     _target_: str | None = None  # the user's own layout
 

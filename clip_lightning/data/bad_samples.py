@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clip_lightning.data.batches import Bad
-from clip_lightning.data.layouts.layout import Layout, Problem, causes
+from clip_lightning.data.layouts.layout import Layout, Problem, causes, num_lost
 from clip_lightning.errors import DataError
 
 _FIRST_LOOK = 2_000  # samples after which a share of bad ones is taken at its word
@@ -22,7 +22,8 @@ class BadSampleLog:
         """Raises: DataError where the index alone has found a larger share of bad samples than `max_bad_share`."""
         self.layout, self.max_bad_share = layout, max_bad_share
         self.met: dict[int, Bad] = {}
-        found, total = len(layout.problems), layout.num_samples + len(layout.problems)
+        found = num_lost(layout.problems)
+        total = layout.num_samples + found
         if found > max_bad_share * total:
             raise self._too_many(layout.problems, total)
 
@@ -36,7 +37,7 @@ class BadSampleLog:
             self.met.setdefault(one.sample_id, one)
         seen = min(self.layout.num_samples, max(samples_seen, _FIRST_LOOK))
         if len(self.met) > before and len(self.met) > self.max_bad_share * seen:
-            raise self._too_many([*self.layout.problems, *self.problems()], seen + len(self.layout.problems))
+            raise self._too_many([*self.layout.problems, *self.problems()], seen + num_lost(self.layout.problems))
 
     def problems(self) -> list[Problem]:
         """The bad samples that were met, each once, with the cause that is counted."""
@@ -44,8 +45,10 @@ class BadSampleLog:
 
     def counts(self, *, with_index: bool) -> Counter[str]:
         """Bad samples by cause; `with_index` adds what the index left out."""
-        of_index = self.layout.problems if with_index else ()
-        return Counter([*(problem.cause for problem in of_index), *(bad.cause for bad in self.met.values())])
+        counts = Counter(bad.cause for bad in self.met.values())
+        for problem in self.layout.problems if with_index else ():
+            counts[problem.cause] += problem.num
+        return +counts
 
     def write(self, path: Path, *, with_index: bool) -> None:
         """One JSON line per bad sample (shard, name, cause, detail), added to what stands there; complete or not."""
@@ -63,9 +66,9 @@ class BadSampleLog:
 
     def _too_many(self, problems: Iterable[Problem], total: int) -> DataError:
         listed = list(problems)
-        first = listed[0]
+        first = max(listed, key=lambda problem: problem.num)  # the first of the largest losses
+        where = f"{first.name} in {first.shard or 'the data'}" if first.name else first.shard
         return DataError(
-            f"{len(listed):,} of {total:,} samples are bad ({causes(listed)}; the first is {first.name} in "
-            f"{first.shard or 'the data'}), more than data.max_bad_share={self.max_bad_share:g} allows; mend the data, "
-            "or raise that share."
+            f"{num_lost(listed):,} of {total:,} samples are bad ({causes(listed)}; the first is {where}), more than "
+            f"data.max_bad_share={self.max_bad_share:g} allows; fix the data, or raise that share."
         )

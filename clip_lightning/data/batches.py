@@ -14,7 +14,7 @@ from torch import Tensor
 from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.images import augment
-from clip_lightning.data.images.decode import Opened, eval_into, open_image, pixels_of, resize_into
+from clip_lightning.data.images.decode import Opened, eval_into, open_image
 from clip_lightning.data.layouts.layout import BadSample, Ids, Layout
 from clip_lightning.data.order.counter_rng import SUBSTITUTE, hashed
 from clip_lightning.data.order.order import Located, SampleOrder
@@ -157,25 +157,16 @@ class BatchMaker:
             choice = int(draws[n, augment.CAPTION] * len(raw.captions)) if self.training else 0
             captions[rows[n]] = raw.captions[choice]
         sizes = np.array([(one.width, one.height) for one in opened.values()], np.int64).reshape(-1, 2)
-        boxes = augment.crop_boxes(self.config.augment, sizes[:, 0], sizes[:, 1], draws[list(opened)]).tolist()
+        config, size = self.config.augment, images.shape[-1]
+        boxes = augment.crop_boxes(config, sizes[:, 0], sizes[:, 1], draws[list(opened)], size).tolist()
         for (n, one), box in zip(opened.items(), boxes, strict=True):
             try:
                 if self.training:
-                    self._augmented(one, box, draws[n], images[rows[n]])
+                    augment.crop_into(one, box, images[rows[n]], config, jpeg_scaling=self.config.jpeg_scaling)
+                    augment.change(images[rows[n]], config, draws[n])
                 else:
                     eval_into(one, images[rows[n]])
             except BadSample as error:
                 failed[n] = error
         bad += [Bad(int(ids[rows[n]]), failed[n].cause, failed[n].detail) for n in sorted(failed)]
         return rows[sorted(failed)]
-
-    def _augmented(self, opened: Opened, box: list[int], draws: augment.Draws, out: Tensor) -> None:
-        config, shrink = self.config.augment, 1
-        if self.config.jpeg_scaling and not config.pad:
-            while shrink < 8 and min(box[2:]) >= 2 * shrink * out.shape[-1]:
-                shrink *= 2
-        pixels = pixels_of(opened, shrink)
-        if shrink > 1 and pixels.shape[0] < opened.height:
-            box = [side // shrink for side in box]
-        resize_into(augment.cut(pixels, box, config.pad), out)
-        augment.change(out, config, draws)

@@ -16,6 +16,7 @@ from clip_lightning.errors import DataError
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 10_000_000
+_MOST_SHOWN = 20  # missing files that a message lists
 
 
 class Source(NamedTuple):
@@ -58,13 +59,21 @@ def list_sources(path: str, suffix: str, key: str = "data.path", how_to_get: str
         raise DataError(f"{key}={path} is a shell command, and none is run; give the shards' own URLs.")
     names = list(expand_braces(path))
     sources: list[Source] = []
+    missing: list[str] = []
     for name in names:
         try:
             sources += _remote(name, suffix, key) if "://" in name else _local(name, suffix)
-        except FileNotFoundError as error:
-            raise DataError(f"{key}={name} does not exist. {how_to_get}".strip()) from error
+        except FileNotFoundError:
+            missing.append(name)
         except PermissionError as error:
             raise DataError(f"{key}={name} cannot be read ({error.strerror or error}).") from error
+    if missing and len(names) > 1:
+        shown = ", ".join(name.rpartition("/")[2] for name in missing[:_MOST_SHOWN])
+        more = f" and {len(missing) - _MOST_SHOWN:,} more" if len(missing) > _MOST_SHOWN else ""
+        numbers = f"{len(missing):,} of {len(names):,} files do not exist ({shown}{more})"
+        raise DataError(f"{key}={path}: {numbers}. {how_to_get}".strip())
+    if missing:
+        raise DataError(f"{key}={path} does not exist. {how_to_get}".strip())
     if not sources:
         raise DataError(f"{key}={path} holds no {suffix} file. {how_to_get}".strip())
     return sources

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from clip_lightning.data.images.decode import decode_eval
-from clip_lightning.data.layouts.layout import BadSample
+from clip_lightning.data.layouts.layout import BadSample, Problem
 from clip_lightning.data.layouts.tar_index import index_tar
 from clip_lightning.data.scenes import scenes
 from clip_lightning.errors import DataError, UserError
@@ -181,12 +181,17 @@ class TarImages:
         return read_at(self.shards[number], offset, size)
 
 
-def _told(shard: Path, problems: Sequence[tuple[str, str]]) -> list[str]:
+def _told(shard: Path, found: Sequence[Problem]) -> list[str]:
     """Sentences for what an index found, the first few of a tar: an evaluation leaves no image out."""
     told = []
-    for name, cause in problems[:MAX_TOLD]:
-        where = f"{shard}: the sample {name}" if name else f"{shard}"
-        told.append(f"{where} has a fault ({cause.replace('caption', 'label')}); copy it again.")
+    problems = [problem for problem in found if problem.num]
+    for problem in problems[:MAX_TOLD]:
+        where = f"{shard}: the sample {problem.name}" if problem.name else f"{shard}"
+        cause = problem.cause.replace("caption", "label")
+        if problem.is_damage:
+            told.append(f"{where} has a fault ({cause}); copy it again.")
+        else:
+            told.append(f"{where} has a fault ({cause}){': ' if problem.hint else ''}{problem.hint}.")
     if len(problems) > MAX_TOLD:
         told.append(f"{shard} has {len(problems) - MAX_TOLD} more such samples.")
     return told

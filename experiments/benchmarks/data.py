@@ -92,7 +92,7 @@ def transform(name: str, images: list[bytes], rounds: int) -> Row:
     def ours() -> int:
         opened = [open_image(content) for content in images]
         sizes = np.array([(one.width, one.height) for one in opened])
-        boxes = crop_boxes(config, sizes[:, 0], sizes[:, 1], draw(0, numbers * 0, numbers)).tolist()
+        boxes = crop_boxes(config, sizes[:, 0], sizes[:, 1], draw(0, numbers * 0, numbers), SIZE).tolist()
         batch = empty_images(len(images), SIZE)
         for one, box, out in zip(opened, boxes, batch, strict=True):
             resize_into(cut(pixels_of(one), box, 0), out)

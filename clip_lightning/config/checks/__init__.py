@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.config import duration, identity, keys, phases
+from clip_lightning.config import duration, identity, keys, parts, phases
 from clip_lightning.config.checks import cluster as machine
 from clip_lightning.config.checks import paths as data_places
 from clip_lightning.config.checks import ranges as values
@@ -185,7 +185,12 @@ def _data(data: DataConfig) -> Iterator[str]:
         unread = [*_UNREAD_BY_SCENES]
     if data.kind != "mixture":
         unread += ["mixture", "mixture_paths"]
+    if data.kind != "table":
+        unread.append("quotes")
     default = DataConfig()
+    for name in ("crop_scale", "crop_ratio"):
+        if data.augment.crop == "square" and getattr(data.augment, name) != getattr(default.augment, name):
+            yield f"data.augment.{name} has no effect with data.augment.crop=square; leave it out"
     for name in unread:
         if (value := getattr(data, name)) != getattr(default, name):
             yield f"data.{name}={value} has no effect with data.kind={data.kind}; leave it out"
@@ -194,6 +199,7 @@ def _data(data: DataConfig) -> Iterator[str]:
             yield f"data.mixture={data.mixture} must give each data option a weight above 0, like {{cc12m: 1.0}}"
         if strangers := sorted(data.mixture_paths.keys() - data.mixture.keys()):
             yield f"data.mixture_paths names {', '.join(strangers)}, without a weight in data.mixture; add one"
+        yield from parts.problems(data)
 
 
 def _schedule(config: Config) -> Iterator[str]:

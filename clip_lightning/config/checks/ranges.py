@@ -17,6 +17,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.text.init": ("huggingface", "openai"),
     "model.text.tokenizer.kind": ("paper", "hub", "trained"),
     "model.text.tokenizer.clean": ("none", "canonical"),
+    "data.augment.crop": ("area", "square"),
     "data.kind": ("scenes", "webdataset", "parquet", "table", "folder", "coco", "mixture"),
     "compute.schedule": ("cosine", "constant", "constant_cooldown"),
     "compute.precision": ("bf16", "fp32", "fp16"),

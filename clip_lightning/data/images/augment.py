@@ -1,7 +1,8 @@
 """Random changes of training images and the choice of a caption, drawn by (seed, epoch, sample id) and nothing else.
 
-The crop follows torchvision's RandomResizedCrop (ten tries, then the centre), the colours torchvision's functions; only
-the source of the numbers is this project's, so that torch's and numpy's global generators are never touched.
+`data.augment.crop=area` follows torchvision's RandomResizedCrop (ten tries, then the centre); `square` is the paper's
+crop (Radford et al., 2021, section 2.4): Resize of the short side, then RandomCrop. Colours are torchvision's
+functions. Only the source of the numbers is this project's, so that global generators are never touched.
 """
 
 from functools import lru_cache
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clip_lightning.config.schema import AugmentConfig
+from clip_lightning.data.images.decode import LONGEST, Opened, pixels_of, resize_into, resized
 from clip_lightning.data.layouts.layout import Ids, Pixels
 from clip_lightning.data.order.counter_rng import AUGMENT, uniforms
 
@@ -31,8 +33,16 @@ def draw(seed: int, epochs: Ids, sample_ids: Ids) -> Draws:
     return uniforms(AUGMENT, seed, epochs, sample_ids, num=_NUM_DRAWS)
 
 
-def crop_boxes(config: AugmentConfig, widths: Ids, heights: Ids, draws: Draws) -> Ids:
-    """Where to cut: int64 [n, 4] of left, top, width, height, in pixels of the padded image."""
+def crop_boxes(config: AugmentConfig, widths: Ids, heights: Ids, draws: Draws, size: int) -> Ids:
+    """Where to cut: int64 [n, 4] of left, top, width, height in pixels of the padded image.
+
+    Args:
+        widths, heights: of the images, int64 [n], in pixels.
+        draws: a row for each image.
+        size: side of the training images in pixels; `crop=square` cuts from images resized to it.
+    """
+    if config.crop == "square":
+        return _square_boxes(config, widths, heights, draws, size)
     widths, heights = widths + 2 * config.pad, heights + 2 * config.pad
     low, high = config.crop_scale
     area = (widths * heights)[:, None] * (low + (high - low) * draws[:, _AREA])
@@ -50,6 +60,53 @@ def crop_boxes(config: AugmentConfig, widths: Ids, heights: Ids, draws: Draws) -
     left = np.where(none, (widths - width) // 2, np.floor(draws[:, _LEFT] * (widths - width + 1)))
     top = np.where(none, (heights - height) // 2, np.floor(draws[:, _TOP] * (heights - height + 1)))
     return np.stack([left, top, np.maximum(width, 1), np.maximum(height, 1)], axis=1).astype(np.int64)
+
+
+def _square_boxes(config: AugmentConfig, widths: Ids, heights: Ids, draws: Draws, size: int) -> Ids:
+    """Squares of `size` pixels in images whose short side is `size`, before the border is added."""
+    full_widths, full_heights = _short_side_to(widths, heights, size)
+    left = np.floor(draws[:, _LEFT] * (full_widths + 2 * config.pad - size + 1))
+    top = np.floor(draws[:, _TOP] * (full_heights + 2 * config.pad - size + 1))
+    sides = np.full(len(widths), size)
+    return np.stack([left, top, sides, sides], axis=1).astype(np.int64)
+
+
+def _short_side_to(widths: Ids, heights: Ids, size: int) -> tuple[Ids, Ids]:
+    """Widths and heights after a resize of the short side, as torchvision's Resize; LONGEST sides at most."""
+    short = np.minimum(widths, heights)
+    longest = LONGEST * short
+    return size * np.minimum(widths, longest) // short, size * np.minimum(heights, longest) // short
+
+
+def crop_into(opened: Opened, box: list[int], out: Tensor, config: AugmentConfig, *, jpeg_scaling: bool) -> None:
+    """Decodes an image and writes the box of `crop_boxes`, resized, to `out`, uint8 [3, size, size].
+
+    Args: jpeg_scaling: decodes a JPEG at a fraction of its size where the box allows it; inexact.
+    Raises: BadSample where the bytes are damaged.
+    """
+    size, shrink, is_square = out.shape[-1], 1, config.crop == "square"
+    if jpeg_scaling and not config.pad:
+        short = min(opened.width, opened.height) if is_square else min(box[2:])
+        while shrink < 8 and short >= 2 * shrink * size:
+            shrink *= 2
+    pixels = pixels_of(opened, shrink)
+    if is_square:
+        width, height = _short_side_to(np.array(opened.width), np.array(opened.height), size)
+        full = resized(_near(pixels, box, int(width), int(height)), int(height), int(width))
+        out.copy_(torch.from_numpy(cut(full.permute(1, 2, 0).numpy(), box, config.pad)).permute(2, 0, 1))
+        return
+    if shrink > 1 and pixels.shape[0] < opened.height:
+        box = [side // shrink for side in box]
+    resize_into(cut(pixels, box, config.pad), out)
+
+
+def _near(pixels: Pixels, box: list[int], width: int, height: int) -> Pixels:
+    """Of an image longer than LONGEST short sides, the part around the box: memory stays bounded."""
+    longest = LONGEST * min(pixels.shape[:2])
+    left, top, size, _ = box
+    x = round(max(0, pixels.shape[1] - longest) * min(1, left / max(width - size, 1)))
+    y = round(max(0, pixels.shape[0] - longest) * min(1, top / max(height - size, 1)))
+    return pixels[y : y + longest, x : x + longest]
 
 
 def cut(pixels: Pixels, box: list[int], pad: int) -> Pixels:

@@ -19,7 +19,7 @@ from clip_lightning.data.layouts.layout import BadSample, Pixels
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _ORIENTATION = 0x0112  # EXIF tag
-_LONGEST = 8  # sides of an evaluated image: a longer one loses its ends before the resize, never what is cut out
+LONGEST = 8  # short sides: of a longer image only this much is resized, around what is cut out
 
 
 class Opened(NamedTuple):
@@ -88,6 +88,13 @@ def resize_into(pixels: Pixels, out: Tensor) -> None:
     torch.ops.aten._upsample_bicubic2d_aa.out(image, list(out.shape[1:]), False, None, None, out=out[None])
 
 
+def resized(pixels: Pixels, height: int, width: int) -> Tensor:
+    """uint8 [h, w, 3] resized to uint8 [3, height, width], channels last in memory, by antialiased bicubic."""
+    out = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)
+    resize_into(pixels, out)
+    return out
+
+
 def decode_eval(
     image: bytes | Pixels, size: int, *, max_pixels: int = MAX_PIXELS, exif_rotation: bool = False
 ) -> Tensor:
@@ -106,9 +113,7 @@ def eval_into(opened: Opened, out: Tensor) -> None:
     size = out.shape[1]
     height, width = pixels.shape[:2]
     short = min(height, width)
-    full = torch.empty(1, 3, size * height // short, size * width // short, dtype=torch.uint8)
-    full = full.contiguous(memory_format=torch.channels_last)[0]
-    resize_into(pixels, full)
+    full = resized(pixels, size * height // short, size * width // short)
     # Python's round, half to even, as in torchvision's CenterCrop.
     top, left = round((full.shape[1] - size) / 2), round((full.shape[2] - size) / 2)
     out.copy_(full[:, top : top + size, left : left + size])
@@ -116,7 +121,7 @@ def eval_into(opened: Opened, out: Tensor) -> None:
 
 def _without_ends(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
-    longest = _LONGEST * min(height, width)
+    longest = LONGEST * min(height, width)
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
     return pixels[top : top + longest, left : left + longest]
 

@@ -8,6 +8,8 @@ from PIL import Image
 from clip_lightning.data.layouts.layout import BadSample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+READABLE_SUFFIXES = frozenset(("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp"))  # of files in these formats
+OTHER_SUFFIXES = frozenset(("tif", "tiff", "heic", "heif", "avif", "jxl", "jp2", "svg", "dng", "cr2", "nef"))  # images
 HEAD_BYTES = 1 << 16  # of a JPEG hold its header, nearly always
 
 

@@ -1,15 +1,21 @@
 """Images that are files of their own, with captions from a list or from a text file beside them."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample
 from clip_lightning.data.layouts.tar_index import decoded
+from clip_lightning.errors import DataError
+
+_FIRST_PATHS = 64  # that are looked for before a table is used
 
 
 class FileRows(Layout):
@@ -86,3 +92,50 @@ def read_file(path: Path, what: str = "image") -> bytes:
     if not content:
         raise BadSample(f"empty {what}", str(path))
     return content
+
+
+class Columns(NamedTuple):
+    """The names of the columns that hold images and captions."""
+
+    image: str
+    caption: str
+
+
+def columns_of(names: list[str], config: DataConfig, where: str) -> Columns:
+    """The column of images and the column of captions, the first of those that are wanted.
+
+    Args: names: of all columns. where: the file, for messages.
+    Raises: DataError where there is none.
+    """
+    found = []
+    for key, wanted in (("data.image_keys", config.image_keys), ("data.caption_keys", config.caption_keys)):
+        name = next((name for name in wanted if name in names), None)
+        if name is None:
+            raise DataError(f"{where} has no column {' or '.join(wanted)} ({key}); it has {', '.join(names)}.")
+        found.append(name)
+    return Columns(*found)
+
+
+def check_paths(where: str, folder: Path, paths: pa.Array) -> None:
+    """Looks for the first images of a table.
+
+    Args: where: the table. folder: what its paths are relative to.
+    Raises: DataError where none of them exists.
+    """
+    first = [path for path in paths.slice(0, _FIRST_PATHS).to_pylist() if path]
+    if not first or any((folder / path).exists() for path in first):
+        return
+    if "://" in first[0]:
+        raise DataError(f"{where} holds URLs ({first[0]}); download the images first, for example with img2dataset.")
+    missing = f"none of the first {len(first)} exists: {first[0]}"
+    raise DataError(f"{where}: paths are relative to the table's folder ({folder}); {missing}")
+
+
+def map_arrow(descriptor: int) -> pa.Table:
+    """The table of an Arrow file or stream, memory-mapped; closes the descriptor."""
+    try:
+        buffer = pa.py_buffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)
+    is_file = buffer.slice(0, 6).to_pybytes() == b"ARROW1"
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.BufferReader(buffer)).read_all()

@@ -3,17 +3,21 @@
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.images.headers import OTHER_SUFFIXES, READABLE_SUFFIXES
 from clip_lightning.data.layouts.file_rows import FileRows
 from clip_lightning.data.layouts.layout import Layout, Problem
 from clip_lightning.data.layouts.tar_index import texts_of
 from clip_lightning.errors import DataError
 
+_FIRST_PATHS = 64  # images of a list that are looked for
+_NO_CAPTIONS = {"readme", "license", "licence", "notice", "changelog", "requirements", "classnames", "labels"}
 _TRAINING_SPLITS = ("train", "restval")  # of Karpathy and Fei-Fei, 2015
 
 
@@ -25,18 +29,39 @@ def build_folder(config: DataConfig, path: str) -> Layout:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise DataError(f"data.path={path} is no folder. {config.how_to_get}".strip())
-    paths, problems = [], []
+    paths: list[str] = []
+    problems: list[Problem] = []
     for files in _folders(folder):
-        stems = {name.rpartition(".")[0] for name in files if name.rpartition(".")[2].lower() in config.caption_keys}
-        for name in files:
-            stem, _, extension = name.rpartition(".")
-            if extension.lower() not in config.image_keys:
-                continue
-            if Path(stem).name and stem in stems:
-                paths.append(name)
-            else:
-                problems.append(Problem(str(folder), name, "missing caption"))
+        found, left = _pairs(files, config)
+        paths += found
+        problems += [problem._replace(shard=str(folder)) for problem in left]
     return FileRows(str(folder), folder, pa.array(paths, pa.string()), None, problems, config.caption_keys)
+
+
+def _pairs(files: list[str], config: DataConfig) -> tuple[list[str], list[Problem]]:
+    """The images of one folder that have a caption, and what is left out."""
+    stems: dict[str, list[str]] = {}
+    for name in files:
+        stem, _, extension = name.rpartition(".")
+        if Path(stem).name:  # not hidden
+            stems.setdefault(stem, []).append(extension)
+    paths, problems = [], []
+    for stem, extensions in stems.items():
+        images = [one for one in extensions if one.lower() in config.image_keys]
+        has_caption = any(one.lower() in config.caption_keys for one in extensions)
+        others = [one for one in extensions if one.lower() in READABLE_SUFFIXES | OTHER_SUFFIXES and one not in images]
+        if has_caption:
+            paths += [f"{stem}.{extension}" for extension in images]
+        else:
+            problems += [Problem("", f"{stem}.{extension}", "missing caption") for extension in images]
+        if others and not images:
+            readable = others[0].lower() in READABLE_SUFFIXES
+            advice = "see data.image_keys" if readable else "convert them to JPEG or PNG"
+            hint = f"images that end in .{others[0]}; {advice}"
+            problems.append(Problem("", f"{stem}.{others[0]}", "unknown extension", 1, hint))
+        elif has_caption and not images and Path(stem).name.lower() not in _NO_CAPTIONS:
+            problems.append(Problem("", f"{stem}.{extensions[0]}", "missing image"))
+    return sorted(paths), problems
 
 
 def build_coco(config: DataConfig, path: str) -> Layout:
@@ -55,14 +80,20 @@ def build_coco(config: DataConfig, path: str) -> Layout:
         raise DataError(f"{file} is no JSON of captions as COCO has them ({error!r}).") from error
     problems = [Problem(str(file), name, "missing caption") for name, texts in pairs.items() if not texts]
     pairs = {name: texts for name, texts in pairs.items() if texts}
-    folder = _image_folder(file, next(iter(pairs), ""), config)
+    folder = _image_folder(file, list(islice(pairs, _FIRST_PATHS)), config)
     captions = pa.array(list(pairs.values()), pa.list_(pa.string()))
     return FileRows(str(file), folder, pa.array(list(pairs), pa.string()), captions, problems)
 
 
 def _folders(folder: Path) -> Iterator[list[str]]:
-    """The files of each folder below `folder`, relative to it, sorted."""
-    for current, folders, files in os.walk(folder):
+    """The files of each folder below `folder`, relative to it, sorted; links are followed, each folder is read once."""
+    seen = set[tuple[int, int]]()
+    for current, folders, files in os.walk(folder, followlinks=True):
+        here = Path(current).stat()
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders.sort()
         below = Path(current).relative_to(folder)
         yield [str(below / name) for name in sorted(files)]
@@ -93,13 +124,14 @@ def _karpathy(document: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             yield str(below / image["filename"]), texts_of([sentence["raw"] for sentence in image["sentences"]])
 
 
-def _image_folder(file: Path, first: str, config: DataConfig) -> Path:
-    """The folder in which the first image is found."""
+def _image_folder(file: Path, first: list[str], config: DataConfig) -> Path:
+    """The folder in which one of the first images is found."""
     name = file.stem.removeprefix("captions_").removeprefix("dataset_")
     roots = [file.parent, file.parent.parent]
     candidates = [root / below for root in roots for below in (name, "images", f"{name}-images", f"{name}_images", "")]
     for folder in candidates:
-        if first and (folder / first).is_file():
+        if any((folder / path).is_file() for path in first):
             return folder
     tried = ", ".join(str(folder) for folder in candidates[:3])
-    raise DataError(f"{file} names {first or 'no image'}, which is not in {tried}. {config.how_to_get}".strip())
+    missing = first[0] if first else "no image"
+    raise DataError(f"{file} names {missing}, which is not in {tried}. {config.how_to_get}".strip())

@@ -26,7 +26,7 @@ from clip_lightning.data.layouts.tar_index import RECORD, ShardIndex, index_tar
 from clip_lightning.data.sources import Source, cache_folder
 from clip_lightning.errors import DataError
 
-_MAGIC = b"CLIPIDX1"
+_MAGIC = b"CLIPIDX2"
 _ALIGN = 64
 _SHOWN = 20  # problems that are printed
 _DOWNLOADS = 8  # remote shards fetched at a time
@@ -40,14 +40,14 @@ class Sidecar(NamedTuple):
         path: its file.
         num_samples: records in it, RECORD each, from byte `start` on.
         digest: of the shard's headers and captions.
-        problems: name and cause of what is left out.
+        problems: what is left out; their `shard` is empty.
     """
 
     path: Path
     num_samples: int
     start: int
     digest: str
-    problems: list[tuple[str, str]]
+    problems: list[Problem]
 
     def records(self) -> npt.NDArray[np.void]:
         """RECORD [num_samples], memory-mapped."""
@@ -130,12 +130,26 @@ def index_sources(
 
 
 def problems_of(sources: Sequence[Source], sidecars: Sequence[Sidecar]) -> list[Problem]:
-    """What all sidecars left out."""
-    return [
-        Problem(source.url, name, cause)
-        for source, sidecar in zip(sources, sidecars, strict=True)
-        for name, cause in sidecar.problems
-    ]
+    """What all sidecars left out.
+
+    A shard that ends early does not show how much is missing: it is taken to have had as many samples as the median
+    of the undamaged shards.
+    """
+    usual = usual_size(sidecars)
+    problems = []
+    for source, sidecar in zip(sources, sidecars, strict=True):
+        for problem in sidecar.problems:
+            num = problem.num
+            if not problem.name and not (problem.cause.startswith("damaged") and sidecar.num_samples):
+                num = max(num, usual - sidecar.num_samples)
+            problems.append(problem._replace(shard=source.url, num=num))
+    return problems
+
+
+def usual_size(sidecars: Sequence[Sidecar]) -> int:
+    """The median number of samples of the shards that could be read to their end; 0 where there is none."""
+    complete = [one.num_samples for one in sidecars if all(problem.name for problem in one.problems)]
+    return int(np.median(complete)) if complete else 0
 
 
 def _make(
@@ -227,7 +241,7 @@ def _read(path: Path, source: Source) -> Sidecar | None:
     same = head["size"] == source.size and (head["version"] == source.version or not source.version)
     if not complete or not same:
         return None
-    problems = [(name, cause) for name, cause in head["problems"]]
+    problems = [Problem(*fields) for fields in head["problems"]]
     return Sidecar(path, head["num_samples"], 16 + length, head["digest"], problems)
 
 

@@ -9,7 +9,8 @@ index already found it (such samples have no id). A user's own kind of data is a
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +31,26 @@ class RawSample(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something damaged: the file it is in, the name in that file, and the cause in a few words (what is counted)."""
+    """Something that is left out.
+
+    Attributes:
+        shard: the file it is in.
+        name: its name in that file; empty where the file itself is damaged.
+        cause: a short fixed phrase, by which problems are counted.
+        num: samples that are lost; 0 for files that were probably never samples.
+        hint: what was found instead, and the key that would read it.
+    """
 
     shard: str
     name: str
     cause: str
+    num: int = 1
+    hint: str = ""
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether a fresh copy of the file can help."""
+        return self.cause.startswith(("damaged", "truncated", "empty image", "empty shard"))
 
 
 class BadSample(Exception):  # noqa: N818 - it is a value as often as it is raised
@@ -138,7 +154,7 @@ _BUILDERS = {
     "scenes": ("scenes.scenes", "build_scenes"),
     "webdataset": ("layouts.tar", "build_tar"),
     "parquet": ("layouts.table", "build_arrow"),
-    "table": ("layouts.table", "build_table"),
+    "table": ("layouts.text_table", "build_table"),
     "folder": ("layouts.folder", "build_folder"),
     "coco": ("layouts.folder", "build_coco"),
     "mixture": ("layouts.mixture", "build_mixture"),
@@ -158,9 +174,31 @@ def resolve_target(path: str, key: str) -> Callable[..., Any]:
     return target
 
 
-def causes(problems: Sequence[Problem]) -> str:
-    """Problems counted by cause, the most frequent first, as a phrase."""
-    counts: dict[str, int] = {}
+def num_lost(problems: Iterable[Problem]) -> int:
+    """Samples that the problems stand for."""
+    return sum(problem.num for problem in problems)
+
+
+def causes(problems: Iterable[Problem]) -> str:
+    """Lost samples counted by cause, the most frequent first, each with the first hint, as a phrase.
+
+    Causes without lost samples come last, with the number of their files.
+    """
+    lost, files, hints = Counter[str](), Counter[str](), dict[str, str]()
     for problem in problems:
-        counts[problem.cause] = counts.get(problem.cause, 0) + 1
-    return ", ".join(f"{cause}: {count:,}" for cause, count in sorted(counts.items(), key=lambda item: -item[1]))
+        lost[problem.cause] += problem.num
+        files[problem.cause] += 1
+        if problem.hint:
+            hints.setdefault(problem.cause, problem.hint)
+    phrases = []
+    for cause, count in lost.most_common():
+        number = f"{count:,}" if count else f"{files[cause]:,} files, no samples"
+        phrases.append(f"{cause}: {number}" + (f" ({hints[cause]})" if cause in hints else ""))
+    return ", ".join(phrases)
+
+
+def damaged_shards(problems: Iterable[Problem], most: int = 3) -> list[str]:
+    """A phrase for each shard that cannot be read to its end, with its lost samples; the largest losses first."""
+    shards = sorted((one for one in problems if not one.name and one.num), key=lambda one: -one.num)
+    phrases = [f"{one.shard}: {one.cause}, about {one.num:,} samples lost" for one in shards[:most]]
+    return phrases + ([f"and {len(shards) - most:,} more shards"] if len(shards) > most else [])

@@ -7,16 +7,16 @@ runs through its own epochs in its own order.
 """
 
 import heapq
-import json
 from collections.abc import Iterator
 
 import numpy as np
 
-from clip_lightning.config import compose
+from clip_lightning.config import parts as config_parts
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, build_layout, digest
 from clip_lightning.data.order.counter_rng import MIXTURE, hashed, permuted
 from clip_lightning.data.order.order import Located, Order, TrainingOrder
+from clip_lightning.errors import DataError
 
 BLOCK = 10_000
 
@@ -142,18 +142,13 @@ def quotas(weights: list[float]) -> Ids:
 
 
 def build_mixture(config: DataConfig) -> Mixture:
-    """The data options that `data.mixture` names, each with its own settings; paths are from `data.mixture_paths`.
+    """The data options that `data.mixture` names, each with its own settings, which `data.parts` holds.
 
-    Raises: UserError where an option is unknown, DataError where its data is missing.
+    Raises: DataError where the data of one is missing.
     """
-    parts: dict[str, Layout] = {}
-    for name in config.mixture:
-        settings = [f"data={name}"]
-        if (path := config.mixture_paths.get(name)) is not None:
-            settings.append(f"data.path={json.dumps(path)}")
-        part = compose.load("train", settings, check=False).data
-        part.cache, part.index_folder = config.cache, config.index_folder
-        parts[name] = build_layout(part)
+    if missing := config.mixture.keys() - config.parts.keys():
+        raise DataError(f"data.parts lacks {', '.join(sorted(missing))}; load the config with load_config.")
+    parts = {name: build_layout(config_parts.typed(config.parts[name])) for name in config.mixture}
     return Mixture(parts, list(config.mixture.values()))
 
 

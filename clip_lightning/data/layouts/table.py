@@ -1,40 +1,31 @@
-"""Tables: parquet and Hugging Face datasets on disk, with images inside; CSV, TSV and JSONL, with paths to images.
+"""Parquet and Hugging Face datasets on disk, with images inside or with paths to them.
 
 Arrow files are memory-mapped. A parquet file can only be unpacked by whole row groups, so each row group is a shard
-that is unpacked once into the cache (`data.cache`) and read from there by every process. Text tables are read once and
-kept as Arrow in the index folder.
+that is unpacked once into the cache (`data.cache`) and read from there by every process.
 """
 
 import json
 import logging
-import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.file_rows import FileRows, read_file
+from clip_lightning.data.layouts.file_rows import Columns, check_paths, columns_of, map_arrow, read_file
 from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample, digest
 from clip_lightning.data.layouts.tar_index import decoded, texts_of
 from clip_lightning.data.remote.cache import ShardCache
-from clip_lightning.data.sources import Source, cache_folder, list_sources, open_store
+from clip_lightning.data.sources import Source, list_sources, open_store
 from clip_lightning.errors import DataError
 
 _log = logging.getLogger(__name__)
 _WINDOW_SHARDS, _WINDOW_ROWS = 32, 1 << 17  # what comes through the cache is mixed by so many, and at least so many
 _MOST_OPEN = 256  # tables that a process keeps mapped
-
-
-class _Columns(NamedTuple):
-    image: str
-    caption: str
 
 
 class _Group(NamedTuple):
@@ -58,39 +49,15 @@ def build_arrow(config: DataConfig, path: str) -> Layout:
         return ArrowTables(groups, columns, cache)
     groups = []
     for source in sources:
-        table = _map(cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY))
+        table = map_arrow(cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY))
         groups.append(_Group(source, -1, table.num_rows, source.size))
-    return ArrowTables(groups, _columns(table.column_names, config, path), cache)
-
-
-def build_table(config: DataConfig, path: str) -> Layout:
-    """A CSV, TSV or JSONL file with a path and a caption in each row; paths are relative to the file's folder.
-
-    Raises: DataError where it is missing, cannot be parsed, or has no column of that name.
-    """
-    sources = list_sources(path, Path(path).suffix or ".csv", how_to_get=config.how_to_get)
-    if len(sources) != 1 or sources[0].is_remote:
-        raise DataError(f"data.path={path} must be one file on this machine for data.kind=table.")
-    (source,) = sources
-    keys = digest(*config.image_keys, "", *config.caption_keys)
-    kept = cache_folder(config.index_folder) / "index" / f"{digest(*map(str, source), keys)}.arrow"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-        table = _parse(source, config)
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        temporary.replace(kept)
-    table = _map(os.open(kept, os.O_RDONLY))
-    problems = [Problem(source.url, *problem) for problem in json.loads(table.schema.metadata[b"problems"])]
-    paths, captions = (table[name].combine_chunks() for name in ("path", "captions"))
-    return FileRows(source.url, Path(source.url).parent, paths, captions, problems)
+    return ArrowTables(groups, columns_of(table.column_names, config, path), cache)
 
 
 class ArrowTables(Layout):
     """Rows of Arrow tables that hold the images (bytes, Hugging Face's {bytes, path}, or paths)."""
 
-    def __init__(self, groups: list[_Group], columns: _Columns, cache: ShardCache) -> None:
+    def __init__(self, groups: list[_Group], columns: Columns, cache: ShardCache) -> None:
         """Args: cache: where row groups of parquet files are unpacked."""
         self.groups, self.columns, self.cache = groups, columns, cache
         self.shard_sizes = np.array([group.num_rows for group in groups], np.int64)
@@ -154,7 +121,7 @@ class ArrowTables(Layout):
         if shard not in self._open:
             while len(self._open) >= _MOST_OPEN:
                 self._open.popitem(last=False)
-            self._open[shard] = _map(self._descriptor(self.groups[shard]))
+            self._open[shard] = map_arrow(self._descriptor(self.groups[shard]))
         self._open.move_to_end(shard)
         return self._open[shard]
 
@@ -192,7 +159,7 @@ def _huggingface_files(path: str) -> list[Source]:
     return list_sources(str(folder), ".arrow") if any(folder.glob("*.arrow")) else []
 
 
-def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Group], _Columns]:
+def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Group], Columns]:
     groups, columns = [], None
     for source in sources:
         try:
@@ -201,7 +168,9 @@ def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Gr
                 metadata = pq.ParquetFile(file).metadata
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{source.url} is no parquet file that can be read ({_first_line(error)}).") from error
-        columns = columns or _columns(metadata.schema.to_arrow_schema().names, config, source.url)
+        if columns is None:
+            columns = columns_of(metadata.schema.to_arrow_schema().names, config, source.url)
+            _check_first_paths(source, columns.image)
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             groups.append(_Group(source, number, group.num_rows, group.total_byte_size))
@@ -209,94 +178,13 @@ def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Gr
     return groups, columns
 
 
-def _columns(names: list[str], config: DataConfig, where: str) -> _Columns:
-    found = []
-    for key, wanted in (("data.image_keys", config.image_keys), ("data.caption_keys", config.caption_keys)):
-        name = next((name for name in wanted if name in names), None)
-        if name is None:
-            raise DataError(f"{where} has no column {' or '.join(wanted)} ({key}); it has {', '.join(names)}.")
-        found.append(name)
-    return _Columns(*found)
-
-
-def _map(descriptor: int) -> pa.Table:
-    """The table of an Arrow file or stream, memory-mapped; closes the descriptor."""
-    try:
-        buffer = pa.py_buffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
-    finally:
-        os.close(descriptor)
-    is_file = buffer.slice(0, 6).to_pybytes() == b"ARROW1"
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.BufferReader(buffer)).read_all()
-
-
-def _parse(source: Source, config: DataConfig) -> pa.Table:
-    """The rows of a text table as columns `path` and `captions`, and what was left out as metadata."""
-    is_json = source.name.endswith((".jsonl", ".json", ".ndjson"))
-    problems: list[tuple[str, str]] = []
-    paths, captions = [], []
-    rows = _json_rows(source, config, problems) if is_json else _csv_rows(source, config, problems)
-    for number, path, value in rows:
-        try:
-            texts = texts_of(decoded(value) if isinstance(value, bytes) else value)
-            image = decoded(path) if isinstance(path, bytes) else path
-            if not isinstance(image, str) or not image:
-                raise BadSample("missing image")
-            if not texts:
-                raise BadSample("missing caption" if value is None else "empty caption")
-        except BadSample as bad:
-            problems.append((f"row {number}", bad.cause))
-            continue
-        paths.append(image)
-        captions.append(texts)
-    table = pa.table({"path": pa.array(paths, pa.string()), "captions": pa.array(captions, pa.list_(pa.string()))})
-    return table.replace_schema_metadata({"problems": json.dumps(problems)})
-
-
-def _csv_rows(source: Source, config: DataConfig, problems: list[tuple[str, str]]) -> Iterator[tuple[int, Any, Any]]:
-    """Number, path and caption of each row, as bytes: a row that is not UTF-8 must not stop the others."""
-    with Path(source.url).open("rb") as file:
-        header = file.readline().decode("utf-8-sig", "backslashreplace").rstrip("\r\n")
-    delimiter = "\t" if "\t" in header else ","
-    names = [name.strip().strip('"') for name in header.split(delimiter)]
-    columns = _columns(names, config, source.url)
-
-    def note(row: Any) -> str:
-        problems.append((f"row {row.number}" if row.number is not None else "a row", "damaged row"))
-        return "skip"
-
-    try:
-        reader = pa.csv.open_csv(
-            source.url,
-            pa.csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
-            pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
-            pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.binary()), include_columns=list(columns), strings_can_be_null=False
-            ),
-        )
-        number = 0
-        for batch in reader:
-            for path, caption in zip(*(batch[name].to_pylist() for name in columns), strict=True):
-                number += 1
-                yield number, path, caption
-    except pa.ArrowException as error:
-        raise DataError(f"{source.url} cannot be parsed as CSV ({_first_line(error)}).") from error
-
-
-def _json_rows(source: Source, config: DataConfig, problems: list[tuple[str, str]]) -> Iterator[tuple[int, Any, Any]]:
-    columns = None
-    with Path(source.url).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no object")
-            except ValueError:
-                problems.append((f"row {number}", "damaged row"))
-                continue
-            columns = columns or _columns(list(row), config, source.url)
-            yield number, row.get(columns.image), row.get(columns.caption)
+def _check_first_paths(source: Source, column: str) -> None:
+    """Raises DataError where a column holds paths, and none of its first ones leads to a file."""
+    if source.is_remote:
+        return
+    file = pq.ParquetFile(source.url)
+    if pa.types.is_string(file.schema_arrow.field(column).type) and file.metadata.num_rows:
+        check_paths(source.url, Path(source.url).parent, next(file.iter_batches(64, columns=[column]))[column])
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,13 +7,14 @@ import os
 import resource
 from collections import OrderedDict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.index import Keys, Sidecar, index_sources, problems_of
+from clip_lightning.data.layouts.index import Keys, Sidecar, index_sources, problems_of, usual_size
 from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, digest
 from clip_lightning.data.layouts.tar_index import decoded, parsed, texts_of
 from clip_lightning.data.remote.cache import ShardCache
@@ -22,6 +23,7 @@ from clip_lightning.errors import DataError
 
 _REMOTE_WINDOW = 32  # shards of remote data that are mixed at a time
 _MOST_OPEN = 16_384  # shards that a process keeps open, as far as the system lets it
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _GAP = 1 << 14  # bytes between image and caption that are read along rather than asked for apart
 
 
@@ -33,10 +35,36 @@ def build_tar(config: DataConfig, path: str) -> "Tars":
     sources = list_sources(path, ".tar", how_to_get=config.how_to_get)
     keys = Keys.of(config)
     if not any(source.is_remote for source in sources):
-        return Tars(sources, index_sources(sources, keys, index_folder=config.index_folder), keys)
+        sidecars = index_sources(sources, keys, index_folder=config.index_folder)
+        tars = Tars(sources, sidecars, keys)
+        tars.problems = [*tars.problems, *beside_tars(path, usual_size(sidecars))]
+        return tars
     cache = ShardCache(config.cache)
     folder = config.index_folder or config.cache.folder
     return Tars(sources, index_sources(sources, keys, index_folder=folder, local=cache.path), keys, cache)
+
+
+def beside_tars(path: str, usual: int) -> list[Problem]:
+    """Compressed tars in a folder of tars, and tars in its sub-folders: both are left out.
+
+    Args: usual: samples that a compressed tar is taken to hold.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        return []
+    names = {entry.name for entry in folder.iterdir()}
+    if not any(name.endswith(".tar") for name in names):  # the sub-folders are read then
+        return []
+    # A compressed copy beside its tar adds no samples.
+    stems = {name: name.replace(".tgz", ".tar.gz").rpartition(".")[0] for name in names if name.endswith(_COMPRESSED)}
+    left = [
+        Problem(str(folder / name), "", "compressed shard (unpack it to .tar)", max(1, usual))
+        for name, stem in sorted(stems.items())
+        if stem not in names
+    ]
+    below = [str(found.relative_to(folder)) for found in sorted(folder.glob("*/*.tar"))]
+    hint = f"write data.path={folder}/*/*.tar to read them"
+    return left + [Problem(str(folder), name, "tar in a sub-folder", 0, hint) for name in below]
 
 
 class Tars(Layout):

@@ -1,24 +1,28 @@
-"""Where the samples of a tar stand: a walk over its raw headers that unpacks nothing and trusts nothing.
+"""The samples of a tar: which members belong together, what keeps a pair from being trained on, and where each is.
 
-Reads USTAR, PAX and GNU long names. Links, devices and sparse members are refused, sizes are checked against the file,
-and whatever keeps a pair from being trained on is listed by cause. A key is a member's name up to the first dot after
-the last slash, as webdataset has it; members of one key may stand anywhere in the shard.
+A key is a member's name up to the first dot after the last slash, as webdataset has it; members of one key may be
+anywhere in the shard. Whatever is left out is listed by cause, with what was found instead.
 """
 
 import gc
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import adler32
 
 import numpy as np
 import numpy.typing as npt
 
-from clip_lightning.data.images.headers import HEAD_BYTES, jpeg_size, open_with_pillow
-from clip_lightning.data.layouts.layout import BadSample
+from clip_lightning.data.images.headers import (
+    HEAD_BYTES,
+    OTHER_SUFFIXES,
+    READABLE_SUFFIXES,
+    jpeg_size,
+    open_with_pillow,
+)
+from clip_lightning.data.layouts.layout import BadSample, Problem
+from clip_lightning.data.layouts.tar_headers import ChunkedFile, DamagedTarError, members
 
 # One sample: where its image and its caption stand, the image's size, the caption's length in characters, and which of
 # the caption keys it was found under, as a member of its own or inside the JSON.
@@ -36,15 +40,12 @@ RECORD = np.dtype(
         ("unused", "<u2"),
     ]
 )
-_BLOCK = 512
-_ADLER_MODULUS = 65521
-_CHUNK = 1 << 16
 _QUICK_HEAD = 1 << 12  # bytes of a JPEG that hold its header when it has no profile or thumbnail
-_ZEROS = bytes(_BLOCK)
 _IMAGE, _JSON = -1, -2  # what an extension stands for; others are numbers of caption keys
-_REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device", b"S": "sparse member"}
-_LARGEST_HEADER = 1 << 20  # bytes of a PAX header or long name; more is damage
 _LARGEST = 1 << 32  # bytes of a member that a record can hold
+_MOST_GROUPS = 8  # kinds of unknown keys that are listed apart
+_SHOWN = 4  # extensions or JSON keys in a hint
+_BOM = b"\xef\xbb\xbf"
 
 
 class ShardIndex(NamedTuple):
@@ -52,17 +53,13 @@ class ShardIndex(NamedTuple):
 
     Attributes:
         records: RECORD [samples], in the order of the images.
-        problems: name and cause of everything left out.
+        problems: everything left out; their `shard` is empty.
         digest: of all headers and captions.
     """
 
     records: npt.NDArray[np.void]
-    problems: list[tuple[str, str]]
+    problems: list[Problem]
     digest: str
-
-
-class _DamagedError(Exception):
-    """The tar cannot be read further; the argument is the cause."""
 
 
 class _Sample:
@@ -82,26 +79,6 @@ class _Sample:
         self.captions: dict[int, tuple[int, int, str] | BadSample] = {}
 
 
-class _File:
-    """A file read at offsets, a chunk at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self.descriptor).st_size
-        self._start, self._chunk = 0, b""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer only where the file ends."""
-        begin = offset - self._start
-        if begin < 0 or begin + size > len(self._chunk):
-            self._chunk = os.pread(self.descriptor, max(size, _CHUNK), offset)
-            self._start, begin = offset, 0
-        return self._chunk[begin : begin + size]
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
 def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]) -> ShardIndex:
     """Walks a tar.
 
@@ -110,7 +87,7 @@ def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]
         caption_keys: extensions of caption members or keys of the `.json` member, the first that is not empty is taken.
     Raises: OSError where the file cannot be read.
     """
-    file = _File(path)
+    file = ChunkedFile(path)
     # A walk makes many small objects and no cycle: looking for some would take a fifth of its time.
     was_enabled = gc.isenabled()
     gc.disable()
@@ -123,76 +100,50 @@ def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]
 
 
 class _Walk:
-    def __init__(self, file: _File, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
+    def __init__(self, file: ChunkedFile, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
         self.file, self.caption_keys = file, list(caption_keys)
         self.roles = {"json": _JSON} | dict.fromkeys(image_keys, _IMAGE)
         self.roles |= {key: number for number, key in enumerate(caption_keys)}
         self.samples: dict[str, _Sample] = {}
-        self.problems: list[tuple[str, str]] = []
+        self.unknown: dict[str, list[str]] = {}  # extensions without a role, by key
+        self.problems: list[Problem] = []
         self.digest = hashlib.sha256()
 
     def index(self) -> ShardIndex:
-        rows = []
+        rows, hinted = [], set[str]()
+        damage: DamagedTarError | None = None
         try:
-            for name, offset, size in self._members():
+            for name, offset, size in members(self.file, self.digest.update, self._refuse):
                 self._sort(name, offset, size)
-        except _DamagedError as damage:
-            self.problems.append(("", str(damage)))
+        except DamagedTarError as error:
+            damage = error
         for key, sample in self.samples.items():
             try:
                 rows.append(self._record(sample))
             except BadSample as bad:
-                self.problems.append((key, bad.cause))
+                hint = "" if bad.cause in hinted else self._hint(bad.cause, key, sample)
+                hinted.update([bad.cause] if hint else [])
+                self.problems.append(Problem("", key or ".", bad.cause, hint=hint))
+        self.problems += self._unknown_keys()
+        if damage is not None:
+            # What follows the damage is taken to be as dense as what came before it.
+            lost = len(rows) * (self.file.size - damage.offset) // max(damage.offset, 1)
+            self.problems.append(Problem("", "", damage.cause, max(1, lost)))
         records = np.array(rows, RECORD)
         records = records[np.argsort(records["image_offset"], kind="stable")]
         return ShardIndex(records, self.problems, self.digest.hexdigest()[:16])
 
-    def _members(self) -> Iterator[tuple[str, int, int]]:
-        """Name, offset and size of the regular members.
-
-        Raises: _DamagedError where the tar cannot be read to its end.
-        """
-        file, offset = self.file, 0
-        long_name, pax = "", dict[str, str]()
-        if not file.size:
-            raise _DamagedError("empty shard")
-        if file.read(0, 2) == b"\x1f\x8b" or file.read(0, 4) in (b"\x28\xb5\x2f\xfd", b"BZh9"):
-            raise _DamagedError("compressed shard (unpack it to .tar)")
-        while True:
-            header = file.read(offset, _BLOCK)
-            if header == _ZEROS:
-                return
-            if len(header) < _BLOCK:
-                raise _DamagedError("truncated shard")
-            name, size, kind = _parse(header, offset)
-            self.digest.update(header[:157])  # name, owner, size, time, checksum of all of it, and kind
-            if kind in b"xgLK":
-                if size > min(_LARGEST_HEADER, file.size - offset):
-                    raise _DamagedError("truncated shard")
-                content = file.read(offset + _BLOCK, size)
-                if kind == b"x":
-                    pax = _parse_pax(content)
-                elif kind == b"L":
-                    long_name = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
-            else:
-                if pax or long_name:
-                    size, name = int(pax.get("size", size)), pax.get("path", "") or long_name or name
-                if offset + _BLOCK + size > file.size:
-                    raise _DamagedError("truncated shard")
-                if kind in _REFUSED or (pax and any(key.startswith("GNU.sparse") for key in pax)):
-                    self.problems.append((name, _REFUSED.get(kind, "sparse member")))
-                elif kind in b"0\0" + b"7":
-                    yield name, offset + _BLOCK, size
-                long_name, pax = "", {}
-            offset += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+    def _refuse(self, name: str, cause: str) -> None:
+        self.problems.append(Problem("", name, cause))
 
     def _sort(self, name: str, offset: int, size: int) -> None:
-        """Puts a member to its key; a second one of the same kind is a problem, and the first one stands."""
+        """Assigns a member to its key; a second one of the same kind is a problem, and the first one is kept."""
         folder, slash, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
-        if (role := self.roles.get(extension)) is None and (role := self.roles.get(extension.lower())) is None:
-            return
         key = folder + slash + stem
+        if (role := self.roles.get(extension)) is None and (role := self.roles.get(extension.lower())) is None:
+            self.unknown.setdefault(key, []).append(extension)
+            return
         if (sample := self.samples.get(key)) is None:
             sample = self.samples[key] = _Sample()
         if role == _IMAGE and sample.image is None:
@@ -202,7 +153,40 @@ class _Walk:
         elif role >= 0 and role not in sample.captions:
             sample.captions[role] = self._caption(offset, size)
         else:
-            self.problems.append((name, "duplicate key"))
+            self.problems.append(Problem("", name, "duplicate key"))
+
+    def _unknown_keys(self) -> list[Problem]:
+        """One problem for each kind of keys of which no member is known; a kind is the set of their last suffixes."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for key in self.unknown.keys() - self.samples.keys():
+            is_hidden = key.rpartition("/")[2] == ""
+            kind = () if is_hidden else tuple(sorted({one.rpartition(".")[2].lower() for one in self.unknown[key]}))
+            groups.setdefault(kind, []).append(key)
+        problems = []
+        usual = {*self.roles, *READABLE_SUFFIXES, *OTHER_SUFFIXES}
+        for kind, keys in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:_MOST_GROUPS]:
+            # A lone member of another kind (a README, a checksum) was hardly ever a sample.
+            num = len(keys) if kind and (len(kind) > 1 or kind[0] in usual) else 0
+            first = min(keys)
+            hint = f"{len(keys):,} keys have only {_listed(self.unknown[first])}; {_advice(kind)}" if num else ""
+            cause = "unknown extension" if kind else "hidden file"
+            problems.append(Problem("", first if num else f"{first}.{self.unknown[first][0]}", cause, num, hint))
+        return problems
+
+    def _hint(self, cause: str, key: str, sample: _Sample) -> str:
+        """What was found under a key instead of its image or caption, and the setting that would read it."""
+        extensions = self.unknown.get(key, [])
+        if cause == "missing image" and extensions:
+            kind = tuple(one.rpartition(".")[2].lower() for one in extensions)
+            return f"found {_listed(extensions)}; {_advice(kind)}"
+        found = []
+        if cause == "missing caption" and extensions:
+            found.append(_listed(extensions))
+        if cause == "missing caption" and sample.json is not None:
+            document = parsed(self.file.read(*sample.json))
+            texts = [repr(name) for name, value in document.items() if texts_of(value)]
+            found += [f"the .json has {', '.join(texts[:_SHOWN])}"] if texts else []
+        return f"{' and '.join(found)}; see data.caption_keys" if found else ""
 
     def _image(self, offset: int, size: int) -> tuple[int, int, int, int] | BadSample:
         if not size or size >= _LARGEST:
@@ -255,7 +239,7 @@ class _Walk:
 def decoded(content: bytes) -> str:
     """A caption's text without surrounding space. Raises BadSample where it is not UTF-8."""
     try:
-        return content.decode("utf-8").strip()
+        return content.removeprefix(_BOM).decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise BadSample("caption is not UTF-8", str(error)) from error
 
@@ -277,40 +261,13 @@ def texts_of(value: object) -> list[str]:
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
-def _parse(header: bytes, offset: int) -> tuple[str, int, bytes]:
-    """Name, size and kind of a header block. Raises _DamagedError where its checksum is wrong."""
-    try:
-        # Adler-32's lower half is 1 + the sum of the bytes, modulo a prime: a checksum at the speed of C.
-        written = header[148:156]
-        if ((adler32(header) & 0xFFFF) - 1 - sum(written) + 256 - _octal(written)) % _ADLER_MODULUS:
-            raise ValueError("checksum")
-        field = header[124:136]
-        if field[0] & 0x80:  # GNU: a number in base 256
-            size = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-        else:
-            size = int(field[:11], 8) if field[11] == 0 and field[0] == 48 else _octal(field)
-    except ValueError as error:
-        raise _DamagedError("damaged shard" if offset else "not a tar") from error
-    name = header[:100].partition(b"\0")[0]
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].partition(b"\0")[0] + b"/" + name
-    return name.decode("utf-8", "backslashreplace"), size, header[156:157]
+def _listed(extensions: Sequence[str]) -> str:
+    """The first few extensions, in quotes."""
+    return ", ".join(repr(f".{extension}" if extension else "") for extension in extensions[:_SHOWN])
 
 
-def _octal(field: bytes) -> int:
-    return int(field.strip(b" \0") or b"0", 8)
-
-
-def _parse_pax(content: bytes) -> dict[str, str]:
-    """The records `length key=value` of a PAX header. Raises _DamagedError where they are none."""
-    values = {}
-    while content and content[0]:
-        length, space, _ = content.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(content):
-            raise _DamagedError("damaged shard")
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        values[key.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
-        content = content[int(length) :]
-    if not values.get("size", "0").isdigit():
-        raise _DamagedError("damaged shard")
-    return values
+def _advice(suffixes: Sequence[str]) -> str:
+    """What makes images with these suffixes readable."""
+    if any(suffix in OTHER_SUFFIXES for suffix in suffixes):
+        return "convert them to JPEG or PNG"
+    return "see data.image_keys"

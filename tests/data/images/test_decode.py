@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 from transformers import CLIPImageProcessor
 
 from clip_lightning.config.schema import AugmentConfig
-from clip_lightning.data.images.augment import change, crop_boxes, cut, draw, empty_images
+from clip_lightning.data.images.augment import change, crop_boxes, crop_into, cut, draw, empty_images
 from clip_lightning.data.images.decode import decode_eval, open_image, pixels_of, resize_into
 from clip_lightning.data.layouts.layout import BadSample
 from tests.support.small_data import encoded, jpeg
@@ -173,7 +175,7 @@ def test_jpeg_scaling_gives_nearly_the_same_picture(photographs: list[bytes]) ->
 def test_crops_have_the_areas_and_ratios_asked_for() -> None:
     config = AugmentConfig(crop_scale=[0.3, 0.9], crop_ratio=[0.95, 1.05])
     sizes = np.random.default_rng(0).integers(64, 640, (2, 4000))
-    left, top, width, height = crop_boxes(config, *sizes, draw(0, np.zeros(4000, int), np.arange(4000))).T
+    left, top, width, height = crop_boxes(config, *sizes, draw(0, np.zeros(4000, int), np.arange(4000)), 224).T
     assert (left >= 0).all()
     assert (top >= 0).all()
     assert (left + width <= sizes[0]).all()
@@ -190,9 +192,9 @@ def test_crops_have_the_areas_and_ratios_asked_for() -> None:
 def test_a_full_crop_is_the_whole_image_and_padding_reflects() -> None:
     draws = draw(0, np.zeros(50, int), np.arange(50))
     whole = AugmentConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
-    assert set(map(tuple, crop_boxes(whole, np.full(50, 32), np.full(50, 32), draws).tolist())) == {(0, 0, 32, 32)}
+    assert set(map(tuple, crop_boxes(whole, np.full(50, 32), np.full(50, 32), draws, 32).tolist())) == {(0, 0, 32, 32)}
     padded = AugmentConfig(crop_scale=[0.64, 0.64], crop_ratio=[1.0, 1.0], pad=4)
-    boxes = crop_boxes(padded, np.full(50, 32), np.full(50, 32), draws)
+    boxes = crop_boxes(padded, np.full(50, 32), np.full(50, 32), draws, 32)
     assert set(boxes[:, 2:].ravel().tolist()) == {32}
     assert set(boxes[:, 0].tolist()) == set(range(9))
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
@@ -219,3 +221,62 @@ def test_colours_flips_and_grey_are_drawn_by_sample() -> None:
     assert torch.equal(changed(jitter, 0), changed(jitter, 0))
     # Switching one change on leaves the others' draws alone.
     assert [torch.equal(changed(AugmentConfig(flip=0.5, grey=0.0), k), image.flip(2)) for k in range(200)] == flips
+
+
+SHAPES = [(640, 427), (427, 640), (300, 300), (100, 90), (33, 1000), (31, 640), (224, 500)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_square_crop_is_torchvisions_resize_and_random_crop(shape: tuple[int, int]) -> None:
+    width, height = shape
+    content = jpeg(3, width, height)
+    config, size = AugmentConfig(crop="square"), 64
+    draws = draw(1, np.zeros(20, int), np.arange(20))
+    boxes = crop_boxes(config, np.full(20, width), np.full(20, height), draws, size)
+    assert (boxes[:, 2:] == size).all()
+    if max(shape) > 8 * min(shape):
+        return
+    image = torch.from_numpy(pixels(content).copy()).permute(2, 0, 1)
+    theirs = functional.resize(image, [size], InterpolationMode.BICUBIC, antialias=True)
+    for left, top, _, _ in boxes.tolist():
+        out = empty_images(1, size)[0]
+        crop_into(open_image(content), [left, top, size, size], out, config, jpeg_scaling=False)
+        assert torch.equal(out, functional.crop(theirs, top, left, size, size))
+
+
+def test_square_crops_are_spread_evenly_over_the_long_side() -> None:
+    draws = draw(0, np.zeros(20_000, int), np.arange(20_000))
+    for width, height in ((96, 48), (48, 96)):
+        left, top, _, _ = crop_boxes(
+            AugmentConfig(crop="square"), np.full(20_000, width), np.full(20_000, height), draws, 32
+        ).T
+        long, short = (left, top) if width > height else (top, left)
+        assert (short == 0).all()
+        counts = np.bincount(long, minlength=33)
+        assert len(counts) == 33  # 0 .. 64 - 32, as torch.randint(0, 33)
+        assert counts.min() > 450
+        assert counts.max() < 780
+    padded = crop_boxes(AugmentConfig(crop="square", pad=4), np.full(500, 32), np.full(500, 32), draws[:500], 32)
+    assert padded[:, :2].min() == 0
+    assert padded[:, :2].max() == 8
+
+
+def test_square_crops_of_very_long_and_of_scaled_images() -> None:
+    long = np.zeros((16, 1600, 3), np.uint8)
+    long[:] = np.linspace(0, 250, 1600).astype(np.uint8)[None, :, None]
+    config = AugmentConfig(crop="square")
+    draws = draw(0, np.zeros(200, int), np.arange(200))
+    means = []
+    for box in crop_boxes(config, np.full(200, 1600), np.full(200, 16), draws, 32).tolist():
+        out = empty_images(1, 32)[0]
+        crop_into(open_image(long), box, out, config, jpeg_scaling=False)
+        means.append(out.float().mean().item())
+    assert min(means) < 10
+    assert max(means) > 240
+    y, x = np.mgrid[0:427, 0:641]
+    content = encoded(Image.fromarray(np.stack([x * 0.39, y * 0.59, (x + y) * 0.2], axis=2).astype(np.uint8)), "JPEG")
+    exact, scaled = empty_images(2, 48)
+    for out, scaling in ((exact, False), (scaled, True)):
+        crop_into(open_image(content), [20, 0, 48, 48], out, config, jpeg_scaling=scaling)
+    assert not torch.equal(exact, scaled)
+    assert (exact.float() - scaled.float()).abs().mean() < 2

@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -11,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.layouts.layout import BadSample, Layout, build_layout
+from clip_lightning.data.layouts.layout import BadSample, Layout, build_layout, num_lost
 from clip_lightning.errors import DataError, UserError
 from tests.data.test_loader import rows_of, steps
-from tests.support.small_data import jpeg, pairs, write_tar
+from tests.support.small_data import encoded, jpeg, pairs, write_tar
 
 MakeModule = Callable[..., ContrastiveDataModule]
 IMAGE_KEYS, CAPTION_KEYS = ["image", "filepath"], ["caption", "title"]
@@ -57,7 +59,7 @@ def test_parquet_rows_come_from_unpacked_row_groups(tmp_path: Path) -> None:
         sample = found.read(sample_id)
         assert sample.image == jpeg(sample_id)
         assert sample.captions == [f"number {sample_id}"]
-    assert found.name_of(9) == (str(folder / "0.parquet"), "row 1 of group 2", "")
+    assert found.name_of(9) == (str(folder / "0.parquet"), "row 1 of group 2", "", 1, "")
     assert len(list((tmp_path / "cache/shards").glob("*.arrow"))) == 4
     assert pickle.loads(pickle.dumps(found)).read(9).image == jpeg(9)
 
@@ -118,7 +120,9 @@ def test_tables_of_paths_leave_out_damaged_rows(images: Path, delimiter: str) ->
     assert [found.captions(k)[0] for k in range(found.num_samples)] == ["first", f"{comma}\nand a line", "größe"]
     assert found.read(1).image == jpeg(1)
     told = sorted(cause for _, cause in causes(found))
-    assert told == ["caption is not UTF-8", "damaged row", "empty caption", "missing image"]
+    note = "quoted field with a newline and a delimiter"
+    assert told == ["caption is not UTF-8", "damaged row", "empty caption", "missing image", note]
+    assert num_lost(found.problems) == 4
     # The second time it comes from the index folder, and a changed table does not.
     assert layout("table", images / "t.csv").fingerprint() == found.fingerprint()
     (images / "t.csv").write_bytes(b"title,filepath\nother,0.jpg\n")
@@ -131,7 +135,7 @@ def test_json_lines(images: Path) -> None:
     (images / "t.jsonl").write_text("\n".join([*lines, "{broken", "", "[1]"]))
     found = layout("table", images / "t.jsonl")
     assert [found.captions(k) for k in range(2)] == [["one"], ["two", "three"]]
-    assert causes(found) == [("row 3", "missing caption"), ("row 4", "damaged row"), ("row 6", "damaged row")]
+    assert causes(found) == [("line 3", "missing caption"), ("line 4", "damaged row"), ("line 6", "damaged row")]
 
 
 def test_folders_with_a_text_beside_each_image(tmp_path: Path) -> None:
@@ -151,6 +155,33 @@ def test_folders_with_a_text_beside_each_image(tmp_path: Path) -> None:
         found.read(0)
     with pytest.raises(DataError, match="is no folder"):
         layout("folder", folder / "nowhere")
+
+
+def test_links_are_followed_once_and_other_formats_are_read_or_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "a").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "a/loop").symlink_to(folder)
+    (tmp_path / "elsewhere/1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "elsewhere/1.txt").write_text("linked")
+    (folder / "2.bmp").write_bytes(encoded(Image.new("RGB", (8, 8)), "BMP"))
+    for name in ("3.tiff", "4.heic"):
+        (folder / name).write_bytes(b"x")
+    for name in ("2", "3", "4", "5", "README"):
+        (folder / f"{name}.txt").write_text(f"caption of {name}")
+    (folder / ".DS_Store").write_bytes(b"x")
+    found = layout("folder", folder, image_keys=["jpg", "bmp"], caption_keys=["txt"])
+    assert [found.captions(k) for k in range(found.num_samples)] == [["caption of 2"], ["linked"]]
+    assert causes(found) == [
+        ("3.tiff", "unknown extension"),
+        ("4.heic", "unknown extension"),
+        ("5.txt", "missing image"),
+    ]
+    assert found.problems[0].hint == "images that end in .tiff; convert them to JPEG or PNG"
+    only_jpg = layout("folder", folder, image_keys=["jpg"], caption_keys=["txt"])
+    assert only_jpg.problems[0].hint == "images that end in .bmp; see data.image_keys"
 
 
 def test_coco_with_its_five_captions(tmp_path: Path, module: MakeModule) -> None:
@@ -226,8 +257,10 @@ def test_a_mixture_reads_from_all_its_parts(module: MakeModule, shards: Path, tm
     other = write_tar(tmp_path / "other.tar", pairs(1000, 40)).parent / "other.tar"
     weights, paths = {"webdataset": 3.0, "cc3m": 1.0}, {"webdataset": str(shards), "cc3m": str(other)}
 
+    parts = {name: asdict(DataConfig(name=name, kind="webdataset", path=path)) for name, path in paths.items()}
+
     def mixed(**changes: object) -> ContrastiveDataModule:
-        return module(None, kind="mixture", mixture=weights, mixture_paths=paths, **changes)
+        return module(None, kind="mixture", mixture=weights, parts=parts, **changes)
 
     made = mixed()
     whole = steps(made, 0, 50, 1, 0)
@@ -244,5 +277,5 @@ def test_a_mixture_reads_from_all_its_parts(module: MakeModule, shards: Path, tm
 def test_an_unknown_kind_or_part_is_told(module: MakeModule, shards: Path) -> None:
     with pytest.raises(DataError, match=r"data\.kind=tape is not known; choose one of scenes, webdataset"):
         module(shards, kind="tape")
-    with pytest.raises(UserError, match="cc3n"):
-        module(None, kind="mixture", mixture={"cc3n": 1.0})
+    with pytest.raises(DataError, match=r"data\.parts lacks cc3m"):
+        module(None, kind="mixture", mixture={"cc3m": 1.0})

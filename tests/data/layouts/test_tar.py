@@ -1,8 +1,10 @@
 """Tars: what the index finds and what it leaves out, damage first of all; members are read where they stand."""
 
+import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,8 +16,9 @@ import pytest
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data import index as index_command
+from clip_lightning.data.bad_samples import BadSampleLog
 from clip_lightning.data.layouts import index
-from clip_lightning.data.layouts.layout import build_layout
+from clip_lightning.data.layouts.layout import build_layout, causes, damaged_shards, num_lost
 from clip_lightning.data.layouts.tar import Tars
 from clip_lightning.data.layouts.tar_index import index_tar
 from clip_lightning.errors import DataError
@@ -34,7 +37,7 @@ def layout(path: Path, **changes: object) -> Tars:
 
 
 def causes_in(path: Path) -> list[tuple[str, str]]:
-    return index_tar(path, *KEYS).problems
+    return [(problem.name, problem.cause) for problem in index_tar(path, *KEYS).problems]
 
 
 def test_samples_are_read_where_they_stand(shards: Path) -> None:
@@ -46,7 +49,7 @@ def test_samples_are_read_where_they_stand(shards: Path) -> None:
         assert sample.captions == [f"picture number {sample_id}"]
     mixed = np.array([58, 0, 20, 19, 1, 58])
     assert [sample.captions[0].split()[-1] for sample in tars.read_many(mixed)] == [str(k) for k in mixed]
-    assert tars.name_of(19) == (str(shards / "00002.tar"), "00019.jpg", "")
+    assert tars.name_of(19) == (str(shards / "00002.tar"), "00019.jpg", "", 1, "")
 
 
 def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> 
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         found = index_tar(tmp_path / "cut.tar", *KEYS)
         assert len(found.records) == sum(end <= cut for end in ends)
-        told = {cause for _, cause in found.problems}
+        told = {problem.cause for problem in found.problems}
         if cut > end_of_members:
             assert not told
         else:
@@ -154,7 +157,7 @@ def test_links_and_sparse_members_are_refused(tmp_path: Path) -> None:
         info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
         tar.addfile(info)
     found = index_tar(path, *KEYS)
-    assert found.problems == [
+    assert [(problem.name, problem.cause) for problem in found.problems] == [
         ("soft.jpg", "link"),
         ("hard.jpg", "link"),
         ("tty.jpg", "device"),
@@ -184,7 +187,7 @@ def test_garbage_after_good_members_keeps_those(tmp_path: Path) -> None:
     path.write_bytes(content)
     found = index_tar(path, *KEYS)
     assert len(found.records) == 2
-    assert found.problems == [("", "damaged shard")]
+    assert [(problem.name, problem.cause) for problem in found.problems] == [("", "damaged shard")]
 
 
 def test_missing_data_is_told_with_how_to_get_it(tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_braces_and_stars_name_shards(shards: Path) -> None:
     assert layout(shards / "{00000..00002}.tar").shard_sizes.tolist() == [7, 12, 1]
     assert layout(shards / "{00003,00000}.tar").shard_sizes.tolist() == [30, 7]
     assert layout(shards / "0000[34].tar").shard_sizes.tolist() == [30, 9]
-    with pytest.raises(DataError, match=r"00007\.tar does not exist"):
+    with pytest.raises(DataError, match=r"3 of 3 files do not exist \(00007\.tar"):
         layout(shards / "{00007..00009}.tar")
 
 
@@ -218,7 +221,7 @@ def test_sidecars_are_written_once_and_again_when_a_shard_changes(shards: Path) 
     assert [sidecar.stat().st_mtime_ns == old for sidecar, old in zip(sidecars, times, strict=True)].count(False) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"CLIPIDX1" + b"\xff" * 8])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"CLIPIDX2" + b"\xff" * 8])
 def test_a_damaged_sidecar_is_made_anew(shards: Path, damage: bytes) -> None:
     layout(shards)
     (shards / "00000.tar.idx").write_bytes(damage)
@@ -291,3 +294,92 @@ def test_the_command_line_lists_what_is_left_out(tmp_path: Path, root: Path) -> 
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
     assert "2 samples in 1 shards; left out: missing caption: 1" in printed
     assert "bad: missing caption" in printed
+
+
+def test_keys_without_a_known_extension_are_counted_with_an_example(tmp_path: Path) -> None:
+    members = [(f"ok{k}.{kind}", content) for k in range(20) for kind, content in (("jpg", jpeg(k)), ("txt", b"x"))]
+    members += [(f"Track {k}.0.{kind}", b"x") for k in range(10) for kind in ("jpg", "txt")]
+    members += [("README.md", b"x"), (".DS_Store", b"x"), ("__MACOSX/._a.jpg", b"x")]
+    write_tar(tmp_path / "0.tar", members)
+    found = layout(tmp_path)
+    assert found.num_samples == 20
+    assert num_lost(found.problems) == 10
+    (problem,) = (problem for problem in found.problems if problem.num)
+    assert problem.cause == "unknown extension"
+    assert problem.hint == "10 keys have only '.0.jpg', '.0.txt'; see data.image_keys"
+    assert {one.name for one in found.problems if not one.num} == {"README.md", ".DS_Store"}
+    with pytest.raises(
+        DataError, match=r"10 of 30 samples are bad \(unknown extension: 10 \(10 keys have only '\.0\.jpg'"
+    ):
+        BadSampleLog(found, 0.01)
+    assert BadSampleLog(found, 0.5).counts(with_index=True) == {"unknown extension": 10}
+
+
+@pytest.mark.parametrize(
+    ("members", "hint"),
+    [
+        ([("a.tiff", b"x"), ("a.txt", b"x")], "found '.tiff'; convert them to JPEG or PNG"),
+        ([("a.tif", b"x"), ("a.cap", b"x")], "1 keys have only '.tif', '.cap'; convert them to JPEG or PNG"),
+        ([("a.bmp", b"x"), ("a.txt", b"x")], "found '.bmp'; see data.image_keys"),
+        ([("a.jpg", jpeg(0)), ("a.cap", b"x")], "'.cap'; see data.caption_keys"),
+        ([("a.jpg", jpeg(0)), ("a.json", b'{"alt": "x", "n": 3}')], "the .json has 'alt'; see data.caption_keys"),
+    ],
+)
+def test_no_usable_sample_names_what_was_found(tmp_path: Path, members: list[tuple[str, bytes]], hint: str) -> None:
+    write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(DataError, match=rf"holds no usable sample \(.*: 1 \({re.escape(hint)}\)"):
+        layout(tmp_path)
+
+
+def four_shards(folder: Path) -> list[Path]:
+    return [write_tar(folder / f"{k:05d}.tar", pairs(100 * k, 30)) for k in range(4)]
+
+
+def test_a_damaged_shard_counts_as_the_samples_that_are_lost(tmp_path: Path) -> None:
+    paths = four_shards(tmp_path)
+    content = bytearray(paths[1].read_bytes())
+    content[int(index_tar(paths[1], *KEYS).records[18]["image_offset"]) - 500] ^= 0xFF
+    paths[1].write_bytes(content)
+    found = layout(tmp_path)
+    assert found.num_samples == 108
+    assert 10 <= num_lost(found.problems) <= 14
+    assert damaged_shards(found.problems)[0].startswith(f"{paths[1]}: damaged shard, about 1")
+    with pytest.raises(DataError, match=r"00001\.tar"):
+        BadSampleLog(found, 0.01)
+
+
+@pytest.mark.parametrize("damage", ["gzipped", "cut", "empty", "page"])
+def test_a_shard_that_ends_early_is_estimated_by_the_others(tmp_path: Path, damage: str) -> None:
+    paths = four_shards(tmp_path)
+    content = paths[2].read_bytes()
+    cut = int(index_tar(paths[2], *KEYS).records[10]["image_offset"])
+    damaged = {"gzipped": gzip.compress(content), "cut": content[:cut], "empty": b"", "page": b"<html>404</html>" * 99}
+    paths[2].write_bytes(damaged[damage])
+    found = layout(tmp_path)
+    assert found.num_samples + num_lost(found.problems) == 120
+    assert [problem.shard for problem in found.problems if not problem.name] == [str(paths[2])]
+    with pytest.raises(DataError, match="max_bad_share"):
+        BadSampleLog(found, 0.01)
+
+
+def test_all_missing_shards_of_a_range_are_listed(shards: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        layout(shards / "{00003..00030}.tar")
+    assert "26 of 28 files do not exist" in str(caught.value)
+    assert "00005.tar" in str(caught.value)
+
+
+def test_compressed_tars_and_tars_in_sub_folders_are_counted(tmp_path: Path) -> None:
+    paths = four_shards(tmp_path / "data")
+    for name in ("00004.tar.gz", "00005.tgz", "00000.tar.gz"):
+        (tmp_path / "data" / name).write_bytes(gzip.compress(paths[0].read_bytes()))
+    write_tar(tmp_path / "data/val/00000.tar", pairs(0, 3))
+    found = layout(tmp_path / "data")
+    assert found.num_samples == 120
+    assert [(Path(one.shard).name, one.name, one.num) for one in found.problems] == [
+        ("00004.tar.gz", "", 30),
+        ("00005.tgz", "", 30),
+        ("data", "val/00000.tar", 0),
+    ]
+    assert "tar in a sub-folder" in causes(found.problems)
+    assert not layout(tmp_path / "data/{00000..00003}.tar").problems
