@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUTF8 := 1
 
-# Tests run on both cores, each on one thread. The tier: fast leaves out what is marked slow, CI=true leaves out nothing.
+# Tests run in two processes of one thread. Tiers: test-fast excludes `slow` and `ci`, test excludes `ci`, CI=true runs all.
 TESTS := $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal
 TIER := $(if $(filter true,$(CI)),,-m "not ci")
 
@@ -13,16 +13,16 @@ TIER := $(if $(filter true,$(CI)),,-m "not ci")
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/ready ## Make .venv with the locked packages (nothing to do when they stand)
+setup: .venv/ready ## Make .venv with the locked packages (does nothing when they are installed)
 
 .venv/ready: requirements.txt requirements-uv.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch .venv/ready
 
-train: setup ## Train the embedded default on this machine: a CLIP in minutes, its zero-shot accuracy, its figures
+train: setup ## Train the embedded default here: a CLIP in minutes, its zero-shot accuracy, its figures
 	@$(BIN)/python train.py
 
 test: setup ## Run the tests (under 15 minutes on 2 cores; all of them with CI=true)
@@ -37,7 +37,7 @@ lint: setup ## Check format, lint, spelling and types
 	@$(BIN)/codespell
 	@$(BIN)/mypy
 
-format: setup ## Format the code and mend what the linter can mend
+format: setup ## Format the code and apply the fixes of the linter
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
@@ -47,9 +47,9 @@ figures: setup ## Draw the figures of the newest run again
 config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"
 	@$(BIN)/python train.py $(RUN) --cfg job
 
-lock: setup ## Resolve pyproject.toml anew into requirements.txt
+lock: setup ## Resolve pyproject.toml into requirements.txt
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-header \
 		--extra dev pyproject.toml --output-file requirements.txt
 
-clean-runs: ## Delete runs/ after a question
+clean-runs: ## Delete runs/ after confirmation
 	@read -r -p "Delete everything in runs/? [y/N] " answer && [ "$$answer" = y ] && rm -rf runs

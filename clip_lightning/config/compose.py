@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -29,7 +29,9 @@ from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
 from clip_lightning.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
+# In a checkout beside the package; in an installed wheel inside it.
+_CHECKOUT, _PACKAGED = Path(__file__).parents[2] / "conf", Path(__file__).parents[1] / "conf"
+CONF = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
 # Groups whose option may stand for another one, and the key that names that one.
 _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.loss"}
@@ -123,16 +125,17 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
     return composed._replace(required=left)
 
 
-def main(config_name: str, task: Task, sweep: Sweep | None = None) -> None:
-    """The whole of an entry file: reads the command line, does what it asks for, and leaves with an exit code.
+def main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None = None) -> NoReturn:
+    """Runs a command: parses its arguments, does what they request, and exits with its code.
 
     Args:
         config_name: train or evaluate.
+        argv: the arguments.
         task: called with the checked config and the arguments that made it; returns the exit code.
         sweep: runs the cells of a sweep; without it they are tasks one after the other.
     """
     inherited = os.environ.get(_RANK_VARIABLE)
-    argv = json.loads(inherited) if inherited else sys.argv[1:]
+    argv = json.loads(inherited) if inherited else argv
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         sys.exit(_main(config_name, argv, task, sweep))

@@ -1,0 +1,54 @@
+"""The command line of the package: `clip-lightning train key=value ...`, `clip-lightning evaluate run=DIR`.
+
+`python -m clip_lightning` is the same, and so are train.py and evaluate.py in a checkout. torch is imported only after
+the config has been checked.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from clip_lightning.config import compose
+from clip_lightning.config.schema import Config, EvaluateConfig
+
+_USAGE = "usage: clip-lightning {train,evaluate} [key=value ...]; clip-lightning train --help lists the keys"
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits with its code.
+
+    Args: argv: the command's name and its settings; by default those of the process.
+    """
+    name, *settings = (sys.argv[1:] if argv is None else argv) or [""]
+    if name == "train":
+        compose.main("train", settings, _train, _sweep)
+    if name == "evaluate":
+        compose.main("evaluate", settings, _evaluate)
+    is_help = name in ("--help", "-h")
+    print(_USAGE, file=sys.stdout if is_help else sys.stderr)
+    sys.exit(0 if is_help else 2)
+
+
+def _train(config: Config, arguments: Sequence[str]) -> int:
+    """Trains, or submits a job that does."""
+    from clip_lightning.run.start import start
+
+    return start(config, arguments)
+
+
+def _sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:
+    """Trains the cells of a sweep."""
+    from clip_lightning.run.sweep.cells import run_cells
+
+    return run_cells(cells, command, launch)
+
+
+def _evaluate(config: EvaluateConfig, arguments: Sequence[str]) -> int:
+    """Evaluates a run."""
+    from clip_lightning.run.evaluate import evaluate
+
+    return evaluate(config)
+
+
+if __name__ == "__main__":
+    main()
