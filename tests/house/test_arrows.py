@@ -19,7 +19,8 @@ TIERS: list[set[str]] = [
     {"slurm"},
     {"run"},
     {"report", "demo", "export", "runs", "list"},
-    {"train.py", "evaluate.py", "__main__", "experiments", "hydra_plugins"},
+    {"__main__"},
+    {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
 ]
 # These see tables only, whatever stands to their left. `run` and `experiments` may draw with plots.
 TABLES_ONLY = {name: {"errors", "records", "formatting", "targets", "config"} for name in ("scaling", "plots")}
