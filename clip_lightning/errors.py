@@ -1,5 +1,12 @@
 """Leaf: the one family of errors that a user can mend. Everything else is a bug and keeps its traceback."""
 
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+_BROKEN_PIPE, _INTERRUPTED = 141, 130  # 128 + SIGPIPE, 128 + SIGINT: what a shell reports
+
 
 class UserError(Exception):
     """One or more problems that the user can mend, each one sentence: key, value, rule, mend.
@@ -45,3 +52,25 @@ class NodeError(UserError):
 
 class AgreedNodeError(AgreedError, NodeError):
     """All ranks that are left know of it."""
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Runs the `main` of a `python -m` command and exits with the code that it returns.
+
+    A `UserError` is printed without a traceback. A reader that has closed the pipe, as `| head` does, ends the command
+    silently.
+    """
+    try:
+        try:
+            code = main() or 0
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the exit goes nowhere
+        code = _BROKEN_PIPE
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from clip_lightning.config import identity, keys
 from clip_lightning.config.schema import Config, EvaluateConfig
+from clip_lightning.errors import run_command
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
 _HEAD = """# Every key of a run
@@ -69,4 +70,4 @@ def _default(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

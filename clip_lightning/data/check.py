@@ -1,238 +1,65 @@
-"""Look at data before a run: `python -m clip_lightning.data.check --data cc12m --set data.path=DIR`.
+"""Look at data before a run: `python -m clip_lightning.data.check PATH`, or `--data cc12m --set data.path=DIR`.
 
-Prints what is there and what is damaged, how large images and captions are, what is there twice, and how many samples
-a second this machine feeds beside what a GPU would ask for; writes a page of images with their captions. Takes the
-samples in the order of training, the first `--samples` of it, so that it also ends on a billion.
+Prints what is there and what is damaged, how large images and captions are, what occurs twice, and how many samples a
+second this node feeds beside what a GPU needs; writes a page of images with their captions.
 """
 
 import argparse
-import hashlib
 import os
-import re
-import subprocess
 import sys
-import textwrap
-import time
-from collections import Counter
+import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-
-from clip_lightning.config import compose
-from clip_lightning.config.schema import Config
-from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.data.images.decode import decode_eval, open_image, pixels_of
-from clip_lightning.data.layouts.layout import BadSample, Pixels, causes
-from clip_lightning.errors import UserError
-from clip_lightning.tokenizer import Tokenizer, build_tokenizer
-
-_TOKENIZER_CAPTIONS = 10_000
-_PIECE = 256  # samples read at a time
-_PAGE_ROWS, _PAGE_COLUMNS, _PAGE_PIXELS = 5, 8, 160
-_LINE = 26  # characters of a caption on a line of the page
-_SECONDS = 3.0  # that the loader is timed for
-
-
-@dataclass
-class Findings:
-    """What some samples were like.
-
-    Attributes:
-        num: samples looked at.
-        bad: those that cannot be read or decoded, by cause.
-        widths, heights, sizes: pixels and bytes of the others; bytes are 0 for images that are drawn, not stored.
-        characters, tokens: of one caption of each.
-        num_captions: captions of each.
-        num_cut: captions longer than the context.
-        captions, images: how often each content was met, by digest.
-    """
-
-    num: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    widths: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    characters: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    num_captions: list[int] = field(default_factory=list)
-    num_cut: int = 0
-    captions: Counter[bytes] = field(default_factory=Counter)
-    images: Counter[bytes] = field(default_factory=Counter)
-
-
-def look(module: ContrastiveDataModule, tokenizer: Tokenizer, num: int) -> Findings:
-    """Decodes the first `num` samples of training's order, at most one epoch, and measures them."""
-    found = Findings(num=min(num, module.num_samples))
-    for start in range(0, found.num, _PIECE):
-        positions = np.arange(start, min(start + _PIECE, found.num), dtype=np.int64)
-        texts = []
-        for raw in module.layout.read_many(module.order.locate(positions).sample_ids):
-            try:
-                if isinstance(raw, BadSample):
-                    raise raw
-                opened = open_image(raw.image, max_pixels=module.data.max_pixels)
-                pixels_of(opened)
-            except BadSample as bad:
-                found.bad[bad.cause] += 1
-                continue
-            content = raw.image if isinstance(raw.image, bytes) else raw.image.tobytes()
-            found.widths.append(opened.width)
-            found.heights.append(opened.height)
-            found.sizes.append(len(raw.image) if isinstance(raw.image, bytes) else 0)
-            found.num_captions.append(len(raw.captions))
-            found.images[hashlib.sha256(content).digest()] += 1
-            texts.append(raw.captions[0])
-        batch = tokenizer(texts)
-        found.characters += [len(text) for text in texts]
-        found.tokens += batch.lengths.tolist()
-        found.num_cut += batch.num_cut
-        found.captions.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts)
-    return found
-
-
-def describe(module: ContrastiveDataModule, found: Findings) -> list[str]:
-    """The findings as lines of text."""
-    layout = module.layout
-    shards = len(layout.shard_sizes)
-    lines = [
-        f"data        {layout.num_samples:,} samples in {shards:,} shards: {module.num_samples:,} to train on, "
-        f"{len(module.held_out):,} held out; fingerprint {module.fingerprint}",
-        f"left out    {causes(layout.problems) or 'nothing'} (by the index)",
-        f"looked at   {found.num:,} samples; bad: "
-        + (", ".join(f"{cause}: {count:,}" for cause, count in found.bad.most_common()) or "none"),
-    ]
-    if not found.widths:
-        return lines
-    per_image = f"{np.mean(found.num_captions):.2f} captions an image"
-    pixels = f"{_spread(found.widths)} wide, {_spread(found.heights)} high"
-    cut = f"{found.num_cut / len(found.tokens):.2%} are cut to the context"
-    return [
-        *lines,
-        f"images      {pixels} in pixels (5 % .. median .. 95 %), {_spread(found.sizes)} bytes",
-        f"captions    {_spread(found.characters)} characters, {_spread(found.tokens)} tokens; {cut}; {per_image}",
-        f"twice       {_repeated(found.captions)} captions, {_repeated(found.images)} images",
-    ]
-
-
-def draw_page(module: ContrastiveDataModule, path: Path) -> None:
-    """Writes the first images of training's order with a caption of each, as a PNG."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    count = min(_PAGE_ROWS * _PAGE_COLUMNS, module.num_samples)
-    sample_ids = module.order.locate(np.arange(count, dtype=np.int64)).sample_ids
-    figure, axes = pyplot.subplots(_PAGE_ROWS, _PAGE_COLUMNS, figsize=(16, 13), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, raw in zip(axes.flat, module.layout.read_many(sample_ids), strict=False):
-        try:
-            if isinstance(raw, BadSample):
-                raise raw
-            image: Pixels = decode_eval(raw.image, _PAGE_PIXELS).permute(1, 2, 0).numpy()
-        except BadSample as bad:
-            axis.set_title(bad.cause, fontsize=9, color="firebrick")
-            continue
-        axis.imshow(image)
-        # A dollar sign would begin a formula.
-        text = "\n".join(textwrap.wrap(raw.captions[0].replace("$", r"\$"), _LINE, max_lines=3, placeholder=" ..."))
-        axis.set_title(text, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-
-
-def rates(module: ContrastiveDataModule, workers: int) -> tuple[float, float]:
-    """Samples a second: of one core (CPU time of this process), and of the loader with `workers` processes."""
-    module.workers = 0
-    first = iter(module.train_dataloader())
-    next(first)
-    begin, made = time.process_time(), 0
-    while time.process_time() - begin < _SECONDS and (batch := next(first, None)) is not None:
-        made += len(batch.positions)
-    core = made / (time.process_time() - begin)
-    module.workers = workers
-    batches = iter(module.train_dataloader())
-    for _ in range(2 * workers):  # what was made while the processes started
-        next(batches)
-    begin, made = time.perf_counter(), 0
-    while time.perf_counter() - begin < _SECONDS and (batch := next(batches, None)) is not None:
-        made += len(batch.positions)
-    return core, made / (time.perf_counter() - begin)
-
-
-def training_flops(model: str, root: Path) -> float | None:
-    """Operations to train a named model on one pair: three times a forward pass; None where it has no such name.
-
-    The count is the model room's, which this room does not import: it is asked as a program.
-    """
-    command = [sys.executable, "-m", "clip_lightning.model.flops", model]
-    asked = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    row = re.search(rf"^{re.escape(model)}\s+[\d.]+\s+[\d.]+\s+([\d.]+)", asked.stdout, re.M)
-    return 3e9 * float(row[1]) if row else None
-
-
-def build(config: Config) -> tuple[ContrastiveDataModule, Tokenizer]:
-    """The data and the tokenizer of a config."""
-    module = ContrastiveDataModule(
-        config.data,
-        image_size=config.model.vision.image_size,
-        tokenizer=None,
-        seed=config.compute.seed,
-        global_batch=_PIECE,
-        total_samples=1 << 40,
-        workers=0,
-    )
-    module.tokenizer = build_tokenizer(config.model.text, None, module.captions(_TOKENIZER_CAPTIONS))
-    return module, module.tokenizer
+from clip_lightning.errors import UserError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m clip_lightning.data.check", description="Look at data.")
-    parser.add_argument("--data", default="scenes", help="an option of the group data")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="folder, file or pattern; its kind is detected")
+    parser.add_argument("--data", help="an option of the group data, instead of the detected one")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings, as of train.py")
     parser.add_argument("--samples", type=int, default=5000, help="how many to decode (default 5,000)")
-    parser.add_argument("--page", type=Path, default=Path("data_check.png"), help="where the page of images goes")
+    parser.add_argument("--page", type=Path, help="where the page of images goes (default: a new temporary folder)")
     parser.add_argument("--gpu-tflops", type=float, default=400.0, help="that a GPU sustains (400: an H100 at 40 %%)")
     arguments = parser.parse_args(argv)
+    # Slow to import, and not needed for --help.
+    from clip_lightning.config import compose
+    from clip_lightning.config.detect import data_option
+
     try:
-        config = compose.load("train", [f"data={arguments.data}", *arguments.set], check=False)
-        config.data.max_bad_share = 1.0  # here bad samples are what is asked about
-        module, tokenizer = build(config)
-        _say(describe(module, look(module, tokenizer, arguments.samples)))
-        draw_page(module, arguments.page)
+        option = arguments.data or (data_option(arguments.path) if arguments.path else "scenes")
+        config = compose.load("train", [f"data={option}", *arguments.set], check=False)
+        if arguments.path:
+            config.data.path = arguments.path
+        config.data.max_bad_share = 1.0  # bad samples are what this command reports
+        from clip_lightning.data import findings
+
+        if arguments.path and not arguments.data:
+            _print([f"kind        {arguments.path} is read with data={option}"])
+        module, tokenizer = findings.build(config)
+        _print(findings.describe(module, findings.look(module, tokenizer, arguments.samples)))
+        page = arguments.page or Path(tempfile.mkdtemp(prefix="clip_lightning_")) / "page.png"
+        findings.draw_page(module, page)
         cores = len(os.sched_getaffinity(0))
-        core, machine = rates(module, cores)
+        core, node = findings.rates(module, cores)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 1
-    _say([f"speed       {core:,.0f} samples/s a core, {machine:,.0f} samples/s with this machine's {cores} cores"])
-    if flops := training_flops(config.model.name, compose.CONF.parent):
+        return error.exit_code
+    _print([f"speed       {core:,.0f} samples/s a core, {node:,.0f} samples/s with the {cores} cores of this node"])
+    if flops := findings.training_flops(config.model.name, compose.CONF.parent):
         wanted = arguments.gpu_tflops * 1e12 / flops
         gpu = f"one at {arguments.gpu_tflops:g} TFLOP/s trains {config.model.name} on {wanted:,.0f} samples/s or more"
-        _say([f"GPU         {gpu}: {wanted / core:,.1f} such cores feed it"])
-    _say([f"page        {arguments.page}"])
+        _print([f"GPU         {gpu}: {wanted / core:,.1f} such cores feed it"])
+    _print([f"page        {page}"])
     return 0
 
 
-def _say(lines: Iterable[str]) -> None:
+def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, flush=True)
 
 
-def _spread(values: list[int]) -> str:
-    low, middle, high = np.percentile(values, [5, 50, 95])
-    return f"{low:,.0f} .. {middle:,.0f} .. {high:,.0f}"
-
-
-def _repeated(counts: Counter[bytes]) -> str:
-    """How many of the items are there more than once, as number and share."""
-    repeated = sum(count for count in counts.values() if count > 1)
-    return f"{repeated:,} ({repeated / max(counts.total(), 1):.1%})"
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

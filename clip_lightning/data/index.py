@@ -9,7 +9,7 @@ from clip_lightning.data.layouts.index import Keys, index_sources, problems_of
 from clip_lightning.data.layouts.layout import causes
 from clip_lightning.data.remote.cache import ShardCache
 from clip_lightning.data.sources import list_sources
-from clip_lightning.errors import UserError
+from clip_lightning.errors import UserError, run_command
 
 _SHOWN = 20  # problems that are printed
 
@@ -51,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

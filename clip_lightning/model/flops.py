@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import LossConfig, ModelConfig
-from clip_lightning.errors import UserError
+from clip_lightning.errors import UserError, run_command
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import load, names
 from clip_lightning.model.text import TextTower
@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

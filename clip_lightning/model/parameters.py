@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clip_lightning.config.schema import LossConfig, ModelConfig
+from clip_lightning.errors import run_command
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import load, names
 
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

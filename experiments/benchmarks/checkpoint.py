@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from clip_lightning.config import compose
+from clip_lightning.errors import run_command
 from clip_lightning.model.clip import build_clip
 from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import CheckpointFolder
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

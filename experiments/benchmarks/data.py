@@ -34,6 +34,7 @@ from clip_lightning.data.images.augment import crop_boxes, cut, draw, empty_imag
 from clip_lightning.data.images.decode import open_image, pixels_of, resize_into
 from clip_lightning.data.layouts.layout import build_layout
 from clip_lightning.data.layouts.tar_index import index_tar
+from clip_lightning.errors import run_command
 from clip_lightning.tokenizer import build_tokenizer
 from experiments.benchmarks.alternation import Row, alternate, arguments, report
 
@@ -242,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -26,6 +26,7 @@ from clip_lightning.data.layouts.tar import Tars
 from clip_lightning.data.layouts.tar_index import RECORD, ShardIndex
 from clip_lightning.data.order.order import Order
 from clip_lightning.data.sources import list_sources
+from clip_lightning.errors import run_command
 
 PER_SHARD = 10_000
 SHARD_BYTES = 300 << 20
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -31,6 +31,7 @@ from torch import nn
 
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
+from clip_lightning.errors import run_command
 from clip_lightning.evaluation.tasks import folder_task
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 from clip_lightning.model.clip import CLIP, build_clip
@@ -204,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

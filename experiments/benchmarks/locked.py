@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from clip_lightning.errors import run_command
 from experiments.benchmarks.alternation import Row, parser, report
 from experiments.benchmarks.data import photographs, write_shards
 
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from clip_lightning.config.schema import LossConfig
+from clip_lightning.errors import run_command
 from clip_lightning.loss import LOSSES
 from experiments.benchmarks.alternation import Row, alternate, arguments, report
 
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

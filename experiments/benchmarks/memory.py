@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from clip_lightning.config import compose
+from clip_lightning.errors import run_command
 from clip_lightning.loss import SoftmaxLoss
 from clip_lightning.model.clip import build_clip
 from clip_lightning.parallel import fsdp
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.phases import phase_at
 from clip_lightning.config.schema import ClusterConfig, ComputeConfig, Config, OptimizerConfig, PhaseConfig
 from clip_lightning.data.batches import Batch
+from clip_lightning.errors import run_command
 from clip_lightning.model.named import load
 from clip_lightning.training.clip_module import ClipModule
 from experiments.benchmarks.alternation import Row, parser, report
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import ClusterConfig, ComputeConfig, Config, OptimizerConfig
 from clip_lightning.data.batches import Batch
+from clip_lightning.errors import run_command
 from clip_lightning.model.convert.open_clip import convert
 from clip_lightning.model.named import load
 from clip_lightning.training.clip_module import ClipModule
@@ -247,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

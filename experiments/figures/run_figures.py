@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from clip_lightning.config import compose
-from clip_lightning.errors import UserError
+from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
 from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.records import read_records
@@ -74,4 +74,4 @@ def examples(run: Path, names: Sequence[str] | None, folders: Sequence[str], num
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
