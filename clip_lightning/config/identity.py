@@ -9,20 +9,14 @@ import os
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from clip_lightning.config.keys import Key
 from clip_lightning.config.schema import Config
+from clip_lightning.config.schema.field import is_hashed
 from clip_lightning.formatting import setting
-
-GROUPS = ("model", "data", "compute", "loss", "optimizer")
-# These only choose another option when none is given: the choice itself is already in the config.
-_CHOOSERS = {"model.loss", "data.model", "data.compute", "compute.recipes"}
 
 
 def science(config: Config) -> dict[str, Any]:
     """The fields that decide what is learned, as nested plain dictionaries."""
-    found = {group: _plain(getattr(config, group), group) for group in GROUPS}
-    if config.debug.overfit_samples > 0:
-        found["debug"] = {"overfit_samples": config.debug.overfit_samples}
+    found: dict[str, Any] = {group: part for group, part in _plain(config).items() if part}
     data = config.data
     if data.num_samples is None and data.kind != "scenes" and data.path is not None:
         found["data"]["path"] = data.path if "://" in data.path else os.path.realpath(data.path)
@@ -58,13 +52,6 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     ]
 
 
-def role(key: Key) -> str:
-    """Whether a key is science or machine."""
-    if key.name in _CHOOSERS or key.machine:
-        return "machine"
-    return "science" if key.name.split(".")[0] in GROUPS or key.name == "debug.overfit_samples" else "machine"
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, by dotted keys; lists stay whole, empty dictionaries vanish."""
     flat: dict[str, Any] = {}
@@ -76,15 +63,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any, key: str) -> Any:
+def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {
-            field.name: _plain(getattr(value, field.name), f"{key}.{field.name}")
-            for field in fields(value)
-            if not field.metadata.get("machine") and f"{key}.{field.name}" not in _CHOOSERS
+            field.name: _plain(item) for field in fields(value) if is_hashed(field, item := getattr(value, field.name))
         }
     if isinstance(value, dict):
-        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, key) for item in value]
+        return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

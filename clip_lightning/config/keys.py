@@ -4,15 +4,14 @@ The error messages and the key reference are made from this table, so that neith
 """
 
 import difflib
-import inspect
-import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
+
+from clip_lightning.config.schema.field import Rule, default_of
 
 # What people write who come from other frameworks.
 _SYNONYMS = {
@@ -40,13 +39,14 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `kind` is its type, `meaning` the schema's comment; below an `open` key any name is allowed."""
+    """One key: `kind` is its type, the rest as in `schema.field.key`; below an `open` key any name is allowed."""
 
     name: str
     kind: Any
     default: Any
-    meaning: str
-    machine: bool
+    help: str
+    rule: Rule | None
+    science: bool
 
     @property
     def open(self) -> bool:
@@ -105,29 +105,19 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def _walk(schema: type, prefix: str) -> Iterable[Key]:
-    hints, comments = typing.get_type_hints(schema), _comments(schema)
+def _walk(schema: type, prefix: str, science: bool = True) -> Iterable[Key]:
+    hints = typing.get_type_hints(schema)
     for field in fields(schema):
-        kind, name = hints[field.name], prefix + field.name
+        kind, name, metadata = hints[field.name], prefix + field.name, field.metadata
+        decides = science and metadata["science"]
         if is_dataclass(kind):
             assert isinstance(kind, type)
-            yield from _walk(kind, name + ".")
+            yield from _walk(kind, name + ".", decides)
         else:
-            machine = bool(field.metadata.get("machine"))
-            yield Key(name, kind, _default(field), comments.get(field.name, ""), machine)
+            yield Key(name, kind, default_of(field), metadata["help"], metadata["rule"], decides)
 
 
 def items(key: Key) -> list[Key]:
     """The keys of each item of a list of parts, named like `compute.phases[k].start`; of other keys none."""
     [inner, *_] = typing.get_args(key.kind) or [None]
-    return list(_walk(inner, f"{key.name}[k].")) if isinstance(inner, type) and is_dataclass(inner) else []
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
-
-
-def _comments(schema: type) -> dict[str, str]:
-    """The comment behind each field in the schema's source."""
-    form = re.compile(r"^    (\w+): .*?  # (.*)$", re.M)
-    return dict(form.findall(inspect.getsource(schema)))
+    return list(_walk(inner, f"{key.name}[k].", key.science)) if isinstance(inner, type) and is_dataclass(inner) else []

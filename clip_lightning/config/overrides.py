@@ -99,9 +99,9 @@ def check(words: Sequence[str], grammar: Grammar, *, sweep: bool) -> tuple[list[
 
 
 def to_hydra(override: Override, grammar: Grammar) -> str:
-    """The word as Hydra wants it: a new name below an open key needs its plus signs."""
-    word = override.input_line or ""
-    return f"++{word}" if grammar.is_open(override.key_or_group) else word
+    """The word in Hydra's grammar: a new name below an open key needs plus signs."""
+    word, key = override.input_line or "", override.key_or_group
+    return f"++{word}" if grammar.is_open(key) and key not in grammar.groups else word
 
 
 def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str, list[str]], sweep: bool) -> list[str]:
@@ -132,7 +132,9 @@ def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str,
 
 
 def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
-    if value in options or (value is None and group in ("experiment", "local")):
+    if isinstance(value, list) and group in ("callbacks", "logger"):
+        return [problem for item in value for problem in _option_problems(group, item, options)]
+    if value in options or (value is None and group in ("experiment", "local", "callbacks", "logger")):
         return []
     named = [option for option in options if option not in PLACEHOLDERS]
     near = keys.did_you_mean(keys.near(str(value), named)) or "."

@@ -8,19 +8,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from clip_lightning.config import identity, keys
+from clip_lightning.config import keys
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.errors import run_command
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
 _HEAD = """# Every key of a run
 
-Generated from `clip_lightning/config/schema.py` by `python -m clip_lightning.config.reference`; edit the schema.
+Generated from `clip_lightning/config/schema/` by `python -m clip_lightning.config.reference`; edit the schema.
 
 Set a key with `python train.py key=value`, choose an option of a group with `group=option`; `conf/README.md` says how
-options are written. **Science** decides what is learned and enters the hash in the name of the run's directory;
-**machine** never does. A default of *required* is set by every option of the group; *null* is off, or filled from the
-place that the meaning names.
+options are written. A **science** key decides what is learned and enters the hash in the name of the run's directory.
+A default of *required* is set by every option of the group; *null* is off, or filled as the meaning says.
 """
 
 
@@ -35,7 +34,9 @@ def page() -> str:
             if group in skip:
                 continue
             heading = f"`conf/{group}/`" if group else f"Of `{title}` itself"
-            parts.append(f"\n## {heading}\n\n| key | type | default | part of | meaning |\n|---|---|---|---|---|\n")
+            parts.append(
+                f"\n## {heading}\n\n| key | type | default | values | science | meaning |\n|---|---|---|---|---|---|\n"
+            )
             parts += [_row(row) for key in grouped[group] for row in (key, *keys.items(key))]
     return "".join(parts)
 
@@ -49,14 +50,16 @@ def main() -> None:
 
 
 def _row(key: keys.Key) -> str:
-    cells = (f"`{key.name}`", _kind(key.kind), _default(key.default), identity.role(key), key.meaning)
+    values = (", ".join(key.rule.choices) or key.rule.text) if key.rule else ""
+    science = "yes" if key.science else ""
+    cells = (f"`{key.name}`", _kind(key.kind), _default(key.default), values, science, key.help)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def _kind(kind: Any) -> str:
     if isinstance(kind, type) and not hasattr(kind, "__args__"):
         return kind.__name__
-    return re.sub(r"\b(?:typing|[\w.]+\.schema)\.", "", str(kind))
+    return re.sub(r"\b(?:typing|[\w.]+\.schema\.\w+)\.", "", str(kind))
 
 
 def _default(value: Any) -> str:

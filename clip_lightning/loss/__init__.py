@@ -7,7 +7,6 @@ True` also gets `teacher_image`, `teacher_text` [b, T] and `teacher_scale` [1], 
 """
 
 import inspect
-from importlib import import_module
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from clip_lightning.errors import UserError
 from clip_lightning.loss.distill import DistillLoss
 from clip_lightning.loss.sigmoid import SigmoidLoss
 from clip_lightning.loss.softmax import LossOutput, SoftmaxLoss
+from clip_lightning.targets import resolve_target
 
 __all__ = [
     "LOSSES",
@@ -38,7 +38,7 @@ def build_loss(config: LossConfig) -> nn.Module:
         teacher that is missing, and a bias or a teacher that would have no effect.
     """
     if config._target_ is not None:
-        loss_class = _load(config._target_)
+        loss_class = resolve_target(config._target_, "loss._target_")
     elif config.name in LOSSES:
         loss_class = LOSSES[config.name]
     else:
@@ -87,12 +87,3 @@ def needs_teacher(loss: nn.Module | type[nn.Module]) -> bool:
 def needs_pair_keys(loss: nn.Module) -> bool:
     """Whether `forward` takes `pair_keys`, int64 [b, 2]: a hash of each caption and the id of each image."""
     return bool(getattr(loss, "needs_pair_keys", False))
-
-
-def _load(path: str) -> type[nn.Module]:
-    module, _, name = path.rpartition(".")
-    try:
-        loss_class: type[nn.Module] = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"loss._target_={path} cannot be imported: {error}; write package.module.Class") from error
-    return loss_class

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clip_lightning.config.schema import TextConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import encoder as encoders
-from clip_lightning.model.vision import import_builder
+from clip_lightning.targets import resolve_target
 
 
 class TextTower(nn.Module):
@@ -36,7 +36,7 @@ class TextTower(nn.Module):
         self.pool, self.mask_padding, self.locked = config.pool, config.mask_padding, config.locked
         self.is_own = config._target_ is not None
         if self.is_own:
-            self.encoder = import_builder(str(config._target_), "model.text._target_")(**config.config)
+            self.encoder = resolve_target(str(config._target_), "model.text._target_")(**config.config)
         else:
             self.encoder = encoders.build(config)
         self.position_offset = None if self.is_own else encoders.position_offset(self.encoder)

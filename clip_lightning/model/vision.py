@@ -6,7 +6,6 @@ Owns what depends on the kind of backbone: building it at the image size, its pr
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import initialization
+from clip_lightning.targets import resolve_target
 from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
 
 
@@ -85,19 +85,6 @@ class VisionTower(nn.Module):
         return self
 
 
-def import_builder(path: str, key: str) -> Any:
-    """The user's own function or class by its import path.
-
-    Raises:
-        UserError: there is no such thing.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}={path} cannot be imported ({error}); write package.module.name") from error
-
-
 def first_line(error: BaseException) -> str:
     """What a library says went wrong, without the rest of its page."""
     return str(error).strip().split("\n")[0]
@@ -105,7 +92,7 @@ def first_line(error: BaseException) -> str:
 
 def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
     if config._target_ is not None:
-        return import_builder(config._target_, "model.vision._target_")(**config.options)
+        return resolve_target(config._target_, "model.vision._target_")(**config.options)
     assert config.timm is not None, "checked with the config"
     architecture = config.timm.split(".")[0]
     if not timm.is_model(architecture):

@@ -32,9 +32,9 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"compute__schedule": "cosin"}, "compute.schedule=cosin must be one of cosine, constant, constant_cooldown; did"),
     ({"cluster__strategy": "dp"}, "cluster.strategy=dp must be one of"),
     ({"compute__gradient_clip": 0.0}, "compute.gradient_clip=0.0 must be above 0"),
-    ({"optimizer__beta2": 1.0}, "optimizer.beta2=1.0 must be from 0 to below 1"),
+    ({"optimizer__beta2": 1.0}, "optimizer.beta2=1.0 must be 0 or more and below 1"),
     ({"data__augment__crop_scale": [0.9, 1.1]}, "data.augment.crop_scale=[0.9, 1.1] must be two shares"),
-    ({"data__augment__flip": 2.0}, "data.augment.flip=2.0 must be from 0 to 1"),
+    ({"data__augment__flip": 2.0}, "data.augment.flip=2.0 must be 0 or more and at most 1"),
     ({"eval__every": "often"}, 'eval.every: "often" is not a duration'),
     ({"compute__global_batch": 510, "cluster__devices": 4, "cluster__strategy": "ddp"}, "write 508 or 512"),
     ({"cluster__micro_batch": 300}, "cluster.micro_batch=300 must divide the 512 pairs of a rank; write 256"),
@@ -78,7 +78,10 @@ FAULTS: list[tuple[dict[str, object], str]] = [
         {"compute__phases": [PhaseConfig(start="50%", context_length=78)]},
         "to model.text.context_length=77, the largest",
     ),
-    ({"compute__phases": [PhaseConfig(start="50%", patch_dropout=1.0)]}, "patch_dropout=1.0 must be from 0 to below 1"),
+    (
+        {"compute__phases": [PhaseConfig(start="50%", patch_dropout=1.0)]},
+        "patch_dropout=1.0 must be 0 or more and below 1",
+    ),
     (
         {"model__vision__timm": "resnet50", "compute__phases": [PhaseConfig(start="50%", patch_dropout=0.5)]},
         "compute.phases[0].patch_dropout=0.5 has no effect: resnet50 has no patches; write null",

@@ -298,3 +298,22 @@ def test_a_frozen_config_comes_back_whole_and_takes_no_settings(tmp_path: Path) 
         compose.load("train", ["-m", "--frozen", str(file)], check=False)
     with pytest.raises(UserError, match="this config cannot be read"):
         compose.load("train", ["--frozen", str(tmp_path / "none.yaml")], check=False)
+
+
+def test_options_and_keys_of_open_groups_are_the_users_own() -> None:
+    config = load(
+        "callbacks=stop",
+        "callbacks.stop.patience=2",
+        "callbacks.timer._target_=lightning.pytorch.callbacks.Timer",
+        "callbacks.timer.duration={minutes: 1}",
+        "logger=[a,b]",
+        "logger.b.folder=here",
+        "trainer.limit_train_batches=3",
+    )
+    assert config.callbacks["stop"]["patience"] == 2
+    assert config.callbacks["stop"]["monitor"] == "loss"
+    assert config.callbacks["timer"]["duration"] == {"minutes": 1}
+    assert config.logger == {"a": {"_target_": "my.A"}, "b": {"_target_": "my.B", "folder": "here"}}
+    assert config.trainer == {"limit_train_batches": 3}
+    (problem,) = problems("logger=[a,c]")
+    assert problem.startswith("logger=c: there is no such option")

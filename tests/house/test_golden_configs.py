@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_lightning.config import compose, keys, reference
+from clip_lightning.config import compose, identity, keys, reference
 from clip_lightning.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,9 @@ def load(command: str) -> Config:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_preset_comes_to_what_was_reviewed(name: str) -> None:
     path = GOLDEN / f"{name}.yaml"
-    text = f"# python train.py {COMMANDS[name]}".rstrip() + f"\n{compose.dump(load(COMMANDS[name]))}"
+    config = load(COMMANDS[name])
+    head = f"# python train.py {COMMANDS[name]}".rstrip() + f"\n# science {identity.science_hash(config)}\n"
+    text = head + compose.dump(config)
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
@@ -138,4 +140,4 @@ def test_missing_data_is_one_sentence_that_says_how_to_get_it() -> None:
 
 def test_the_key_reference_is_current_and_every_key_has_a_meaning() -> None:
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python -m clip_lightning.config.reference"
-    assert [key.name for key in keys.table(Config).values() if not key.meaning] == []
+    assert [key.name for key in keys.table(Config).values() if not key.help] == []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from clip_lightning.config.checks import ranges as values
+from clip_lightning.config.checks import ranges
 from clip_lightning.config.schema import ClusterConfig, Config, EvaluateConfig, SlurmConfig
 
 
@@ -19,9 +19,9 @@ def problems(config: Config | EvaluateConfig) -> Iterator[str]:
         )
     yield from _shards(cluster)
     yield from _launched_elsewhere(cluster)
-    if values.get(config, "compute.precision") == "fp16" and cluster.strategy in ("fsdp", "hsdp"):
+    if ranges.get(config, "compute.precision") == "fp16" and cluster.strategy in ("fsdp", "hsdp"):
         yield f"compute.precision=fp16 cannot be scaled under cluster={cluster.strategy}; write compute.precision=bf16"
-    if values.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
+    if ranges.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
         yield "compute.precision=fp16 needs a GPU and cluster.accelerator is cpu; write compute.precision=bf16"
     yield from _scheduler(config)
     for folder in config.eval.folders:

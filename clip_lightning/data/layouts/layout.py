@@ -11,13 +11,14 @@ import importlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.errors import DataError, UserError
+from clip_lightning.errors import DataError
+from clip_lightning.targets import resolve_target
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -159,19 +160,6 @@ _BUILDERS = {
     "coco": ("layouts.folder", "build_coco"),
     "mixture": ("layouts.mixture", "build_mixture"),
 }
-
-
-def resolve_target(path: str, key: str) -> Callable[..., Any]:
-    """The object that an import path of the user's own config names.
-
-    Raises: UserError where it cannot be imported.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        target: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}={path} cannot be imported ({error}); it must be a package on the path.") from error
-    return target
 
 
 def num_lost(problems: Iterable[Problem]) -> int:

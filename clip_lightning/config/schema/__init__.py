@@ -1,0 +1,120 @@
+"""The typed schema of a run: one dataclass per Hydra group, with help, allowed values and science beside each field.
+
+Imports no torch: a mistake in a config is reported in under a second. `model`, `data`, `compute`, `loss` and
+`optimizer` are the science of a run and enter its hash, except for fields with `science=False`; nothing else does,
+except for `debug.overfit_samples`. A field of None is either off or, where its help says so, filled by `compose` before
+anything reads it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from clip_lightning.config.schema.cluster import ClusterConfig, SlurmConfig
+from clip_lightning.config.schema.compute import ComputeConfig, LossConfig, OptimizerConfig, PhaseConfig, Recipe
+from clip_lightning.config.schema.data import AugmentConfig, CacheConfig, DataConfig, ValidationConfig
+from clip_lightning.config.schema.field import key, part
+from clip_lightning.config.schema.model import (
+    ModelConfig,
+    TextConfig,
+    TokenizerConfig,
+    VisionConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "CacheConfig",
+    "ClusterConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "DebugConfig",
+    "EvalConfig",
+    "EvaluateConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "Recipe",
+    "SlurmConfig",
+    "TextConfig",
+    "TokenizerConfig",
+    "TrackerConfig",
+    "ValidationConfig",
+    "VisionConfig",
+]
+
+
+@dataclass
+class EvalConfig:
+    """What is measured during and after training."""
+
+    name: str = key(MISSING, "the option's name")
+    tasks: list[str] | None = key(None, "registered tasks; null: data.tasks")
+    folders: list[str] = key([], "folders in CLIP_benchmark's layout, each a task")
+    every: str = key("20%", "duration between evaluations during training; '0 samples': only at the end", duration=True)
+    batch: int = key(256, "images per forward on a rank", above=0)
+
+
+@dataclass
+class TrackerConfig:
+    """Where numbers are shown besides the run's own records."""
+
+    name: str = key(MISSING, "wandb, none", choices=("wandb", "none"))
+    mode: str = key("auto", "auto, online, offline", choices=("auto", "online", "offline"))
+    project: str = key("clip_lightning", "W&B project")
+    entity: str | None = key(None, "W&B team or user")
+    log_every: str = key("1%", "duration between logged lines", duration=True)
+
+
+@dataclass
+class DebugConfig:
+    """Settings for looking into a run."""
+
+    name: str = key("none", "the option's name", science=False)
+    overfit_samples: int = key(
+        0, "> 0: the run sees only the first so many samples, in every epoch", minimum=0, hash_default=False
+    )
+    profile: bool = key(False, "torch profiler trace into the run's directory", science=False)
+
+
+@dataclass
+class Config:
+    """A training run. Composed in the order: schema, groups, _self_, experiment, local, debug."""
+
+    model: ModelConfig = part(ModelConfig, science=True)
+    data: DataConfig = part(DataConfig, science=True)
+    compute: ComputeConfig = part(ComputeConfig, science=True)
+    optimizer: OptimizerConfig = part(OptimizerConfig, science=True)
+    loss: LossConfig = part(LossConfig, science=True)
+    cluster: ClusterConfig = part(ClusterConfig, science=False)
+    eval: EvalConfig = part(EvalConfig, science=False)
+    tracker: TrackerConfig = part(TrackerConfig, science=False)
+    debug: DebugConfig = part(DebugConfig, science=True)
+    callbacks: dict[str, Any] = key(
+        {}, "name: {_target_: import path, further arguments} of Lightning callbacks", science=False
+    )
+    logger: dict[str, Any] = key(
+        {}, "name: {_target_: import path, further arguments} of Lightning loggers", science=False
+    )
+    trainer: dict[str, Any] = key({}, "further arguments of Lightning's Trainer", science=False)
+    experiment: str | None = key(None, "name of the preset, for the record", science=False)
+    runs: str = key("runs", "folder of all runs", science=False)
+    fresh: bool = key(False, "start over although the run's directory exists", science=False)
+    allow_changed: list[str] = key([], "data, or science keys, that may differ from the run's", science=False)
+    dry_run: bool = key(False, "check, cost and stop", science=False)
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation of a finished or running run."""
+
+    run: str = key(MISSING, "directory of the run", science=False)
+    checkpoint: str = key("last", "last, or a path below the run's checkpoints", science=False)
+    weights: str = key(
+        "raw", "raw, or ema: their running average, which the run kept", choices=("raw", "ema"), science=False
+    )
+    eval: EvalConfig = part(EvalConfig, science=False)
+    cluster: ClusterConfig = part(ClusterConfig, science=False)
+    allow_target: list[str] = key([], "import paths in the run's config that may be called", science=False)
