@@ -30,10 +30,13 @@ class Record:
         task: the data set or task it was measured on; empty for numbers of training itself.
         split: which part of it: train, validation, test, ...
         prompts: the set of templates, or empty.
+        prompts_hash: of the class names and templates, 8 hexadecimal digits; sets of one name can differ.
         weights: which of the model's weights were measured: empty for those of training, `ema` for their average.
         low, high: the ends of its 95 % interval, where it has one.
         n: how many images or pairs it was counted over, where it was counted.
         chance: what guessing gives, where that is known.
+        per_class: recall of each class in the order of the labels, None for a class without images; of
+            `mean_per_class` only.
         samples_seen: how far training was.
         run, model, data, science, precision, versions: what produced it.
     """
@@ -43,6 +46,7 @@ class Record:
     task: str = ""
     split: str = ""
     prompts: str = ""
+    prompts_hash: str = ""
     weights: str = ""
     low: float | None = None
     high: float | None = None
@@ -55,13 +59,16 @@ class Record:
     science: str = ""
     precision: str = ""
     versions: str = ""
+    per_class: tuple[float | None, ...] | None = None
 
 
 _WHOLE, _REAL = ("n", "samples_seen"), ("value", "low", "high", "chance")
-SCHEMA = pa.schema(
-    (field.name, pa.int64() if field.name in _WHOLE else pa.float64() if field.name in _REAL else pa.string())
-    for field in fields(Record)
-)
+_TYPES = {
+    **dict.fromkeys(_WHOLE, pa.int64()),
+    **dict.fromkeys(_REAL, pa.float64()),
+    "per_class": pa.list_(pa.float64()),
+}
+SCHEMA = pa.schema((field.name, _TYPES.get(field.name, pa.string())) for field in fields(Record))
 
 
 class RecordWriter:
@@ -156,7 +163,9 @@ def _plain(value: Any) -> Any:
 
 
 def _number(key: str, value: Any) -> Any:
-    """A float field that JSON wrote as a whole number or as a name is a float again."""
+    """A float field that JSON wrote as a whole number or as a name is a float again, a list a tuple."""
+    if key == "per_class":
+        return None if value is None else tuple(value)
     return float(value) if key in _REAL and value is not None else value
 
 

@@ -1,4 +1,4 @@
-"""How a model is asked without being changed: evaluation mode, no gradients, and every random state put back.
+"""Inference that leaves a model unchanged: evaluation mode, no gradients, and every random state restored.
 
 The towers may run in low precision; features come out in float32, and logits are float32 always.
 """
@@ -21,8 +21,8 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def inference(model: nn.Module, device: torch.device, precision: str = "fp32") -> Iterator[None]:
     """Puts the model in evaluation mode under autocast; afterwards its modes and all random states are as before.
 
-    `torch.no_grad` and not `torch.inference_mode`: encoders keep lazily built tensors (positions, masks), and one born
-    in inference mode would make the next training step raise.
+    `torch.no_grad` and not `torch.inference_mode`: encoders keep lazily built tensors (positions, masks), and one
+    built in inference mode would make the next training step raise.
     """
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
@@ -52,3 +52,14 @@ def refuse_broken(num_broken: int, num_total: int, where: str) -> None:
             f"{where}: {num_broken} of {num_total} features are NaN or infinite, so that nothing can be measured; "
             "training has diverged (lower compute.learning_rate, or evaluate an earlier checkpoint)."
         )
+
+
+@contextmanager
+def out_of_memory_advice(setting: str) -> Iterator[None]:
+    """Turns an out-of-memory error into a UserError. Args: setting: key and value to lower, as `eval.batch=256`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(f"{setting}: an evaluation ran out of memory; write a smaller value") from error

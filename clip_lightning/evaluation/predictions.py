@@ -1,4 +1,4 @@
-"""What a model says about single images: the rows of a figure in the manner of the paper's Figure 21."""
+"""Predictions of a model on single images: the rows of a figure like Figure 21 of Radford et al. 2021."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from clip_lightning.evaluation.classifier import ClassifierBuilder
-from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
-from clip_lightning.evaluation.metrics import ranks_of
+from clip_lightning.evaluation.inference import inference, refuse_broken
+from clip_lightning.evaluation.metrics import places
 from clip_lightning.evaluation.prompts import fill
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.model.clip import CLIP
@@ -19,15 +19,15 @@ NUM_SHOWN = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image, its most probable classes, and where the correct one stands.
+    """One image, its most probable classes, and the rank of the correct one.
 
     Attributes:
         image: uint8 [S, S, 3], as the model saw it.
         label: name of the correct class.
-        rank: of the correct class, 1 the best.
+        rank: of the correct class, 1 the best; equal logits have the better rank.
         probability: of the correct class, 0..1.
         num_classes: how many the softmax went over.
-        prompts: the most probable classes in the words of the first template, the best first; at most five.
+        prompts: the first template filled with the most probable classes, the best first; at most five.
         probabilities: theirs.
         correct: index of the correct class in `prompts`, or None.
     """
@@ -44,7 +44,7 @@ class Prediction:
 
 
 def example_indices(task: ZeroShotTask, num_images: int) -> list[int]:
-    """Images picked by chance, as in the paper's Figure 21, no class twice while another has none.
+    """Indices of images picked at random, no class twice while another has none.
 
     The same for every model, so that the pictures of runs compare.
     """
@@ -71,11 +71,11 @@ def predictions(
     images = torch.stack([task.image(k, image_size) for k in indices])
     labels = torch.as_tensor(task.labels)[list(indices)]
     with inference(model, device, precision):
-        weights_CD = ClassifierBuilder(task.name, task.classnames, task.templates).build(model, tokenizer, device)
+        classifier = ClassifierBuilder(task.name, task.classnames, task.templates).build(model, tokenizer, device)
         features_BD = model.encode_image(images.to(device))
-        logits_BC = (model.current_logit_scale() * cosines(features_BD, weights_CD)).cpu()
+        logits_BC = (model.current_logit_scale() * classifier.cosines(features_BD)).cpu()
     refuse_broken(int((~logits_BC.isfinite()).any(1).sum()), len(images), f"{task.name}, images")
-    ranks = ranks_of(logits_BC, labels).tolist()
+    ranks = places(logits_BC, labels)[0].tolist()
     best = logits_BC.argsort(dim=1, descending=True, stable=True)[:, :NUM_SHOWN].tolist()
     rows = []
     for image, label, rank, shown, probability in zip(

@@ -23,9 +23,12 @@ def fill_all(templates: Sequence[str], classnames: Sequence[str]) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file without surrounding space, blank lines at its ends left out. Raises DataError."""
+    """The lines of a UTF-8 file, with or without a byte order mark, stripped; blank lines at its ends are left out.
+
+    Raises DataError.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     return [line.strip() for line in text.strip().split("\n")] if text.strip() else []

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clip_lightning.data.batches import Batch
-from clip_lightning.distributed import gather_rows
+from clip_lightning.distributed import all_reduce_sum, gather_rows, rank_and_world
 from clip_lightning.errors import DataError
-from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
-from clip_lightning.evaluation.metrics import normal_interval, ranks_of, wilson
-from clip_lightning.evaluation.zero_shot import CACHE_BYTES
+from clip_lightning.evaluation.cache import MemoryBudget
+from clip_lightning.evaluation.inference import cosines, inference, out_of_memory_advice, refuse_broken
+from clip_lightning.evaluation.metrics import UNIT, PairRecall, normal_interval, wilson
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer
@@ -36,53 +36,59 @@ class RetrievalEvaluator:
         *,
         candidates: int = 1024,
         precision: str = "fp32",
-        cache_bytes: int = CACHE_BYTES,
+        budget: MemoryBudget | None = None,
     ) -> None:
         """Args.
 
-        batches: this rank's validation pairs in a fixed order; iterated anew in each run.
+        batches: this rank's validation pairs in a fixed order; iterated in each run.
         candidates: K, pairs that compete with each other.
         precision: of the towers: fp32, bf16, fp16; logits are float32.
-        cache_bytes: the batches are kept between runs where their images take no more.
+        budget: of memory, shared with other evaluators; the batches are kept between runs where they fit.
         """
-        self.batches, self.candidates, self.precision, self.cache_bytes = batches, candidates, precision, cache_bytes
+        self.batches, self.candidates, self.precision = batches, candidates, precision
+        self.budget = budget or MemoryBudget()
+        self._kept: list[Batch] | None = None
+        self._keeps = True
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
-        """Records, the same on every rank; the batches hold token ids, so that `tokenizer` is not asked.
+        """Records, the same on every rank; the batches hold token ids, so `tokenizer` is not used.
 
         `val_loss_K` is the symmetric softmax loss in nats at the model's logit scale, for every model: a sigmoid
         model's values can be compared with a softmax model's. `recall_at_1` is the mean of both directions.
         Raises UserError when features are NaN or infinite, DataError when there are fewer than two pairs.
         """
-        with inference(model, device, self.precision):
+        with inference(model, device, self.precision), out_of_memory_advice("validation batch"):
             images_ND, texts_ND = self._features(model, device)
             scale = model.current_logit_scale()
         pairs = len(images_ND)
         if pairs < 2:
             raise DataError(f"data.validation has {pairs} pairs, and a contrastive loss needs two or more.")
         group = min(self.candidates, pairs)
-        losses, ranks = [], []
-        for start in range(0, pairs - group + 1, group):
-            logits_KK = scale * cosines(images_ND[start : start + group], texts_ND[start : start + group])
+        starts = range(0, pairs - group + 1, group)
+        losses_N = torch.zeros(len(starts) * group, device=device)
+        recall = PairRecall(DEPTHS).to(device)
+        rank, world = rank_and_world()
+        for start in starts[rank::world]:
+            members = slice(start, start + group)
+            logits_KK = scale * cosines(images_ND[members], texts_ND[members])
             labels = torch.arange(group, device=device)
-            both = logits_KK, logits_KK.T
-            losses.append(torch.stack([cross_entropy(x, labels, reduction="none") for x in both]).mean(0))
-            ranks.append(torch.stack([ranks_of(x, labels) for x in both]))
-        return self._records(torch.cat(losses), torch.cat(ranks, 1), group)
+            both = [cross_entropy(logits, labels, reduction="none") for logits in (logits_KK, logits_KK.T)]
+            losses_N[members] = torch.stack(both).mean(0)
+            recall.update(logits_KK)
+        return self._records(all_reduce_sum(losses_N), recall, group)
 
     def _features(self, model: CLIP, device: torch.device) -> tuple[Tensor, Tensor]:
         """Unit features [N, D] of all ranks' pairs, float32, in the order of their positions; repeats left out."""
         images, texts, positions = [], [], []
-        kept, kept_bytes = [], 0
-        for batch in self.batches:
+        kept: list[Batch] = []
+        for batch in self.batches if self._kept is None else self._kept:
             images.append(model.encode_image(batch.images.to(device)))
             texts.append(model.encode_text(batch.tokens.to(device), batch.lengths.to(device)))
             positions.append(batch.positions.to(device))
-            kept_bytes += batch.images.nbytes
-            if kept_bytes <= self.cache_bytes:
-                kept.append(batch)
-        if len(kept) == len(images):
-            self.batches = kept
+            if self._keeps and self._kept is None:
+                self._keep(batch, kept)
+        if self._keeps and self._kept is None:
+            self._kept = kept
         images_ND, texts_ND, positions_N = (gather_rows(torch.cat(parts)) for parts in (images, texts, positions))
         positions_N, order = positions_N.sort(stable=True)
         order = order[positions_N.diff(prepend=positions_N[:1] - 1) != 0]
@@ -91,16 +97,30 @@ class RetrievalEvaluator:
         refuse_broken(broken, len(images_ND), "data.validation")
         return images_ND, texts_ND
 
-    def _records(self, losses_N: Tensor, ranks_2N: Tensor, group: int) -> list[Record]:
-        recalls = [("recall_at_1", 1, ranks_2N)]
-        for direction, ranks_N in zip(("image_to_text", "text_to_image"), ranks_2N, strict=True):
-            recalls += [(f"{direction}_recall_at_{depth}", depth, ranks_N) for depth in DEPTHS]
+    def _keep(self, batch: Batch, kept: list[Batch]) -> None:
+        """Adds a batch to those that are kept; gives all of them up where the budget does not suffice."""
+        if self.budget.reserve(batch.images.nbytes):
+            kept.append(batch)
+        else:
+            self.budget.release(sum(other.images.nbytes for other in kept))
+            kept.clear()
+            self._keeps = False
+
+    def _records(self, losses_N: Tensor, recall: PairRecall, group: int) -> list[Record]:
         n, loss = len(losses_N), losses_N.double().mean().item()
         records = [self._record(f"val_loss_{group}", loss, normal_interval(losses_N), math.log(group), n)]
-        for what, depth, ranks in recalls:
-            value = (ranks < depth).double().mean().item()
+        num_pairs, hits = recall.synced()
+        assert num_pairs == n
+        both = sum(row[DEPTHS.index(1)] for row in hits)
+        found = [("recall_at_1", 1, both, 2 * UNIT)]
+        for direction, row in zip(("image_to_text", "text_to_image"), hits, strict=True):
+            found += [
+                (f"{direction}_recall_at_{depth}", depth, count, UNIT) for depth, count in zip(DEPTHS, row, strict=True)
+            ]
+        for what, depth, count, unit in found:
             # The two directions of a pair depend on each other, so the interval counts pairs, never queries.
-            records.append(self._record(what, value, wilson(value * n, n), min(1.0, depth / group), n))
+            interval, chance = wilson(count / unit, n), min(1.0, depth / group)
+            records.append(self._record(what, count / (unit * n), interval, chance, n))
         return records
 
     def _record(self, what: str, value: float, interval: tuple[float, float], chance: float, n: int) -> Record:

@@ -5,10 +5,12 @@ is a task named by the folder's name; its tars are read in place, by offset.
 """
 
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("cls",)
-MAX_TOLD = 5
+MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,20 @@ class ZeroShotTask:
             )
         if problems:
             raise DataError(*problems)
+
+    @cached_property
+    def prompts_hash(self) -> str:
+        """Hash of class names and templates in their order: two tasks of one name that differ in them differ here."""
+        content = json.dumps([list(self.classnames), list(self.templates)])
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    @property
+    def repeated_names(self) -> list[tuple[str, list[int]]]:
+        """Names, compared without case, that several classes have, and the labels of these."""
+        labels: dict[str, list[int]] = {}
+        for label, name in enumerate(self.classnames):
+            labels.setdefault(" ".join(name.casefold().split()), []).append(label)
+        return [(self.classnames[found[0]], found) for found in labels.values() if len(found) > 1]
 
     @property
     def num_samples(self) -> int:
@@ -124,6 +140,16 @@ def build_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> lis
     return tasks
 
 
+def warnings_of(tasks: Sequence[ZeroShotTask]) -> list[str]:
+    """A sentence for each name that several classes of a task have."""
+    return [
+        f"warning: task {task.name}: classes {', '.join(map(str, labels))} are all called '{name}', so their images "
+        "share the hits; give each class a name of its own"
+        for task in tasks
+        for name, labels in task.repeated_names
+    ]
+
+
 def folder_task(path: Path) -> ZeroShotTask:
     """The task in a folder of CLIP_benchmark's webdataset layout, named by the folder's name.
 
@@ -139,7 +165,7 @@ def folder_task(path: Path) -> ZeroShotTask:
         raise DataError(*(f"eval.folders: {file} is missing; CLIP_benchmark's layout needs it." for file in missing))
     classnames, templates, num_shards = (read_lines(file) for file in files)
     if len(num_shards) != 1 or not num_shards[0].isdecimal():
-        raise DataError(f"eval.folders: {files[2]} must hold one number, how many tars stand beside it.")
+        raise DataError(f"eval.folders: {files[2]} must hold one number, the number of tars beside it.")
     shards = [path / "test" / f"{k}.tar" for k in range(int(num_shards[0]))]
     if not shards:
         raise DataError(f"eval.folders: {files[2]} says 0 shards, so that there is nothing to evaluate on.")
@@ -162,7 +188,7 @@ class TarImages:
         places: list[tuple[int, int, int]] = []  # shard, offset, size
         for number, shard in enumerate(self.shards):
             index = index_tar(shard, IMAGE_KEYS, LABEL_KEYS)
-            problems += _told(shard, index.problems)
+            problems += _sentences(shard, index.problems)
             for record in index.records:
                 label = read_at(shard, int(record["caption_offset"]), int(record["caption_size"])).strip()
                 if not label.isdigit():
@@ -181,20 +207,20 @@ class TarImages:
         return read_at(self.shards[number], offset, size)
 
 
-def _told(shard: Path, found: Sequence[Problem]) -> list[str]:
+def _sentences(shard: Path, found: Sequence[Problem]) -> list[str]:
     """Sentences for what an index found, the first few of a tar: an evaluation leaves no image out."""
-    told = []
+    sentences = []
     problems = [problem for problem in found if problem.num]
-    for problem in problems[:MAX_TOLD]:
+    for problem in problems[:MAX_SHOWN]:
         where = f"{shard}: the sample {problem.name}" if problem.name else f"{shard}"
         cause = problem.cause.replace("caption", "label")
         if problem.is_damage:
-            told.append(f"{where} has a fault ({cause}); copy it again.")
+            sentences.append(f"{where} has a fault ({cause}); copy it again.")
         else:
-            told.append(f"{where} has a fault ({cause}){': ' if problem.hint else ''}{problem.hint}.")
-    if len(problems) > MAX_TOLD:
-        told.append(f"{shard} has {len(problems) - MAX_TOLD} more such samples.")
-    return told
+            sentences.append(f"{where} has a fault ({cause}){': ' if problem.hint else ''}{problem.hint}.")
+    if len(problems) > MAX_SHOWN:
+        sentences.append(f"{shard} has {len(problems) - MAX_SHOWN} more such samples.")
+    return sentences
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:

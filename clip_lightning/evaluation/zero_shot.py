@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from clip_lightning.distributed import all_reduce_sum, padded_share
+from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.classifier import ClassifierBuilder
-from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
-from clip_lightning.evaluation.metrics import ClassCounts
+from clip_lightning.evaluation.inference import inference, out_of_memory_advice, refuse_broken
+from clip_lightning.evaluation.metrics import ClassAccuracy
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer
-
-CACHE_BYTES = 2**30
 
 
 class ZeroShotEvaluator:
@@ -33,20 +32,21 @@ class ZeroShotEvaluator:
         *,
         batch: int = 256,
         precision: str = "fp32",
-        cache_bytes: int = CACHE_BYTES,
+        budget: MemoryBudget | None = None,
     ) -> None:
         """Args.
 
         image_size: pixels, square, of the model's input.
         batch: images (and prompts) per forward on a rank.
         precision: of the towers: fp32, bf16, fp16; logits are float32.
-        cache_bytes: decoded images are kept between runs where this rank's share takes no more.
+        budget: of memory, shared with other evaluators; decoded images are kept between runs where they fit.
         """
         self.task, self.image_size, self.batch, self.precision = task, image_size, batch, precision
-        self.cache_bytes = cache_bytes
+        self.budget = budget or MemoryBudget()
         self.classifier = ClassifierBuilder(task.name, task.classnames, task.templates, batch)
         self._decoded: list[Tensor] = []
         self._decoded_samples: list[int] = []
+        self._keeps: bool | None = None
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
         """Records `acc1`, `acc5`, `mean_per_class`, the same on every rank.
@@ -55,20 +55,20 @@ class ZeroShotEvaluator:
         """
         samples, num_counted = padded_share(self.task.num_samples)
         labels = torch.as_tensor(self.task.labels)[samples].to(device)
-        counts = ClassCounts(len(self.task.classnames), device)
+        accuracy = ClassAccuracy(len(self.task.classnames)).to(device)
         broken = torch.zeros((), dtype=torch.int64, device=device)
-        with inference(model, device, self.precision):
-            weights_CD = self.classifier.build(model, tokenizer, device)
+        with inference(model, device, self.precision), out_of_memory_advice(f"eval.batch={self.batch}"):
+            classifier = self.classifier.build(model, tokenizer, device)
             start = 0
             for images in self._batches(samples):
                 features_BD = model.encode_image(images.to(device, non_blocking=True))
                 counted = slice(0, max(0, min(len(images), num_counted - start)))
-                logits_BC = cosines(features_BD[counted], weights_CD)
+                logits_BC = classifier.cosines(features_BD[counted])
                 broken += (~logits_BC.isfinite()).any(1).sum()
-                counts.add(logits_BC, labels[start : start + len(images)][counted])
+                accuracy.update(logits_BC, labels[start : start + len(images)][counted])
                 start += len(images)
         refuse_broken(int(all_reduce_sum(broken)), self.task.num_samples, f"{self.task.name}, images")
-        all_reduce_sum(counts.counts)
+        counts = accuracy.synced()
         assert counts.num_images == self.task.num_samples
         return [
             Record(
@@ -81,7 +81,9 @@ class ZeroShotEvaluator:
                 task=self.task.name,
                 split=self.task.split,
                 prompts=self.task.prompts,
+                prompts_hash=self.task.prompts_hash,
                 precision=self.precision,
+                per_class=tuple(counts.recalls) if what == "mean_per_class" else None,
             )
             for what, measured in counts.accuracies().items()
         ]
@@ -91,7 +93,9 @@ class ZeroShotEvaluator:
         if self._decoded_samples == samples:
             yield from self._decoded
             return
-        keep = len(samples) * 3 * self.image_size**2 <= self.cache_bytes
+        if self._keeps is None:
+            self._keeps = self.budget.reserve(len(samples) * 3 * self.image_size**2)
+        keep = self._keeps
         decoded = []
         with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
             ahead: list[Future[Tensor]] = []

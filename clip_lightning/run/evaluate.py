@@ -18,7 +18,7 @@ from clip_lightning.run.console.summary import score_table
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.session import evaluators, quiet_libraries
-from clip_lightning.tokenizer import build_tokenizer
+from clip_lightning.tokenizer import load_tokenizer
 from clip_lightning.training.saved_model import find_checkpoint, load_model, refuse_targets
 
 
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> int:
     frozen.eval = config.eval
     tasks = build_tasks(frozen.eval.tasks or [], frozen.eval.folders)
     checkpoint = find_checkpoint(path, config.checkpoint)
-    tokenizer = build_tokenizer(frozen.model.text, path / "tokenizer", None)
+    tokenizer = load_tokenizer(frozen.model.text, path / "tokenizer")
     datamodule = _validation(frozen) if own else None
     if datamodule is not None:
         datamodule.tokenizer = tokenizer

@@ -12,8 +12,9 @@ from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.preemption import StopSignals
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.plan.preflight import build_datamodule, prepare_tokenizer
+from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.session import Session, Sink
+from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
 
 

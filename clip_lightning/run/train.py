@@ -30,9 +30,10 @@ from clip_lightning.run.figures import write_figures
 from clip_lightning.run.follow import follow
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
 from clip_lightning.run.plan.dry_run import dry_run
-from clip_lightning.run.plan.preflight import Plan, Preflight, preflight, prepare_tokenizer
+from clip_lightning.run.plan.preflight import Plan, Preflight, preflight
 from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, quiet_libraries
+from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.run.tracker import open_tracker
 from clip_lightning.slurm.tasks import check_tasks, tell_saved
 

@@ -20,7 +20,7 @@ from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.records import read_records
 from clip_lightning.run.evaluate import find_checkpoint, load_model, refuse_targets
 from clip_lightning.run.figures import write_figures
-from clip_lightning.tokenizer import build_tokenizer
+from clip_lightning.tokenizer import load_tokenizer
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def examples(run: Path, names: Sequence[str] | None, folders: Sequence[str], num
     if names is None and not folders:
         names, folders = config.eval.tasks, config.eval.folders
     tasks = build_tasks(names or [], folders)
-    tokenizer = build_tokenizer(config.model.text, run / "tokenizer", None)
+    tokenizer = load_tokenizer(config.model.text, run / "tokenizer")
     model = load_model(config, find_checkpoint(run, "last"))
     return [
         row

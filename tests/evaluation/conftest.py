@@ -60,13 +60,15 @@ def model() -> SmallTowers:
     return SmallTowers()
 
 
-def make_task(num_samples: int = 103, num_classes: int = 7) -> ZeroShotTask:
+COLORS = ("red", "green", "blue", "yellow", "black", "white", "grey")
+
+
+def make_task(num_samples: int = 103, num_classes: int = 7, names: Sequence[str] = COLORS) -> ZeroShotTask:
     """Random images of random classes."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (num_samples, 8, 8, 3), dtype=np.uint8)
     labels = generator.integers(0, num_classes, num_samples)
-    names = ["red", "green", "blue", "yellow", "black", "white", "grey"][:num_classes]
-    return ZeroShotTask("noise", names, ["a {c} thing", "the {c}"], labels, lambda k: images[k])
+    return ZeroShotTask("noise", names[:num_classes], ["a {c} thing", "the {c}"], labels, lambda k: images[k])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run by test_ranks.py: evaluates the small model on one rank and on two, each rank a fork that writes its records."""
+"""Run by test_ranks.py: evaluates the small model on one to four ranks, each rank a fork that writes its records."""
 
 import json
 import sys
@@ -21,11 +21,14 @@ def evaluate(rank: int, world: int, folder: Path) -> None:
     torch.manual_seed(0)
     model, tokenizer, device = SmallTowers(), CharacterTokenizer(), torch.device("cpu")
     zero_shot = ZeroShotEvaluator(make_task(num_samples=103), 8, batch=20)
+    cranes = ZeroShotEvaluator(make_task(names=["crane", "ox", "crane", "ox", "ewe", "crane", "a"]), 8, batch=7)
     few_images = ZeroShotEvaluator(make_task(num_samples=1, num_classes=2), 8)
     ids, num_counted = padded_share(50)
     pairs = RetrievalEvaluator(make_pairs(ids[:num_counted], batch=8), candidates=16)
     records = [
-        record for evaluator in (zero_shot, few_images, pairs) for record in evaluator.run(model, tokenizer, device)
+        record
+        for evaluator in (zero_shot, cranes, few_images, pairs)
+        for record in evaluator.run(model, tokenizer, device)
     ]
     (folder / f"{rank}_of_{world}.json").write_text(json.dumps([asdict(record) for record in records]))
     if world > 1:
@@ -33,5 +36,5 @@ def evaluate(rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for size in (1, 2):
+    for size in (1, 2, 3, 4):
         torch.multiprocessing.start_processes(evaluate, (size, Path(sys.argv[1])), nprocs=size, start_method="fork")

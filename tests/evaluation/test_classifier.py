@@ -48,7 +48,8 @@ def test_equals_open_clips_classifier(peer: nn.Module, batch: int) -> None:
     ours = OpenClipTowers(peer)
     builder = ClassifierBuilder("fish", CLASSES, TEMPLATES, batch)
     with inference(ours, CPU):
-        weights = builder.build(ours, peer_tokenizer, CPU)
+        weights, vector = builder.build(ours, peer_tokenizer, CPU)
+    assert vector is None
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
 
@@ -62,9 +63,22 @@ def test_token_ids_are_made_once_per_tokenizer(model: Any, tokenizer: Any) -> No
 
     builder = ClassifierBuilder("fish", CLASSES, TEMPLATES)
     with inference(model, CPU):
-        first = builder.build(model, counting, CPU)
-        torch.testing.assert_close(builder.build(model, counting, CPU), first, atol=0, rtol=0)
+        first = builder.build(model, counting, CPU).weights
+        torch.testing.assert_close(builder.build(model, counting, CPU).weights, first, atol=0, rtol=0)
         assert len(asked) == len(CLASSES) * len(TEMPLATES)
         builder.build(model, tokenizer, CPU)
-        assert builder.build(model, counting, CPU).shape == first.shape
+        assert builder.build(model, counting, CPU).weights.shape == first.shape
     assert len(asked) == 2 * len(CLASSES) * len(TEMPLATES)
+
+
+def test_classes_of_equal_prompts_have_equal_logits(model: Any, tokenizer: Any) -> None:
+    names = ["crane", "maillot", "tench", "crane", "a much longer name", "maillot", "crane"]
+    features = torch.nn.functional.normalize(torch.randn(9, 16), dim=-1)
+    with inference(model, CPU):
+        classifier = ClassifierBuilder("birds", names, TEMPLATES, batch=4).build(model, tokenizer, CPU)
+        plain = ClassifierBuilder("birds", ["tench"], TEMPLATES).build(model, tokenizer, CPU)
+    assert classifier.weights.shape == (4, 16)
+    cosines = classifier.cosines(features)
+    for group in ((0, 3, 6), (1, 5)):
+        assert all(torch.equal(cosines[:, group[0]], cosines[:, k]) for k in group)
+    torch.testing.assert_close(cosines[:, 2], plain.cosines(features)[:, 0])

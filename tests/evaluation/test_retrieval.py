@@ -11,6 +11,7 @@ from open_clip_train.train import get_clip_metrics
 
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import DataError, UserError
+from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_batches_are_asked_for_once_where_they_fit(model: Any, tokenizer: Any, p
     kept = RetrievalEvaluator(loader)
     assert values(kept, model, tokenizer) == values(kept, model, tokenizer)
     assert loader.times == 1
-    not_kept = RetrievalEvaluator(loader, cache_bytes=40 * 3 * 64 - 1)
+    not_kept = RetrievalEvaluator(loader, budget=MemoryBudget(40 * 3 * 64 - 1))
     assert values(not_kept, model, tokenizer) == values(not_kept, model, tokenizer)
     assert loader.times == 3
 

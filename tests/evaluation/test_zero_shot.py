@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from clip_lightning.errors import UserError
+from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.inference import inference
 from clip_lightning.evaluation.predictions import predictions
-from clip_lightning.evaluation.tasks import ZeroShotTask, folder_task
+from clip_lightning.evaluation.tasks import ZeroShotTask, folder_task, warnings_of
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+from tests.support.small_folder import write_folder
 
 CPU = torch.device("cpu")
 
@@ -50,9 +52,82 @@ def test_images_are_decoded_once_where_they_fit(model: Any, tokenizer: Any, task
     assert kept.run(model, tokenizer, CPU) == kept.run(model, tokenizer, CPU)
     assert sorted(read) == list(range(103))
     read.clear()
-    not_kept = ZeroShotEvaluator(replace(task, read=counted), 8, batch=20, cache_bytes=103 * 3 * 64 - 1)
+    not_kept = ZeroShotEvaluator(replace(task, read=counted), 8, batch=20, budget=MemoryBudget(103 * 3 * 64 - 1))
     assert not_kept.run(model, tokenizer, CPU) == not_kept.run(model, tokenizer, CPU)
     assert len(read) == 206
+
+
+def test_all_evaluators_of_a_rank_share_one_budget(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    budget = MemoryBudget(250 * 3 * 64)
+    evaluators = [ZeroShotEvaluator(task, 8, budget=budget) for _ in range(3)]
+    for evaluator in [*evaluators, *evaluators]:
+        evaluator.run(model, tokenizer, CPU)
+    assert [bool(evaluator._decoded) for evaluator in evaluators] == [True, True, False]
+    assert budget.free == 44 * 3 * 64
+
+
+class Oracle(torch.nn.Module):
+    """Features that name their class: of an image by its first pixel, of a text by its first letter."""
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 64).float()
+
+    def encode_text(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(tokens[:, 1], 64).float()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_changes_nothing(tokenizer: Any, tmp_path: Path, encoding: str) -> None:
+    folder = write_folder(tmp_path / "letters")
+    for name, text in (("classnames.txt", "abc\nbcd\ncde\n"), ("zeroshot_classification_templates.txt", "{c}\n")):
+        (folder / name).write_text(text, encoding=encoding)
+    images = np.array([tokenizer([letter]).tokens[0, 1] for letter in "abc"], dtype=np.uint8)
+    task = replace(folder_task(folder), read=lambda k: np.full((8, 8, 3), images[task.labels[k]]))
+    assert ZeroShotEvaluator(task, 8).run(Oracle(), tokenizer, CPU)[0].value == 1.0
+
+
+def test_two_classes_of_one_name_share_their_hits_in_any_order(tokenizer: Any) -> None:
+    names, labels = ["crane", "ox", "Crane", "ewe"], np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    results = []
+    for order in ([0, 1, 2, 3], [2, 1, 0, 3], [3, 0, 2, 1]):
+        shown = [names[k].lower() for k in order]
+        of_image = [tokenizer([names[label].lower()]).tokens[0, 1] for label in labels]
+        task = ZeroShotTask("cranes", shown, ["{c}"], np.argsort(order)[labels],
+                            lambda k, ids=of_image: np.full((8, 8, 3), ids[k], dtype=np.uint8))  # fmt: skip
+        records = ZeroShotEvaluator(task, 8).run(Oracle(), tokenizer, CPU)
+        assert [shown[k] for k in task.repeated_names[0][1]] == ["crane", "crane"]
+        (sentence,) = warnings_of([task])
+        assert "'crane'" in sentence
+        assert records[2].per_class is not None
+        recalls = dict(zip(order, records[2].per_class, strict=True))
+        assert recalls == {0: 0.5, 1: 1.0, 2: 0.5, 3: 1.0}
+        results.append([record.value for record in records])
+    assert results[0] == results[1] == results[2] == [0.75, 1.0, 0.75]
+
+
+def test_records_tell_prompts_of_one_name_apart(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+    variants = [task, replace(task, classnames=["rot", *task.classnames[1:]]), replace(task, templates=["{c}"])]
+    hashes = {
+        record.prompts_hash
+        for variant in variants
+        for record in ZeroShotEvaluator(variant, 8).run(model, tokenizer, CPU)
+    }
+    assert len(hashes) == 3
+    assert {len(found) for found in hashes} == {8}
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
+)
+def test_running_out_of_memory_names_the_setting(
+    model: Any, tokenizer: Any, task: ZeroShotTask, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(model, "encode_image", fail)
+    with pytest.raises(UserError, match=r"eval\.batch=20"):
+        ZeroShotEvaluator(task, 8, batch=20).run(model, tokenizer, CPU)
 
 
 def test_evaluation_leaves_modes_and_random_states_alone(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:

@@ -6,7 +6,6 @@ activations: no memory), the tokenizer and the evaluation tasks are looked for.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,15 +21,12 @@ from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
-from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.run.plan.memory import Memory, estimate_memory, num_parameters
 from clip_lightning.run.tracker import wandb_mode
-from clip_lightning.tokenizer import FILE_NAME, Tokenizer, build_tokenizer
+from clip_lightning.tokenizer import build_tokenizer
 from clip_lightning.training.batch_invariance import check_draws
 from clip_lightning.training.teacher import find_teacher
 
-# Captions that a tokenizer of the run's own is trained on.
-TOKENIZER_CAPTIONS = 100_000
 _Built = TypeVar("_Built")
 
 
@@ -195,27 +191,3 @@ def build_on_meta(config: Config) -> CLIP:
     """The model without memory. Raises UserError for names and shapes that do not fit."""
     with torch.device("meta"):
         return build_clip(config.model, config.loss)
-
-
-def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
-    """The run's tokenizer; one of its own is trained on its captions at the first start, and kept in `folder`.
-
-    A student takes the one that its teacher has trained.
-    """
-    text = config.model.text
-    if text.tokenizer.kind != "trained":
-        return build_tokenizer(text, None, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.loss.teacher:
-        _take_tokenizer(Path(config.loss.teacher) / "tokenizer" / FILE_NAME, folder / FILE_NAME)
-    known = (folder / FILE_NAME).exists()
-    return build_tokenizer(text, folder, None if known else datamodule.captions(TOKENIZER_CAPTIONS))
-
-
-def _take_tokenizer(teachers: Path, own: Path) -> None:
-    """A student reads the tokens of its teacher. Raises UserError where it began with others."""
-    content = teachers.read_text(encoding="utf-8")
-    if not own.exists():
-        write_atomically(own, content)
-    elif own.read_text(encoding="utf-8") != content:
-        raise UserError(f"{own} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true")

@@ -10,7 +10,8 @@ from clip_lightning.config import compose
 from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.model.flops import count_flops
 from clip_lightning.records import read_records
-from clip_lightning.run.plan.preflight import build_datamodule, prepare_tokenizer
+from clip_lightning.run.plan.preflight import build_datamodule
+from clip_lightning.run.tokenizer import prepare_tokenizer
 
 pytestmark = pytest.mark.slow
 

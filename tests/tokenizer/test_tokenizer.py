@@ -6,24 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from clip_lightning.config.schema import TextConfig, TokenizerConfig
 from clip_lightning.errors import UserError
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
+from tests.support.small_tokenizers import CAPTIONS, save_hub_folder
 
-CAPTIONS = [
-    f"A {size} {color} {shape}, drawn on {ground}."
-    for size in ("small", "large", "tiny")
-    for color in ("red", "green", "blue", "yellow")
-    for shape in ("circle", "square", "star", "ring")
-    for ground in ("wood", "steel", "glass")
-]
 CORPUS = [
     *CAPTIONS[:20],
     "a photo of a cat",
@@ -56,31 +47,6 @@ def paper(context: int = 77) -> Tokenizer:
 def trained(folder: Path | None = None, context: int = 32, captions: list[str] | None = None) -> Tokenizer:
     config = TokenizerConfig(kind="trained", vocab_size=400)
     return build_tokenizer(TextConfig(name="own", context_length=context, tokenizer=config), folder, captions)
-
-
-def save_hub_folder(folder: Path, kind: str) -> Path:
-    """A Hugging Face tokenizer in its real layout, trained on the captions: BERT's or T5's kind."""
-    if kind == "bert":
-        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        inner.normalizer = normalizers.BertNormalizer()
-        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        inner.train_from_iterator(CAPTIONS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
-        inner.post_processor = processors.TemplateProcessing(
-            "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        names["mask_token"] = "[MASK]"
-    else:
-        inner = tokenizers.Tokenizer(models.Unigram())
-        inner.pre_tokenizer = pre_tokenizers.Metaspace()
-        inner.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
-        inner.train_from_iterator([caption.lower() for caption in CAPTIONS], trainer)
-        inner.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-        names = {"pad_token": "</s>" if kind == "siglip" else "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
-    return folder
 
 
 def hub(folder: Path, context: int = 32, clean: str = "none", pad_to_context: bool = False) -> Tokenizer:
@@ -166,7 +132,7 @@ def test_batches_are_as_wide_as_their_longest_text_rounded_up(texts: list[str]) 
 def test_a_trained_tokenizer_is_kept_in_its_folder(tmp_path: Path) -> None:
     first = trained(tmp_path, captions=CAPTIONS)
     again = trained(tmp_path, captions=["something else entirely"])
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", "checksums.json"}
     assert [first.encode(text) for text in CORPUS] == [again.encode(text) for text in CORPUS]
     assert [trained(captions=CAPTIONS).encode(text) for text in CORPUS] == [first.encode(text) for text in CORPUS]
     assert len(first.encode("a small red circle")) == 6, "frequent words are single tokens"
@@ -198,7 +164,7 @@ def test_problems_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "merges.txt").write_text("head\none two three\n")
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: trained(tmp_path), "is no tokenizer"),
+        (lambda: trained(tmp_path), "is not a tokenizer"),
         (lambda: trained(tmp_path / "empty"), "needs captions to train on"),
         (lambda: hub(tmp_path / "nowhere"), "kind=trained"),
         (lambda: paper(2), "leaves no room"),

@@ -1,0 +1,32 @@
+"""The tokenizer of a training run: made at the first start, read from the run's directory at every later one."""
+
+from pathlib import Path
+
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.errors import UserError
+from clip_lightning.tokenizer import Tokenizer, build_tokenizer, files
+from clip_lightning.tokenizer.trained import FILE_NAME
+
+# Captions that a tokenizer of the run's own is trained on.
+TOKENIZER_CAPTIONS = 100_000
+
+
+def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
+    """The tokenizer in `folder`, which the first start writes; a student uses the one that its teacher has trained.
+
+    Raises:
+        UserError: the tokenizer cannot be had, its files have changed, or it is not the teacher's.
+    """
+    text = config.model.text
+    is_trained = text.tokenizer.kind == "trained"
+    if is_trained and config.loss.teacher:
+        teachers = Path(config.loss.teacher) / "tokenizer" / FILE_NAME
+        if not files.is_saved(folder):
+            files.save(text, folder, None, teachers)
+        elif (folder / FILE_NAME).read_bytes() != teachers.read_bytes():
+            raise UserError(
+                f"{folder / FILE_NAME} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true"
+            )
+    needs_captions = is_trained and not files.is_saved(folder)
+    return build_tokenizer(text, folder, datamodule.captions(TOKENIZER_CAPTIONS) if needs_captions else None)
