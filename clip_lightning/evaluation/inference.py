@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clip_lightning.errors import UserError
+from clip_lightning.errors import AgreedError, UserError
 from clip_lightning.loss.precision import full_float32
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,10 +46,13 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def refuse_broken(num_broken: int, num_total: int, where: str) -> None:
-    """Raises UserError when features are NaN or infinite: an argmax over them would count as class 0."""
+    """Raises AgreedError when features are NaN or infinite: nothing can be ranked by them.
+
+    Args: num_broken: of all ranks, so that every rank raises.
+    """
     if num_broken:
-        raise UserError(
-            f"{where}: {num_broken} of {num_total} features are NaN or infinite, so that nothing can be measured; "
+        raise AgreedError(
+            f"{where}: {num_broken} of {num_total} features are NaN or infinite, so nothing can be measured; "
             "training has diverged (lower compute.learning_rate, or evaluate an earlier checkpoint)."
         )
 

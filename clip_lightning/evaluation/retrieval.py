@@ -35,6 +35,7 @@ class RetrievalEvaluator:
         batches: Iterable[Batch],
         *,
         candidates: int = 1024,
+        batch: int = 256,
         precision: str = "fp32",
         budget: MemoryBudget | None = None,
     ) -> None:
@@ -42,10 +43,11 @@ class RetrievalEvaluator:
 
         batches: this rank's validation pairs in a fixed order; iterated in each run.
         candidates: K, pairs that compete with each other.
+        batch: pairs per forward on a rank.
         precision: of the towers: fp32, bf16, fp16; logits are float32.
         budget: of memory, shared with other evaluators; the batches are kept between runs where they fit.
         """
-        self.batches, self.candidates, self.precision = batches, candidates, precision
+        self.batches, self.candidates, self.batch, self.precision = batches, candidates, batch, precision
         self.budget = budget or MemoryBudget()
         self._kept: list[Batch] | None = None
         self._keeps = True
@@ -57,7 +59,7 @@ class RetrievalEvaluator:
         model's values can be compared with a softmax model's. `recall_at_1` is the mean of both directions.
         Raises UserError when features are NaN or infinite, DataError when there are fewer than two pairs.
         """
-        with inference(model, device, self.precision), out_of_memory_advice("validation batch"):
+        with inference(model, device, self.precision), out_of_memory_advice(f"eval.batch={self.batch}"):
             images_ND, texts_ND = self._features(model, device)
             scale = model.current_logit_scale()
         pairs = len(images_ND)
@@ -82,14 +84,15 @@ class RetrievalEvaluator:
         images, texts, positions = [], [], []
         kept: list[Batch] = []
         for batch in self.batches if self._kept is None else self._kept:
-            images.append(model.encode_image(batch.images.to(device)))
-            texts.append(model.encode_text(batch.tokens.to(device), batch.lengths.to(device)))
+            images += [model.encode_image(part.to(device)) for part in batch.images.split(self.batch)]
+            parts = zip(batch.tokens.split(self.batch), batch.lengths.split(self.batch), strict=True)
+            texts += [model.encode_text(tokens.to(device), lengths.to(device)) for tokens, lengths in parts]
             positions.append(batch.positions.to(device))
             if self._keeps and self._kept is None:
                 self._keep(batch, kept)
         if self._keeps and self._kept is None:
             self._kept = kept
-        images_ND, texts_ND, positions_N = (gather_rows(torch.cat(parts)) for parts in (images, texts, positions))
+        images_ND, texts_ND, positions_N = (gather_rows(torch.cat(rows)) for rows in (images, texts, positions))
         positions_N, order = positions_N.sort(stable=True)
         order = order[positions_N.diff(prepend=positions_N[:1] - 1) != 0]
         images_ND, texts_ND = images_ND[order], texts_ND[order]

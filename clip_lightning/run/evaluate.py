@@ -1,25 +1,35 @@
-"""Evaluates a run's checkpoint: rebuilds the model from the run's frozen config, and measures what `eval=` names."""
+"""Evaluates a run's checkpoint: rebuilds the model from the run's directory, and measures what `eval=` names.
+
+Several processes share the images, the prompts and the pairs; every one holds the whole model, whatever the strategy
+of training. Counts and records are those of one process.
+"""
 
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.errors import DataError, UserError
-from clip_lightning.evaluation.tasks import build_tasks
+from clip_lightning.distributed import exchange, rank_and_world
+from clip_lightning.errors import AgreedError, DataError, UserError
+from clip_lightning.evaluation.tasks import build_tasks, warnings_of
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.reliability import provenance
+from clip_lightning.run import launch
 from clip_lightning.run.console.summary import score_table
-from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.plan.preflight import build_datamodule
+from clip_lightning.run.ranks import ranks
 from clip_lightning.run.session import evaluators, quiet_libraries
-from clip_lightning.tokenizer import load_tokenizer
-from clip_lightning.training.saved_model import find_checkpoint, load_model, refuse_targets
+from clip_lightning.tokenizer import Tokenizer, load_tokenizer
+from clip_lightning.training.saved_model import (
+    TOKENIZER,
+    config_of_saved,
+    find_checkpoint,
+    load_model,
+    refuse_targets,
+)
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -28,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> int:
     Tasks that are null are the run's own, and then its folders, unless others are named, and its validation pairs are
     measured as well.
 
-    Raises: UserError for what the user can mend.
+    Raises: UserError for what the user can fix.
     """
     quiet_libraries()
     path = Path(config.run).expanduser().resolve()
@@ -41,35 +51,52 @@ def evaluate(config: EvaluateConfig) -> int:
     frozen.eval = config.eval
     tasks = build_tasks(frozen.eval.tasks or [], frozen.eval.folders)
     checkpoint = find_checkpoint(path, config.checkpoint)
-    tokenizer = load_tokenizer(frozen.model.text, path / "tokenizer")
-    datamodule = _validation(frozen) if own else None
-    if datamodule is not None:
-        datamodule.tokenizer = tokenizer
-    on_gpu = uses_gpu(config.cluster.accelerator)
-    choose_attention(frozen.compute.precision, on_gpu)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    model = load_model(frozen, checkpoint, config.weights).to(device)
-    measured = [
-        replace(record, samples_seen=checkpoint.samples_seen, weights="" if config.weights == "raw" else config.weights)
-        for evaluator in evaluators(frozen, tasks, datamodule)
-        for record in evaluator.run(model, tokenizer, device)
-    ]
-    if not measured:
+    saved = config_of_saved(frozen, path)
+    tokenizer = load_tokenizer(saved.model.text, path / TOKENIZER)
+    datamodule = _validation(saved, tokenizer) if own else None
+    if not tasks and datamodule is None:
         raise UserError("eval: there is nothing to evaluate; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]")
-    _write(path, frozen, measured)
-    print(f"{path.name} after {checkpoint.samples_seen:,} samples ({checkpoint.path})\n{score_table(measured)}")
+    if launch.rank_of_process() == 0:
+        print("".join(f"{line}\n" for line in warnings_of(tasks)), end="", flush=True)
+    with ranks(config.cluster) as device:
+        choose_attention(frozen.compute.precision, device.type == "cuda")
+        # A run that still trains may have saved a newer checkpoint since rank 0 looked.
+        checkpoint = find_checkpoint(path, exchange(str(checkpoint.path))[0])
+        model = load_model(saved, checkpoint, config.weights).to(device)
+        if not all(exchange(datamodule is not None)):  # not on every node
+            datamodule = None
+        try:
+            measured = [
+                replace(
+                    record,
+                    samples_seen=checkpoint.samples_seen,
+                    weights="" if config.weights == "raw" else config.weights,
+                )
+                for evaluator in evaluators(saved, tasks, datamodule)
+                for record in evaluator.run(model, tokenizer, device)
+            ]
+        except AgreedError as error:
+            if rank_and_world()[0] == 0:
+                raise
+            return error.exit_code  # rank 0 reports it
+        if rank_and_world()[0] == 0:
+            _write(path, frozen, measured)
+            found = f"{path.name} after {checkpoint.samples_seen:,} samples ({checkpoint.path})"
+            print(f"{found}\n{score_table(measured)}")
     return 0
 
 
-def _validation(config: Config) -> ContrastiveDataModule | None:
-    """The run's held-out pairs; None, with a line that says so, where its data is not on this machine."""
+def _validation(config: Config, tokenizer: Tokenizer) -> ContrastiveDataModule | None:
+    """The run's held-out pairs; None, with a line about it, where its data cannot be read on this node."""
     if not config.data.validation.num_samples:
         return None
     try:
-        return build_datamodule(config)
+        datamodule = build_datamodule(config)
     except DataError as error:
-        print(f"without validation pairs: {error.problems[0]}")
+        print(f"without validation pairs: {error.problems[0]}", flush=True)
         return None
+    datamodule.tokenizer = tokenizer
+    return datamodule
 
 
 def _write(path: Path, config: Config, measured: list[Record]) -> None:

@@ -16,6 +16,7 @@ from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.session import Session, Sink
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
+from clip_lightning.training.saved_model import config_of_resume
 
 
 def follow(config: Config, path: Path) -> int:
@@ -24,6 +25,7 @@ def follow(config: Config, path: Path) -> int:
     It is 0 even when a signal, or what all ranks agree on, ended the run: all ranks are killed when one leaves with an
     error, and rank 0 may still be writing.
     """
+    config = config_of_resume(config, path)
     datamodule = build_datamodule(config)
     lengths = resolve_lengths(config, datamodule.num_samples)
     tasks = build_tasks(config.eval.tasks or [], config.eval.folders)

@@ -77,6 +77,11 @@ def are_started_outside() -> bool:
     return _is_torchrun() or _task() is not None
 
 
+def local_rank() -> int:
+    """This process's rank among those that torchrun or srun started on its node."""
+    return _place().local_rank
+
+
 def check_launched(cluster: ClusterConfig) -> None:
     """Raises UserError where ranks on other machines would be waited for that nothing starts."""
     if cluster.nodes > 1 and not are_started_outside():

@@ -21,6 +21,7 @@ from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
 from clip_lightning.data.loader import LARGEST_PIECE, PREFETCHED_PIECES
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import exchange
+from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
@@ -224,12 +225,13 @@ def evaluators(
     config: Config, tasks: Sequence[ZeroShotTask], datamodule: ContrastiveDataModule | None
 ) -> list[Evaluator]:
     """One evaluator per task, and one of the validation pairs where there are any."""
-    size, precision = config.model.vision.image_size, config.compute.precision
+    size, precision, budget = config.model.vision.image_size, config.compute.precision, MemoryBudget()
     found: list[Evaluator] = [
-        ZeroShotEvaluator(task, size, batch=config.eval.batch, precision=precision) for task in tasks
+        ZeroShotEvaluator(task, size, batch=config.eval.batch, precision=precision, budget=budget) for task in tasks
     ]
     if datamodule is not None and config.data.validation.num_samples:
-        found.append(RetrievalEvaluator(_Validation(datamodule), precision=precision))
+        pairs = _Validation(datamodule)
+        found.append(RetrievalEvaluator(pairs, batch=config.eval.batch, precision=precision, budget=budget))
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
+from clip_lightning.evaluation.tasks import warnings_of
 from clip_lightning.formatting import count
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.reliability import provenance
@@ -36,6 +37,7 @@ from clip_lightning.run.session import Session, quiet_libraries
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.run.tracker import open_tracker
 from clip_lightning.slurm.tasks import check_tasks, tell_saved
+from clip_lightning.training.saved_model import config_of_resume
 
 
 def train(config: Config, argv: Sequence[str] = ()) -> int:
@@ -74,7 +76,7 @@ def _start(config: Config, argv: Sequence[str], path: Path, begun: float) -> int
     if config.dry_run:
         return dry_run(config, lambda found: _banner(config, argv, found, "dry run", begun))
     launch.check_launched(config.cluster)
-    found = preflight(config)
+    found = preflight(config if fresh else config_of_resume(config, path))
     if fresh and (aside := move_aside(path)):
         print(f"the earlier run is kept in {aside}")
     patience = RESTART_PATIENCE if launch.is_restart() else 0.0
@@ -97,8 +99,10 @@ def _lead(
     write_status(path, "running", samples_seen=samples_seen, total_samples=lengths.total)
     state = f"resumed at {count(samples_seen)} samples" if resume else directory.state
     screen.say(_banner(config, argv, found, state, begun))
+    for line in warnings_of(found.tasks):
+        screen.say(line)
     tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
-    session = Session(config, path, pairs, lengths, found.tasks, tokenizer)
+    session = Session(config_of_resume(config, path), path, pairs, lengths, found.tasks, tokenizer)
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
     checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=resume, about=about)
     costs = Costs(found.training_flops, total_peak_flops(config.cluster))

@@ -17,7 +17,7 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import Config, TextConfig
 from clip_lightning.errors import UserError
 from clip_lightning.reliability.checkpoint import Checkpoint
-from clip_lightning.training.saved_model import find_checkpoint, load_model, targets
+from clip_lightning.training.saved_model import config_of_saved, find_checkpoint, load_model, targets
 
 
 class FoundTeacher(NamedTuple):
@@ -54,7 +54,7 @@ def find_teacher(student: Config) -> FoundTeacher:
         )
     if problems:
         raise UserError(*problems)
-    return FoundTeacher(teacher, find_checkpoint(path, "last"))
+    return FoundTeacher(config_of_saved(teacher, path), find_checkpoint(path, "last"))
 
 
 class Teacher:

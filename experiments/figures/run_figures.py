@@ -1,4 +1,4 @@
-"""Draws the figures of runs anew: loss, zero-shot over samples, predictions in the manner of the paper's Figure 21.
+"""Draws the figures of runs again: loss, zero-shot over samples, predictions like the paper's Figure 21.
 
     python -m experiments.figures.run_figures runs/latest --images 5
 
@@ -18,14 +18,14 @@ from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
 from clip_lightning.evaluation.tasks import build_tasks
 from clip_lightning.records import read_records
-from clip_lightning.run.evaluate import find_checkpoint, load_model, refuse_targets
 from clip_lightning.run.figures import write_figures
 from clip_lightning.tokenizer import load_tokenizer
+from clip_lightning.training.saved_model import config_of_saved, find_checkpoint, load_model, refuse_targets
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Draws and prints the paths of the figures; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Draw the figures of runs anew.")
+    parser = argparse.ArgumentParser(description="Draw the figures of runs again.")
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--tasks", nargs="+", help="registered tasks to predict on instead of the run's own")
     parser.add_argument("--folders", nargs="+", default=[], help="folders in CLIP_benchmark's layout to predict on")
@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         for run in arguments.runs:
             if not (run / "metrics.jsonl").is_file():
-                raise UserError(f"{run} is no directory of a run: it has no metrics.jsonl.")
+                raise UserError(f"{run} is not the directory of a run: it has no metrics.jsonl.")
             shown = examples(run, arguments.tasks, arguments.folders, arguments.images) if arguments.images > 0 else []
             for path in write_figures(run / "figures", read_records(run / "metrics.jsonl"), shown):
                 print(path)
@@ -49,11 +49,11 @@ def examples(run: Path, names: Sequence[str] | None, folders: Sequence[str], num
 
     Args:
         names: registered tasks; None with no folders: the run's own.
-    Raises: UserError for what the user can mend.
+    Raises: UserError for what the user can fix.
     """
     config = compose.read(run / "config.yaml")
     refuse_targets(config, [])
-    config.model.vision.pretrained = config.model.text.pretrained = False  # the checkpoint holds all weights
+    config = config_of_saved(config, run)
     if names is None and not folders:
         names, folders = config.eval.tasks, config.eval.folders
     tasks = build_tasks(names or [], folders)
