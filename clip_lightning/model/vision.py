@@ -11,8 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict, model_entrypoint
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,6 +21,7 @@ from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import initialization
+from clip_lightning.model.pretrained import KNOWN, describe, part, read_state_dict
 from clip_lightning.targets import resolve_target
 from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
 
@@ -150,29 +150,38 @@ def _arguments_of_phases(config: VisionConfig, phases: Sequence[Phase]) -> dict[
 
 
 def _load_weights(backbone: nn.Module, name: str, path: Path, only_check: bool) -> None:
-    """Weights from a file of safetensors or of a plain state dict; position embeddings are resized to the image size.
+    """Weights from a file that `read_state_dict` reads; position embeddings are resized to the image size.
+
+    Of a model of clip_lightning, its image tower.
 
     Raises:
-        UserError: no such file, no such format, or weights of another architecture.
+        UserError: no such file, no weights in it, or weights of another architecture.
     """
     key = f"model.vision.pretrained={path}"
-    if not path.is_file():
-        raise UserError(f"{key} does not exist; write true for timm's weights, or the path of a file of weights")
-    if only_check:
+    if only_check and path.is_file():
         return
     try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        found = read_state_dict(path)
+    except UserError as error:
+        raise UserError(f"model.vision.pretrained: {error}") from error
+    try:
+        state = part(found, "vision.backbone.")
         adapt = getattr(sys.modules[model_entrypoint(name.split(".")[0]).__module__], "checkpoint_filter_fn", None)
         state = adapt(state, backbone) if adapt is not None else state
         heads = _classifiers(backbone)
         own = backbone.state_dict()
         state = {k: v for k, v in state.items() if not (k.startswith(heads) and k not in own)}
         missing, unexpected = backbone.load_state_dict(state, strict=False)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{key} holds no weights of {name} ({first_line(error)}); name another file") from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{key} cannot be loaded into {name} ({first_line(error)}): it holds {describe(found)}; known are {KNOWN}"
+        ) from error
     if missing or unexpected:
-        example = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the tower has not"
-        raise UserError(f"{key} holds weights of another architecture than {name}: {example}; name another file")
+        example = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the tower does not have"
+        raise UserError(
+            f"{key} holds weights of another architecture than {name}: {example}; it holds {describe(found)}; known "
+            f"are {KNOWN}"
+        )
 
 
 def _classifiers(backbone: nn.Module) -> tuple[str, ...]:

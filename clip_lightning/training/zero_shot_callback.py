@@ -1,8 +1,8 @@
 """Evaluation during training: evaluators at a cadence in samples, and at the end of the run.
 
 Whether an evaluation is due follows from the samples seen before and after a step, so a resumed run evaluates where
-the uninterrupted one would. Put it after the callbacks that stop and that save: a run that is asked to leave, or killed
-in a long evaluation, then keeps its step, and the next start makes up for what was not recorded.
+the uninterrupted one would. Put it after the callbacks that stop and that save: a run that is stopped, or killed in a
+long evaluation, then keeps its step, and the next start runs the evaluation that was not recorded.
 """
 
 import time
@@ -21,17 +21,29 @@ from clip_lightning.training.clip_module import ClipModule
 
 
 class Evaluator(Protocol):
-    """What gives records of a model, the same on every rank."""
+    """Gives records of a model, the same on every rank."""
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
-        """Measures the model as it is, and leaves it and every random state as they were."""
+        """Measures the model; the model and every random state are unchanged afterwards."""
+
+
+def metric_name(record: Record) -> str:
+    """The name in `trainer.callback_metrics` of a record: `cifar10/acc1`, `validation/loss`, `ema/cifar10/acc1`.
+
+    The validation loss has one name whatever its number of candidates, which the record's own name holds.
+    """
+    what = "loss" if record.what.startswith("val_loss_") else record.what
+    return "/".join(part for part in (record.weights, record.task, what) if part)
 
 
 class ZeroShotCallback(Callback):
-    """Runs evaluators on every rank and hands their records to a sink on rank 0; with the average of weights as well.
+    """Runs evaluators on every rank, for the average of weights as well, and passes their records to a sink on rank 0.
+
+    The values are in `trainer.callback_metrics` of every rank, so that other callbacks can read them; what is logged
+    comes from the records, so that each number has one source.
 
     Attributes:
-        seconds: time spent in evaluation so far, to be left out of throughput.
+        seconds: time spent in evaluation so far, which throughput leaves out.
         latest: the records of the newest evaluation, without those of time.
     """
 
@@ -49,7 +61,7 @@ class ZeroShotCallback(Callback):
 
         every: samples between evaluations; 0: only at the end.
         total_samples: of the whole run; one that stops before it is not evaluated at its end.
-        is_recorded: whether an earlier start has recorded the evaluation at a place; rank 0's answer counts.
+        is_recorded: whether an earlier start has recorded the evaluation at these samples; rank 0's answer counts.
         """
         self.evaluators, self.tokenizer, self.sink = evaluators, tokenizer, sink
         self.every, self.total_samples, self.is_recorded = every, total_samples, is_recorded
@@ -59,7 +71,7 @@ class ZeroShotCallback(Callback):
         self._evaluated_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
-        """Remembers where this part of the run begins, and evaluates there if that is still due."""
+        """Evaluates where this start resumes, if an earlier start has not."""
         self._samples_before = begin = pl_module.samples_seen
         is_amid = 0 < begin < self.total_samples
         if not is_amid or not self._is_due(begin - pl_module.global_batch, begin):
@@ -73,7 +85,7 @@ class ZeroShotCallback(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluates when the step went past a multiple of `every`, unless the run is about to leave."""
+        """Evaluates when the step passed a multiple of `every`, unless the run is about to stop."""
         before, self._samples_before = self._samples_before, pl_module.samples_seen
         if self._is_due(before, pl_module.samples_seen) and not trainer.should_stop:
             self.evaluate(pl_module)
@@ -84,7 +96,7 @@ class ZeroShotCallback(Callback):
             self.evaluate(pl_module)
 
     def evaluate(self, pl_module: ClipModule) -> list[Record]:
-        """Evaluates now, unless this many samples were evaluated last; returns the newest records."""
+        """Evaluates now, unless the newest evaluation was at the same samples; returns the newest records."""
         if self._evaluated_at == pl_module.samples_seen:
             return self.latest
         start = time.perf_counter()
@@ -96,6 +108,8 @@ class ZeroShotCallback(Callback):
         self.seconds += seconds
         self.latest = [replace(record, samples_seen=pl_module.samples_seen) for record in measured]
         self._evaluated_at = pl_module.samples_seen
+        numbers = {metric_name(record): torch.tensor(record.value) for record in self.latest}
+        pl_module.trainer.callback_metrics.update(numbers)
         if pl_module.global_rank == 0:
             spent = Record(what="evaluation_seconds", value=seconds, samples_seen=pl_module.samples_seen)
             self.sink([*self.latest, spent])

@@ -65,6 +65,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
         steps: int = STEPS,
         seen: int = 0,
         stop_at: int = -1,
+        others: Sequence[Callback] = (),
     ) -> ClipModule:
         config = compose.load("train", [*SETTINGS, *settings])
         assert isinstance(config, Config)
@@ -90,7 +91,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[Leaving(stop_at), *([make(datamodule)] if make else [])],
+            callbacks=[Leaving(stop_at), *([make(datamodule)] if make else []), *others],
             default_root_dir=tmp_path,
         )
         trainer.fit(module, datamodule.train_dataloader())
@@ -193,6 +194,36 @@ def test_training_does_not_notice_evaluation(train: Train, tokenizer: Tokenizer)
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_other_callbacks_read_the_numbers_of_an_evaluation(train: Train, tokenizer: Tokenizer) -> None:
+    seen: dict[str, float] = {}
+
+    class Reader(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
+            seen.update({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+    sink: list[list[Record]] = []
+
+    def make(datamodule: ContrastiveDataModule) -> ZeroShotCallback:
+        task = build_task("shape")
+        task = replace(task, labels=task.labels[:50])
+        evaluators = [
+            ZeroShotEvaluator(task, datamodule.image_size),
+            RetrievalEvaluator(datamodule.val_dataloader()),
+        ]
+        return ZeroShotCallback(evaluators, tokenizer, sink.append, every=3 * BATCH, total_samples=BATCH * STEPS)
+
+    train(make, "compute.ema_decay=0.5", others=[Reader()])
+    expected = {(record.weights, record.task, record.what): record.value for record in sink[-1]}
+    for name, key in {
+        "shape/acc1": ("", "shape", "acc1"),
+        "shape/mean_per_class": ("", "shape", "mean_per_class"),
+        "validation/recall_at_1": ("", "validation", "recall_at_1"),
+        "validation/loss": ("", "validation", "val_loss_40"),
+        "ema/shape/acc1": ("ema", "shape", "acc1"),
+    }.items():
+        assert seen[name] == pytest.approx(expected[key], rel=1e-6), name
 
 
 class Norm:
