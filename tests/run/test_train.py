@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,40 @@ def test_evaluate_gives_the_numbers_of_the_end_of_training(runner: Any, finished
     assert scores("evaluation.jsonl") == scores("metrics.jsonl")
     assert scores("evaluation.parquet") == scores("metrics.jsonl")
     assert "shape (ema)" in child.text()
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.ci)])
+def test_evaluate_on_several_processes_gives_the_records_of_one(
+    runner: Any, finished: tuple[Path, str], devices: int
+) -> None:
+    file = finished[0] / "latest" / "evaluation.jsonl"
+    found = []
+    for settings in ([], ["cluster=ddp", f"cluster.devices={devices}", "cluster.accelerator=cpu"]):
+        before = len(read_records(file)) if file.exists() else 0
+        child = runner.start("evaluate.py", f"run={finished[0] / 'latest'}", *settings)
+        assert child.wait() == 0, child.text()
+        assert child.text().count("top-1") == 2, child.text()
+        found.append(read_records(file)[before:])
+    alone, several = found
+    assert len(alone) == len(several) == 2 * 3 + 8
+    for one, other in zip(alone, several, strict=True):
+        if one.what.startswith("val_loss"):
+            assert other.value == pytest.approx(one.value, rel=1e-6)
+        else:
+            assert other == one
+
+
+@pytest.mark.ci
+def test_evaluate_under_torchrun(runner: Any, finished: tuple[Path, str], root: Path) -> None:
+    run, file = finished[0] / "latest", finished[0] / "latest" / "evaluation.jsonl"
+    assert runner.start("evaluate.py", f"run={run}").wait() == 0
+    alone = [record for record in read_records(file) if record.what == "acc1"][-2:]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = [f"run={run}", "cluster=ddp", "cluster.devices=2", "cluster.accelerator=cpu"]
+    done = subprocess.run([*launch, "evaluate.py", *settings], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [record for record in read_records(file) if record.what == "acc1"][-2:] == alone
+    assert done.stdout.count("top-1") == 2
 
 
 def test_evaluate_takes_the_runs_own_folders_unless_others_are_named(runner: Any, tmp_path: Path) -> None:
