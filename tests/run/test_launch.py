@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from clip_lightning.records import read_records
 from tests.slurm.test_tasks import STEP
 
 pytestmark = pytest.mark.ci
@@ -34,14 +36,14 @@ def num_connected(port: int) -> int:
 
 @pytest.fixture
 def start(root: Path, free_port: int) -> Iterator[Start]:
-    """Starts train.py as one task of two on two nodes."""
+    """Starts train.py, or another entry file, as one task of two on two nodes."""
     begun = []
 
-    def start(rank: int, *argv: str) -> subprocess.Popen[str]:
+    def start(rank: int, *argv: str, entry: str = "train.py") -> subprocess.Popen[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         kept |= STEP | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURMD_NODENAME": f"n{rank + 1}"}
         kept |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "train.py", *argv, *TWO]
+        command = [sys.executable, entry, *argv, *TWO]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         begun.append(subprocess.Popen(command, cwd=root, env=kept, text=True, **pipes))
         return begun[-1]
@@ -111,3 +113,18 @@ def test_nodes_that_nothing_starts_are_told_instead_of_waited_for(root: Path, tm
     done = subprocess.run(command, cwd=root, env=kept, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "cluster.nodes=2: nothing starts processes on other machines from here" in done.stderr
+
+
+def test_tasks_of_srun_evaluate_together(start: Start, runner: Any, tmp_path: Path) -> None:
+    runner.train(tmp_path, "eval=default", "eval.tasks=[shape]", "eval.every=0 samples", "compute.duration=2 steps")
+    run = tmp_path / "latest"
+    tasks = [start(rank, f"run={run}", entry="evaluate.py") for rank in (1, 0)]
+    for task in tasks:
+        out, error = task.communicate(timeout=300)
+        assert task.returncode == 0, out + error
+    found = [
+        {record.what: record.value for record in read_records(run / name) if record.task == "shape"}
+        for name in ("metrics.jsonl", "evaluation.jsonl")
+    ]
+    assert found[0] == found[1] != {}
+    assert len(read_records(run / "evaluation.jsonl")) == 3
