@@ -34,7 +34,7 @@ class Record:
         weights: which of the model's weights were measured: empty for those of training, `ema` for their average.
         low, high: the ends of its 95 % interval, where it has one.
         n: how many images or pairs it was counted over, where it was counted.
-        chance: what guessing gives, where that is known.
+        chance: the value of guessing, where it is known.
         per_class: recall of each class in the order of the labels, None for a class without images; of
             `mean_per_class` only.
         samples_seen: how far training was.
@@ -81,7 +81,7 @@ class RecordWriter:
         """Args.
 
         path: the file.
-        notify: is told in a sentence, once, that the disk takes nothing.
+        notify: gets one sentence when the disk is full, once.
         context: fields of `Record` that every record of this writer carries.
         """
         self.path, self.notify, self.context = path, notify, context
@@ -90,7 +90,7 @@ class RecordWriter:
         self._waiting = b""
 
     def write(self, records: Iterable[Record]) -> list[Record]:
-        """Writes the records, with this writer's context filled in where a record leaves it empty; returns those."""
+        """Writes the records, with this writer's context in the fields that a record leaves empty; returns those."""
         written, lines = [], []
         for record in records:
             row = asdict(record)
@@ -120,7 +120,7 @@ class RecordWriter:
         self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
-        """Brings everything to the disk and closes; tells what the disk still does not take."""
+        """Writes everything to the disk and closes; reports what the disk still does not accept."""
         try:
             self._flush()
             os.fsync(self._file.fileno())
@@ -136,7 +136,7 @@ class RecordWriter:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads a JSONL or parquet file of records; NaN and infinity come back as such; unknown columns are left out."""
+    """Reads a JSONL or parquet file of records; NaN and infinity are restored; unknown columns are ignored."""
     names = {field.name for field in fields(Record)}
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()

@@ -32,7 +32,7 @@ def equal(left: list[Record], right: list[Record]) -> bool:
 
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(records, max_size=8))
-def test_records_come_back_as_they_were_written(rows: list[Record], tmp_path_factory: object) -> None:
+def test_records_are_read_as_they_were_written(rows: list[Record], tmp_path_factory: object) -> None:
     path = tmp_path_factory.mktemp("records") / "metrics.jsonl"  # type: ignore[attr-defined]
     writer = RecordWriter(path)
     written = writer.write(rows)
@@ -40,7 +40,7 @@ def test_records_come_back_as_they_were_written(rows: list[Record], tmp_path_fac
     assert equal(written, rows)
     assert equal(read_records(path), rows)
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     write_parquet(rows, path.with_suffix(".parquet"))
     assert equal(read_records(path.with_suffix(".parquet")), rows)
 
@@ -63,7 +63,7 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_rest_is_kept(tmp_path: Path) -
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Inside, there is room for ten more bytes of a file."""
+    """Limits the file to ten more bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
     try:
@@ -72,32 +72,32 @@ def full_disk(path: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path: Path) -> None:
-    told: list[str] = []
-    writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
+def test_records_wait_on_a_full_disk_and_are_written_when_there_is_room(tmp_path: Path) -> None:
+    notices: list[str] = []
+    writer = RecordWriter(tmp_path / "metrics.jsonl", notices.append)
     writer.write([Record(what="loss", value=1.0)])
     with full_disk(writer.path):
         for value in (2.0, 3.0):
             writer.write([Record(what="loss", value=value)])
-    (sentence,) = told
+    (sentence,) = notices
     assert "takes no more numbers for now (File too large); they are kept" in sentence
     writer.write([Record(what="loss", value=4.0)])
     writer.close()
     assert [record.value for record in read_records(writer.path)] == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_run_that_ends_on_a_full_disk_tells_what_is_lost_and_keeps_whole_lines(tmp_path: Path) -> None:
-    told: list[str] = []
-    writer = RecordWriter(tmp_path / "metrics.jsonl", told.append)
+def test_a_run_that_ends_on_a_full_disk_reports_what_is_lost_and_keeps_complete_lines(tmp_path: Path) -> None:
+    notices: list[str] = []
+    writer = RecordWriter(tmp_path / "metrics.jsonl", notices.append)
     writer.write([Record(what="loss", value=1.0)])
     with full_disk(writer.path):
         writer.write([Record(what="loss", value=2.0)])
         writer.close()
-    assert "lacks the last 1 numbers" in told[-1]
+    assert "lacks the last 1 numbers" in notices[-1]
     assert [record.value for record in read_records(writer.path)] == [1.0]
 
 
-def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_records_that_it_writes_again(tmp_path: Path) -> None:
     writer = RecordWriter(tmp_path / "metrics.jsonl")
     writer.write([Record(what="loss", value=float(seen), samples_seen=seen) for seen in (100, 200, 300)])
     writer.truncate_after(200)

@@ -49,7 +49,7 @@ class ClassifierBuilder:
         self._hashes_C = torch.empty(0, dtype=torch.int64)
 
     def build(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> Classifier:
-        """The classifier, the same on every rank. To be called under `inference`.
+        """The classifier, the same on every rank. Must be called under `inference`.
 
         Raises UserError when a feature is NaN or infinite.
         """

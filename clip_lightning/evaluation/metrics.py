@@ -26,7 +26,7 @@ NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with the ends of its 95 % interval, and what guessing gives."""
+    """A value with the ends of its 95 % interval, and the value of guessing."""
 
     value: float
     low: float
@@ -106,7 +106,7 @@ class ClassAccuracy(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`acc1`, `acc5` and `mean_per_class`, float64 scalars; over all ranks where torch.distributed is in use.
 
-        A class without images has no recall and is left out of `mean_per_class`.
+        A class without images has no recall and is not part of `mean_per_class`.
         """
         images_C, first_C, five_C = self.counts.double()
         present_C = images_C > 0

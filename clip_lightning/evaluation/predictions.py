@@ -66,7 +66,7 @@ def predictions(
 ) -> list[Prediction]:
     """Predictions for the images `indices` of a task, by a softmax over its classes at the model's own logit scale.
 
-    To be called on every rank. Raises UserError when features are NaN or infinite.
+    Must be called on every rank. Raises UserError when features are NaN or infinite.
     """
     images = torch.stack([task.image(k, image_size) for k in indices])
     labels = torch.as_tensor(task.labels)[list(indices)]

@@ -1,4 +1,4 @@
-"""Class names and templates: text in which `{c}` stands for the class.
+"""Class names and templates: text in which `{c}` is the placeholder of the class name.
 
 The placeholder is replaced as plain text, never with `str.format`: class names and templates come from data, and may
 hold braces of their own.
@@ -23,7 +23,7 @@ def fill_all(templates: Sequence[str], classnames: Sequence[str]) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark, stripped; blank lines at its ends are left out.
+    """The lines of a UTF-8 file, with or without a byte order mark, stripped; blank lines at its ends are dropped.
 
     Raises DataError.
     """

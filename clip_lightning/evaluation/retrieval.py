@@ -80,7 +80,7 @@ class RetrievalEvaluator:
         return self._records(all_reduce_sum(losses_N), recall, group)
 
     def _features(self, model: CLIP, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Unit features [N, D] of all ranks' pairs, float32, in the order of their positions; repeats left out."""
+        """Unit features [N, D] of all ranks' pairs, float32, in the order of their positions, without repeats."""
         images, texts, positions = [], [], []
         kept: list[Batch] = []
         for batch in self.batches if self._kept is None else self._kept:
@@ -101,7 +101,7 @@ class RetrievalEvaluator:
         return images_ND, texts_ND
 
     def _keep(self, batch: Batch, kept: list[Batch]) -> None:
-        """Adds a batch to those that are kept; gives all of them up where the budget does not suffice."""
+        """Adds a batch to those that are kept; drops all of them where the budget does not suffice."""
         if self.budget.reserve(batch.images.nbytes):
             kept.append(batch)
         else:

@@ -34,11 +34,11 @@ class ZeroShotTask:
 
     Attributes:
         classnames: one name per class, in the order of the labels.
-        templates: prompts in which `{c}` stands for the class; their embeddings are averaged.
+        templates: prompts in which `{c}` is the placeholder of the class name; their embeddings are averaged.
         labels: int64 [n].
         read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once.
         split: which part of the data set this is.
-        prompts: what the set of templates is called in records.
+        prompts: name of the set of templates in records.
     """
 
     name: str
@@ -115,7 +115,7 @@ def build_task(name: str) -> ZeroShotTask:
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"registered are {', '.join(BUILDERS)}."
-        raise UserError(f"eval.tasks: there is no task '{name}'; {hint}")
+        raise UserError(f"eval.tasks: unknown task '{name}'; {hint}")
     return BUILDERS[name]()
 
 
@@ -131,7 +131,7 @@ def build_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> lis
             problems += error.problems
     built = [task.name for task in tasks]
     problems += [
-        f"eval: {built.count(name)} tasks are called '{name}', and their records could not be told apart; rename one."
+        f"eval: {built.count(name)} tasks are called '{name}', so their records could not be distinguished; rename one."
         for name in dict.fromkeys(built)
         if built.count(name) > 1
     ]
@@ -158,7 +158,7 @@ def folder_task(path: Path) -> ZeroShotTask:
     """
     path = path.expanduser()
     if not path.is_dir():
-        raise DataError(f"eval.folders: there is no folder {path}; give a folder in CLIP_benchmark's layout.")
+        raise DataError(f"eval.folders: {path} is not a folder; name a folder in CLIP_benchmark's layout.")
     files = [path / "classnames.txt", path / "zeroshot_classification_templates.txt", path / "test" / "nshards.txt"]
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -168,7 +168,7 @@ def folder_task(path: Path) -> ZeroShotTask:
         raise DataError(f"eval.folders: {files[2]} must hold one number, the number of tars beside it.")
     shards = [path / "test" / f"{k}.tar" for k in range(int(num_shards[0]))]
     if not shards:
-        raise DataError(f"eval.folders: {files[2]} says 0 shards, so that there is nothing to evaluate on.")
+        raise DataError(f"eval.folders: {files[2]} announces 0 shards, so there is nothing to evaluate.")
     images = TarImages(shards)
     return ZeroShotTask(path.resolve().name, classnames, templates, images.labels, images.read, prompts="folder")
 
@@ -208,7 +208,7 @@ class TarImages:
 
 
 def _sentences(shard: Path, found: Sequence[Problem]) -> list[str]:
-    """Sentences for what an index found, the first few of a tar: an evaluation leaves no image out."""
+    """Sentences for what an index found, the first few of a tar: an evaluation skips no image."""
     sentences = []
     problems = [problem for problem in found if problem.num]
     for problem in problems[:MAX_SHOWN]:

@@ -1,4 +1,4 @@
-"""Predictions on single images in the manner of Figure 21 of Radford et al. 2021."""
+"""Predictions on single images, laid out like Figure 21 of Radford et al. 2021."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NUM_BARS = 5
 
 
 class Prediction(Protocol):
-    """A row: one image, its most probable classes (the best first), and where the correct one stands."""
+    """A row: one image, its most probable classes (the best first), and the rank of the correct one."""
 
     @property
     def task(self) -> str:
@@ -39,7 +39,7 @@ class Prediction(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are to choose from."""
+        """Number of classes to choose from."""
 
     @property
     def prompts(self) -> list[str]:
@@ -60,7 +60,7 @@ def prediction_panels(rows: Sequence[Prediction]) -> Figure:
     The bar of the correct class is green, the others are orange. Raises UserError without rows.
     """
     if not rows:
-        raise UserError("there are no predictions to draw; give eval.tasks or eval.folders.")
+        raise UserError("there are no predictions to draw; set eval.tasks or eval.folders.")
     columns = min(MAX_COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     with figure(4.4 * columns, 2.0 * lines) as drawn:

@@ -1,6 +1,6 @@
-"""The one style of all figures: sizes, colours that colour-blind readers tell apart, and axes in readers' units.
+"""The one style of all figures: sizes, colours that colour-blind readers can distinguish, and axes in readers' units.
 
-Tables hold fractions and samples; percent and k, M, B stand on axes only.
+Tables hold fractions and samples; percent and k, M, B appear on axes only.
 """
 
 from collections.abc import Iterator

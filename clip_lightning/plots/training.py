@@ -14,7 +14,7 @@ MAX_COLUMNS = 4
 
 
 def loss_curve(records: pd.DataFrame) -> Figure:
-    """The training loss as a line; the validation loss as points with 95 % intervals, and what guessing gives.
+    """The training loss as a line; the validation loss as points with 95 % intervals, and the loss of guessing.
 
     The training loss depends on the batch, the validation loss on its own number of candidates only.
 
@@ -25,7 +25,7 @@ def loss_curve(records: pd.DataFrame) -> Figure:
     training = _over_samples(records, records.what == "loss")
     validation = _over_samples(records, records.what.str.startswith("val_loss_") & (records.weights == ""))
     if training.empty and validation.empty:
-        raise UserError("the records hold no loss, so that there is no curve to draw; train for at least one step.")
+        raise UserError("the records hold no loss, so there is no curve to draw; train for at least one step.")
     with figure(6, 3.6) as drawn:
         axes = drawn.subplots()
         if len(training):
@@ -57,7 +57,7 @@ def zero_shot_curves(records: pd.DataFrame) -> Figure:
     """
     accuracies = _over_samples(records, records.what == "acc1")
     if accuracies.empty:
-        raise UserError("the records hold no acc1, so that there is nothing to draw; give eval.tasks or eval.folders.")
+        raise UserError("the records hold no acc1, so there is nothing to draw; set eval.tasks or eval.folders.")
     tasks = list(dict.fromkeys(accuracies.task))
     columns = min(MAX_COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)

@@ -37,7 +37,7 @@ def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Predi
 def example_predictions(
     module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], image_size: int
 ) -> list[Prediction]:
-    """Predictions on a few images of each task, drawn once and for all. To be called on every rank."""
+    """Predictions on a few images of each task, the same images for every run. Must be called on every rank."""
     return [
         row
         for task in tasks

@@ -17,7 +17,7 @@ from clip_lightning.slurm.tasks import check_tasks
 
 @contextmanager
 def ranks(cluster: ClusterConfig) -> Iterator[torch.device]:
-    """Starts the processes of the cluster and connects them; gives this one's device.
+    """Starts the processes of the cluster and connects them; yields the device of this process.
 
     What Lightning starts repeats this process's command from the beginning, so that everything that can fail should
     come before. Raises UserError where processes on other nodes would be waited for that nothing starts.

@@ -6,7 +6,7 @@ import tokenizers
 
 
 class BpeEncoder:
-    """Cleaned texts through a `tokenizers` object that knows no special tokens; picklable."""
+    """Cleans texts and encodes them by a `tokenizers` object without special tokens; picklable."""
 
     def __init__(self, backend: tokenizers.Tokenizer, clean: Callable[[str], str]) -> None:
         self._backend, self._clean = backend, clean

@@ -25,7 +25,7 @@ class HuggingFaceEncoder:
 
     def __init__(self, tokenizer: Any, clean: str) -> None:
         self._tokenizer, self._clean = tokenizer, clean
-        # The unknown token is what unknown text becomes; every other special id stands for no text at all.
+        # Unknown text becomes the unknown token; every other special id represents no text at all.
         self._special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
@@ -35,7 +35,7 @@ class HuggingFaceEncoder:
         if not texts:
             return []
         bodies = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        # Vocabularies of sentencepiece hold special tokens as pieces of text, which splitting alone does not keep out.
+        # Vocabularies of sentencepiece hold special tokens as pieces of text, which splitting alone does not exclude.
         return [[token for token in body if token not in self._special] for body in bodies["input_ids"]]
 
 
@@ -47,7 +47,7 @@ def save_hugging_face(text: TextConfig, folder: Path) -> None:
 def save_encoder_config(text: TextConfig, folder: Path) -> None:
     """Copies config.json of the encoder `model.text.huggingface` to `folder`, which must not exist.
 
-    Inline keys are left out: they are part of the run's own config. Raises UserError where it cannot be read.
+    Inline keys are not included: they are part of the run's own config. Raises UserError where it cannot be read.
     """
     from transformers.utils import cached_file
 
@@ -111,7 +111,7 @@ def _load_hugging_face(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        where = "holds no tokenizer" if Path(name).is_dir() else "is no local folder, and the hub did not give it"
+        where = "holds no tokenizer" if Path(name).is_dir() else "is not a local folder, and the hub did not provide it"
         raise UserError(
             f"model.text.tokenizer.path={name} {where}; name another, or write model.text.tokenizer.kind=trained "
             "to train one on the run's own captions"

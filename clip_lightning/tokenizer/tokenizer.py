@@ -88,7 +88,7 @@ class Tokenizer:
         self.context_length, self._room = context_length, context_length - special
         if self._room < 1:
             raise UserError(
-                f"context_length={context_length} leaves no room for a word beside the {special} special tokens; "
+                f"context_length={context_length} has no room for a word besides the {special} special tokens; "
                 f"write {special + 1} or more"
             )
 

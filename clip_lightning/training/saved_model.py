@@ -47,7 +47,7 @@ def find_checkpoint(path: Path, wanted: str) -> Checkpoint:
     if wanted == "last":
         newest = CheckpointFolder(path / "checkpoints", keep_last=1).newest()
         if newest is None:
-            raise CheckpointError(f"run={path}: there is no usable checkpoint in {path / 'checkpoints'}")
+            raise CheckpointError(f"run={path}: no usable checkpoint in {path / 'checkpoints'}")
         return newest
     named = path / "checkpoints" / wanted
     return open_checkpoint(named if named.exists() else Path(wanted).expanduser())

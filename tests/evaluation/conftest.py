@@ -1,4 +1,4 @@
-"""A model and a tokenizer small enough to know: three pixels decide an image's features, characters a text's."""
+"""A model and a tokenizer so small that tests can compute their features by hand."""
 
 from collections.abc import Callable, Sequence
 

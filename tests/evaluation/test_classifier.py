@@ -55,20 +55,20 @@ def test_equals_open_clips_classifier(peer: nn.Module, batch: int) -> None:
 
 
 def test_token_ids_are_made_once_per_tokenizer(model: Any, tokenizer: Any) -> None:
-    asked: list[str] = []
+    encoded: list[str] = []
 
     def counting(texts: list[str]) -> TokenBatch:
-        asked.extend(texts)
+        encoded.extend(texts)
         return tokenizer(texts)
 
     builder = ClassifierBuilder("fish", CLASSES, TEMPLATES)
     with inference(model, CPU):
         first = builder.build(model, counting, CPU).weights
         torch.testing.assert_close(builder.build(model, counting, CPU).weights, first, atol=0, rtol=0)
-        assert len(asked) == len(CLASSES) * len(TEMPLATES)
+        assert len(encoded) == len(CLASSES) * len(TEMPLATES)
         builder.build(model, tokenizer, CPU)
         assert builder.build(model, counting, CPU).weights.shape == first.shape
-    assert len(asked) == 2 * len(CLASSES) * len(TEMPLATES)
+    assert len(encoded) == 2 * len(CLASSES) * len(TEMPLATES)
 
 
 def test_classes_of_equal_prompts_have_equal_logits(model: Any, tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Several ranks give the records of one: each image and each pair counts once, whatever divides whatever."""
+"""Several ranks give the records of one: each image and each pair counts once, whatever the number of ranks."""
 
 import json
 import os

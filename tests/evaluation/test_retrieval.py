@@ -64,7 +64,7 @@ def test_neither_the_batches_nor_repeats_of_padding_change_a_value(model: Any, t
     assert values(RetrievalEvaluator(mixed), model, tokenizer) == pytest.approx(plain, rel=1e-5)
 
 
-def test_batches_are_asked_for_once_where_they_fit(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
+def test_batches_are_loaded_once_where_they_fit(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
     class Loader:
         times = 0
 
@@ -81,13 +81,13 @@ def test_batches_are_asked_for_once_where_they_fit(model: Any, tokenizer: Any, p
     assert loader.times == 3
 
 
-def test_features_that_are_not_numbers_are_told(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
+def test_features_that_are_not_numbers_are_refused(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
     with torch.no_grad():
         model.vision[-1].weight[0, 0] = float("inf")
     with pytest.raises(UserError, match="NaN or infinite"):
         values(RetrievalEvaluator(pairs_of(range(40), batch=8)), model, tokenizer)
 
 
-def test_one_pair_cannot_be_contrasted(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
+def test_one_pair_is_refused(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
     with pytest.raises(DataError, match="1 pairs"):
         values(RetrievalEvaluator(pairs_of([3], batch=8)), model, tokenizer)

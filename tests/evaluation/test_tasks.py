@@ -1,4 +1,4 @@
-"""Tasks: the registry's names, folders in CLIP_benchmark's layout, and a sentence for each way they can be wrong."""
+"""Tasks: the registry's names, folders in CLIP_benchmark's layout, and one sentence for each fault."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no classnames": (remove("classnames.txt"), r"classnames.txt is missing"),
     "no templates": (remove(TEMPLATES), r"templates.txt is missing"),
     "no nshards": (remove("test/nshards.txt"), r"nshards.txt is missing"),
-    "no shards": (write("test/nshards.txt", "0"), r"says 0 shards"),
+    "no shards": (write("test/nshards.txt", "0"), r"announces 0 shards"),
     "nshards no number": (write("test/nshards.txt", "two"), r"must hold one number"),
     "shard missing": (remove("test/1.tar"), r"1.tar is missing; nshards.txt"),
     "empty classnames": (write("classnames.txt", "\n"), r"has no class names"),
@@ -62,21 +62,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "sentence"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_wrong_folder_is_told_in_a_sentence(folder: Path, change: Callable[[Path], object], sentence: str) -> None:
+def test_a_wrong_folder_is_refused_in_one_sentence(
+    folder: Path, change: Callable[[Path], object], sentence: str
+) -> None:
     change(folder)
     with pytest.raises(DataError, match=sentence) as caught:
         folder_task(folder)
     assert all(problem.endswith(".") and "\n" not in problem for problem in caught.value.problems)
 
 
-def test_a_cut_tar_is_told(folder: Path) -> None:
+def test_a_cut_tar_is_refused(folder: Path) -> None:
     path = folder / "test" / "0.tar"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"0\.tar has a fault \(truncated shard\)"):
         folder_task(folder)
 
 
-def test_a_damaged_image_is_told(folder: Path) -> None:
+def test_a_damaged_image_is_named(folder: Path) -> None:
     write_tar(folder / "test" / "1.tar", {"9.png": encoded(1)[:50], "9.cls": b"1"})
     task = folder_task(folder)
     with pytest.raises(DataError, match="task colours: image 3 is damaged"):
@@ -88,12 +90,12 @@ def test_all_problems_of_all_tasks_come_at_once(folder: Path, tmp_path: Path) ->
         build_tasks(["shap"], [folder, folder, tmp_path / "nowhere"])
     assert len(caught.value.problems) == 3
     assert "did you mean shape?" in caught.value.problems[0]
-    assert "there is no folder" in caught.value.problems[1]
+    assert "is not a folder" in caught.value.problems[1]
     assert "2 tasks are called 'colours'" in caught.value.problems[2]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_registered_tasks_give_images_of_the_asked_size(name: str) -> None:
+def test_registered_tasks_give_images_of_the_requested_size(name: str) -> None:
     task = build_task(name)
     assert isinstance(task, ZeroShotTask)
     assert task.name == name

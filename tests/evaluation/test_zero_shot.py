@@ -1,4 +1,4 @@
-"""The evaluator: right counts, nothing decoded twice, nothing left changed in the model or the random states."""
+"""The evaluator: exact counts, each image decoded once, model and random states unchanged."""
 
 import random
 from dataclasses import replace
@@ -105,7 +105,7 @@ def test_two_classes_of_one_name_share_their_hits_in_any_order(tokenizer: Any) -
     assert results[0] == results[1] == results[2] == [0.75, 1.0, 0.75]
 
 
-def test_records_tell_prompts_of_one_name_apart(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+def test_records_distinguish_prompts_of_one_name(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
     variants = [task, replace(task, classnames=["rot", *task.classnames[1:]]), replace(task, templates=["{c}"])]
     hashes = {
         record.prompts_hash
@@ -130,7 +130,7 @@ def test_running_out_of_memory_names_the_setting(
         ZeroShotEvaluator(task, 8, batch=20).run(model, tokenizer, CPU)
 
 
-def test_evaluation_leaves_modes_and_random_states_alone(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
+def test_evaluation_does_not_change_modes_and_random_states(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
     def disturbing(k: int) -> bytes | np.ndarray:
         random.random(), np.random.rand(), torch.rand(1)
         return task.read(k)
@@ -147,7 +147,7 @@ def test_evaluation_leaves_modes_and_random_states_alone(model: Any, tokenizer: 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_modes_come_back_after_an_error(model: Any) -> None:
+def test_modes_are_restored_after_an_error(model: Any) -> None:
     model.train()
     with pytest.raises(ZeroDivisionError), inference(model, CPU):
         _ = 1 / 0
@@ -156,7 +156,7 @@ def test_modes_come_back_after_an_error(model: Any) -> None:
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-def test_features_that_are_not_numbers_are_told(model: Any, tokenizer: Any, task: ZeroShotTask, tower: str) -> None:
+def test_features_that_are_not_numbers_are_refused(model: Any, tokenizer: Any, task: ZeroShotTask, tower: str) -> None:
     with torch.no_grad():
         getattr(model, tower)[-1].weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"103 of 103 features|7 of 7 features"):

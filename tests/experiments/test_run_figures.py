@@ -1,4 +1,4 @@
-"""The figures of a run are drawn anew from its records and its checkpoint, by a person's command."""
+"""The figures of a run are drawn again from its records and its checkpoint."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_a_run_gets_its_three_figures_again(root: Path, tmp_path: Path) -> None:
     assert "did you mean handwritten_digits?" in wrong.stderr
 
 
-def test_a_folder_that_is_no_run_is_told(root: Path, tmp_path: Path) -> None:
-    told = command(root, "-m", MODULE, tmp_path)
-    assert told.returncode == 1
-    assert told.stderr.strip() == f"{tmp_path} is no directory of a run: it has no metrics.jsonl."
+def test_a_folder_that_is_no_run_is_done(root: Path, tmp_path: Path) -> None:
+    done = command(root, "-m", MODULE, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"{tmp_path} is not the directory of a run: it has no metrics.jsonl."

@@ -1,4 +1,4 @@
-"""Panels in the manner of the paper's Figure 21: the words and bars of each, the correct class in green."""
+"""Panels like those of the paper's Figure 21: the text and bars of each, the correct class in green."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ def row(correct: int | None = 1, classes: int = 5) -> Row:
     return Row("pets", image, "cat 1", 2, 0.2281, 37, prompts, [0.5, 0.2281, 0.1, 0.05, 0.02][:classes], correct)
 
 
-def test_a_panel_says_what_the_papers_says() -> None:
+def test_a_panel_has_the_text_of_the_papers_figure() -> None:
     figure = prediction_panels([row()])
     (panel,) = figure.subfigs
     picture, bars = panel.axes

@@ -1,4 +1,4 @@
-"""The curves of a run show what its records say, in readers' units, and leave matplotlib's global state alone."""
+"""The curves of a run show what its records say, in readers' units, and do not change matplotlib's global state."""
 
 import math
 import subprocess

@@ -1,4 +1,4 @@
-"""Text to ids: the paper's BPE as open_clip has it, trained and Hugging Face tokenizers; no caption forges a token."""
+"""Text to ids by all kinds of tokenizers; the paper's equals open_clip's; no caption becomes a special token."""
 
 import pickle
 from collections.abc import Callable
@@ -34,7 +34,7 @@ CORPUS = [
 ]
 SPECIALS = ["<|startoftext|>", "<|endoftext|>", "<start_of_text>", "<end_of_text>", "<pad>", "<start>", "<end>"]
 SPECIALS += ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "<s>", "</s>"]
-# Any text, and texts in which the names of special tokens stand, in any case, glued to others or not.
+# Any text, and texts with the names of special tokens, in any case, joined to other text or not.
 TEXTS = st.lists(st.one_of(st.text(max_size=20), st.sampled_from(SPECIALS + [s.upper() for s in SPECIALS]))).map(
     "".join
 )
@@ -80,7 +80,7 @@ def test_paper_ids_are_open_clips_for_any_western_text(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["paper", "trained"])
 @given(text=TEXTS)
-def test_no_caption_forges_a_special_token_and_every_text_ends(name: str, text: str) -> None:
+def test_no_caption_becomes_a_special_token_and_every_text_ends(name: str, text: str) -> None:
     tokenizer = {"paper": PAPER, "trained": TRAINED}[name]
     ids = tokenizer.encode(text)
     assert (ids[0], ids[-1]) == (tokenizer.start_id, tokenizer.end_id)
@@ -92,7 +92,7 @@ def test_no_caption_forges_a_special_token_and_every_text_ends(name: str, text: 
 
 
 @given(text=TEXTS)
-def test_no_caption_forges_a_token_of_hugging_face(hubs: dict[str, Tokenizer], text: str) -> None:
+def test_no_caption_becomes_a_special_token_of_hugging_face(hubs: dict[str, Tokenizer], text: str) -> None:
     for kind, specials in (("bert", {0, 2, 3, 4}), ("t5", {0, 1})):
         tokenizer = hubs[kind]
         ids = tokenizer.encode(text)
@@ -139,7 +139,7 @@ def test_a_trained_tokenizer_is_kept_in_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["paper", "trained", "bert"])
-def test_tokenizers_travel_to_loader_processes(hubs: dict[str, Tokenizer], kind: str) -> None:
+def test_tokenizers_can_be_sent_to_loader_processes(hubs: dict[str, Tokenizer], kind: str) -> None:
     tokenizer = {"paper": PAPER, "trained": TRAINED, **hubs}[kind]
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert [copy.encode(text) for text in CORPUS] == [tokenizer.encode(text) for text in CORPUS]
@@ -167,7 +167,7 @@ def test_problems_are_one_sentence(tmp_path: Path) -> None:
         (lambda: trained(tmp_path), "is not a tokenizer"),
         (lambda: trained(tmp_path / "empty"), "needs captions to train on"),
         (lambda: hub(tmp_path / "nowhere"), "kind=trained"),
-        (lambda: paper(2), "leaves no room"),
+        (lambda: paper(2), "has no room"),
         (lambda: paper_from(tmp_path / "merges.txt"), "two pieces"),
         (lambda: paper_from(tmp_path / "missing.gz"), "cannot be read"),
         (lambda: small_vocabulary("trained", 200), "259 or more"),

@@ -1,4 +1,4 @@
-"""Evaluation during training: when it happens, what it hands on, and that training never notices it."""
+"""Evaluation during training: when it happens, what it reports, and that it does not change training."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def train(tokenizer: Tokenizer, tmp_path: Path) -> Train:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[Leaving(stop_at), *([make(datamodule)] if make else []), *others],
+            callbacks=[Stopping(stop_at), *([make(datamodule)] if make else []), *others],
             default_root_dir=tmp_path,
         )
         trainer.fit(module, datamodule.train_dataloader())
@@ -109,8 +109,8 @@ def counting(
     )
 
 
-class Leaving(Callback):
-    """Asks a run to leave."""
+class Stopping(Callback):
+    """Stops a run."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -144,9 +144,7 @@ def test_a_resumed_run_evaluates_where_the_uninterrupted_one_does(train: Train, 
     assert [records[0].samples_seen for records in sink] == [80, 96]
 
 
-def test_a_run_that_leaves_does_not_evaluate_first_and_its_next_start_makes_up_for_it(
-    train: Train, tokenizer: Tokenizer
-) -> None:
+def test_a_stopped_run_does_not_evaluate_and_its_next_start_does(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     train(lambda _: counting(tokenizer, sink, 40), stop_at=3 * BATCH)
     assert sink == []
@@ -160,7 +158,7 @@ def test_a_run_that_stops_early_is_not_evaluated_at_its_end(train: Train, tokeni
     assert sink == []
 
 
-def test_a_second_call_at_the_same_place_repeats_nothing(train: Train, tokenizer: Tokenizer) -> None:
+def test_a_second_call_at_the_same_samples_does_not_evaluate_again(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     callbacks: list[ZeroShotCallback] = []
 
@@ -174,7 +172,7 @@ def test_a_second_call_at_the_same_place_repeats_nothing(train: Train, tokenizer
     assert callbacks[0].seconds == pytest.approx(sink[0][1].value)
 
 
-def test_training_does_not_notice_evaluation(train: Train, tokenizer: Tokenizer) -> None:
+def test_evaluation_does_not_change_training(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
 
     def make(datamodule: ContrastiveDataModule) -> ZeroShotCallback:
@@ -227,7 +225,7 @@ def test_other_callbacks_read_the_numbers_of_an_evaluation(train: Train, tokeniz
 
 
 class Norm:
-    """An evaluator that looks at one weight."""
+    """An evaluator that reads one weight."""
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
         return [Record(what="norm", value=model.vision.projection.weight.norm().item(), task="weight")]
