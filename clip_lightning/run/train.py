@@ -1,7 +1,4 @@
-"""A training run from a checked config to its end table.
-
-Rank 0 leads: it alone makes directories, writes and prints. The other ranks follow with the same steps.
-"""
+"""A training run from a checked config to its end table. Only rank 0 makes directories, writes and prints."""
 
 import json
 import time
@@ -98,9 +95,7 @@ def _lead(
     samples_seen = resume.samples_seen if resume else 0
     write_status(path, "running", samples_seen=samples_seen, total_samples=lengths.total)
     state = f"resumed at {count(samples_seen)} samples" if resume else directory.state
-    screen.say(_banner(config, argv, found, state, begun))
-    for line in warnings_of(found.tasks):
-        screen.say(line)
+    screen.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks)]))
     tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
     session = Session(config_of_resume(config, path), path, pairs, lengths, found.tasks, tokenizer)
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
