@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
+from clip_lightning import compat
 from clip_lightning.errors import AgreedNodeError, NodeError
 
 # The word of ranks that meet for the first time.
@@ -37,7 +37,7 @@ def meet(done: str, patience: timedelta) -> None:
         AgreedNodeError: with the missing ranks, by node where they have met before, and the nodes of those that came.
         NodeError: rank 0 is missing, and with it the store.
     """
-    store, size = distributed_c10d._get_default_store(), dist.get_world_size()
+    store, size = compat.default_store(), dist.get_world_size()
     end = time.monotonic() + patience.total_seconds()
     missing, present = [], dict[str, None]()
     try:

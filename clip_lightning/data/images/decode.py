@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_lightning.compat import resize_bicubic_into
 from clip_lightning.data.images.headers import HEAD_BYTES, jpeg_size, open_with_pillow
 from clip_lightning.data.layouts.layout import BadSample, Pixels
 
@@ -85,7 +86,7 @@ def resize_into(pixels: Pixels, out: Tensor) -> None:
         return
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     # torch.nn.functional.interpolate's own operator, written to its place: a quarter less time than with the copy.
-    torch.ops.aten._upsample_bicubic2d_aa.out(image, list(out.shape[1:]), False, None, None, out=out[None])
+    resize_bicubic_into(image, out[None])
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Tensor:
