@@ -1,10 +1,10 @@
 """The image tower: any timm backbone, or the user's own, and a projection into the shared space.
 
-Owns what depends on the kind of backbone: building it at the image size, its pretrained weights, its width.
+Handles what depends on the kind of backbone: building it at the image size, its pretrained weights, its width.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import timm
 import torch
 from timm.models import model_entrypoint
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import clip_lightning.model.small_resnet  # noqa: F401 - registers itself with timm
+from clip_lightning.compat import BatchNorm
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.errors import UserError
-from clip_lightning.model import initialization
+from clip_lightning.model import initialization, positions
 from clip_lightning.model.pretrained import KNOWN, describe, part, read_state_dict
 from clip_lightning.targets import resolve_target
 from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
@@ -36,7 +36,7 @@ class VisionTower(nn.Module):
             parameters and names: its positions are those of `config.image_size`, interpolated for a smaller image.
 
     Raises:
-        UserError: unknown backbone, weights that cannot be had, a width or a batch norm that the config denies.
+        UserError: unknown backbone, no such weights, or a width or batch norm that differs from the config.
     """
 
     def __init__(self, config: VisionConfig, embed_dim: int, phases: Sequence[Phase] = ()) -> None:
@@ -55,6 +55,7 @@ class VisionTower(nn.Module):
         _check_batch_norm(self.backbone, config)
         self.mean = nn.Buffer(torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self._resize = {size: f"positions_{size}" for size in self._make_matrices(config.image_size, phases)}
         self.locked = config.locked
         if config.locked:
             self.backbone.requires_grad_(False).eval()
@@ -75,7 +76,18 @@ class VisionTower(nn.Module):
         if images.dtype == torch.uint8:
             images = (images.float() / 255 - self.mean) / self.std
         with torch.no_grad() if self.locked else nullcontext():
+            if (name := self._resize.get(images.shape[-1])) is not None:
+                return positions.call_resized(self.backbone, getattr(self, name), images)
             return self.backbone(images)
+
+    def _make_matrices(self, image_size: int, phases: Sequence[Phase]) -> Iterator[int]:
+        """Registers what position embeddings are multiplied by for each smaller size; yields the sizes."""
+        old = positions.square_grid(self.backbone, image_size)
+        for size in {phase.image_size for phase in phases} - {image_size}:
+            new = positions.square_grid(self.backbone, size)
+            if old is not None and new is not None:
+                self.register_buffer(f"positions_{size}", positions.resize_matrix(old, new), persistent=False)
+                yield size
 
     def train(self, mode: bool = True) -> "VisionTower":
         """As usual, but a locked backbone keeps its statistics and draws nothing at random."""
@@ -97,7 +109,7 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
     architecture = config.timm.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(
-            f"model.vision.timm={config.timm} is no architecture of timm {timm.__version__}"
+            f"model.vision.timm={config.timm} is not an architecture of timm {timm.__version__}"
             + did_you_mean(near(architecture, timm.list_models()))
         )
     if "patch_drop_rate" in config.options:
@@ -122,7 +134,7 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
 
 
 def _arguments(config: VisionConfig) -> dict[str, Any]:
-    """What timm.create_model is told."""
+    """The arguments of timm.create_model."""
     arguments: dict[str, Any] = {"num_classes": 0}
     published = timm.get_pretrained_cfg(config.timm, allow_unregistered=True)
     if published is not None and published.fixed_input_size:
@@ -137,10 +149,10 @@ def _arguments(config: VisionConfig) -> dict[str, Any]:
 
 
 def _arguments_of_phases(config: VisionConfig, phases: Sequence[Phase]) -> dict[str, Any]:
-    """What timm.create_model is told beside, so that the backbone fits every phase."""
+    """Further arguments of timm.create_model, so that the backbone fits every phase."""
     arguments: dict[str, Any] = {}
     if share := max((phase.patch_dropout for phase in phases), default=0.0):
-        arguments["patch_drop_rate"] = share  # that there is such a layer; how much it leaves out is each step's
+        arguments["patch_drop_rate"] = share  # adds the layer; each step sets how much it drops
     if any(phase.image_size != config.image_size for phase in phases):
         with torch.device("meta"):
             plain = timm.create_model(str(config.timm).split(".")[0])
@@ -201,7 +213,7 @@ def _width(backbone: nn.Module, config: VisionConfig) -> int:
 
 
 def _check_batch_norm(backbone: nn.Module, config: VisionConfig) -> None:
-    found = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    found = any(isinstance(module, BatchNorm) for module in backbone.modules())
     if found != config.batch_norm:
         raise UserError(
             f"model.vision.batch_norm={str(config.batch_norm).lower()}, but {config.timm or config._target_} "
