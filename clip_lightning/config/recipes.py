@@ -14,7 +14,10 @@ def fill(config: Config) -> list[str]:
     config.compute.recipes = {}
     own, default = recipes.get(name, Recipe()), recipes.get("default", Recipe())
     without = []
+    is_adamw = config.optimizer._target_ is None  # AdamW's numbers say nothing of another optimizer
     for field in fields(Recipe):
+        if field.name != "learning_rate" and not is_adamw:
+            continue
         group = config.compute if field.name == "learning_rate" else config.optimizer
         if getattr(group, field.name) is None:
             value = getattr(own, field.name)

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from clip_lightning.config.phases import Phase
-from clip_lightning.config.schema import DataConfig
+from clip_lightning.config import lengths
+from clip_lightning.config.phases import Phase, phases_of
+from clip_lightning.config.schema import Config, DataConfig
 from clip_lightning.data.bad_samples import BadSampleLog
 from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder
 from clip_lightning.data.layouts.layout import build_layout
@@ -24,9 +26,11 @@ from clip_lightning.data.loader import TrainingLoader, TrainingPieces, Validatio
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import rank_and_world
 from clip_lightning.errors import DataError
-from clip_lightning.tokenizer import Tokenizer
+from clip_lightning.tokenizer import Tokenizer, build_tokenizer
 
 __all__ = ["Batch", "ContrastiveDataModule"]
+
+TOKENIZER_CAPTIONS = 100_000  # that a tokenizer of the run's own is trained on
 
 VALIDATION_BATCH = 256
 
@@ -40,7 +44,7 @@ class ContrastiveDataModule(LightningDataModule):
         num_samples: training pairs in an epoch.
         held_out: int64 [n], ids of the pairs that are never trained on.
         fingerprint: 16 hex digits that change when the data changes.
-        tokenizer: must be set before a loader is asked for.
+        tokenizer: of the run; made at the first loader where a whole config was given, else to be set before it.
         samples_seen: where the training loader begins; set it to resume.
         phases: sizes of training images and texts by samples seen; set it where a run has any.
         skip_windows: windows of positions that the training loader leaves out.
@@ -48,19 +52,20 @@ class ContrastiveDataModule(LightningDataModule):
 
     def __init__(
         self,
-        data: DataConfig,
+        data: Config | DataConfig,
         *,
-        image_size: int,
-        tokenizer: Tokenizer | None,
-        seed: int,
-        global_batch: int,
-        total_samples: int,
-        workers: int,
+        image_size: int = 0,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+        global_batch: int = 0,
+        total_samples: int = 0,
+        workers: int = 0,
         overfit_samples: int = 0,
     ) -> None:
         """Indexes the data where that is not yet done.
 
         Args:
+            data: a config, from which everything else follows but a tokenizer; or its data alone, with the rest given.
             global_batch: pairs per step over all ranks.
             total_samples: pairs in the run.
             workers: loader processes of this rank; 0 makes batches in this process.
@@ -68,6 +73,12 @@ class ContrastiveDataModule(LightningDataModule):
         Raises: DataError where the data is missing, empty, or more damaged than `data.max_bad_share` allows.
         """
         super().__init__()
+        config = data if isinstance(data, Config) else None
+        self._text = config.model.text if config is not None else None
+        if config is not None:
+            image_size, seed, workers = config.model.vision.image_size, config.compute.seed, config.cluster.workers
+            global_batch, overfit_samples = config.compute.global_batch, config.debug.overfit_samples
+        data = data.data if isinstance(data, Config) else data
         self.data, self.image_size, self.seed, self.workers = data, image_size, seed, workers
         self.global_batch, self.total_samples = global_batch, total_samples
         self.tokenizer = tokenizer
@@ -84,6 +95,23 @@ class ContrastiveDataModule(LightningDataModule):
         self.order = order
         self.num_samples = order.num_samples
         self.fingerprint = self.layout.fingerprint()
+        if config is not None:
+            self.total_samples = lengths.total_samples(config, self.num_samples)
+            sizes = {"total_samples": self.total_samples, "epoch_samples": self.num_samples}
+            self.phases = phases_of(config, **sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the run, for a checkpoint of Lightning's: samples of finished steps, and the skip windows."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return {
+            "samples_seen": getattr(module, "samples_seen", self.samples_seen),
+            "skip_windows": [list(window) for window in self.skip_windows],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the training loader begin at the saved place."""
+        self.samples_seen = state_dict["samples_seen"]
+        self.skip_windows = tuple(SkipWindow(*window) for window in state_dict["skip_windows"])
 
     def captions(self, limit: int) -> Iterator[str]:
         """The captions of up to `limit` training samples, evenly spread over the data, the same on every rank."""
@@ -108,6 +136,8 @@ class ContrastiveDataModule(LightningDataModule):
             workers=self.workers,
             ahead=self.data.cache.ahead,
             bad_samples=self._bad_sample_log,
+            # Lightning continues to count the batches of an epoch, which is the whole run, where a checkpoint stopped.
+            num_before=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -142,7 +172,12 @@ class ContrastiveDataModule(LightningDataModule):
 
     def _maker(self, *, training: bool) -> BatchMaker:
         if self.tokenizer is None:
-            raise RuntimeError("the tokenizer must be set before a loader is asked for")
+            if self._text is None:
+                raise RuntimeError("the tokenizer must be set before a loader is made")
+            is_trained = self._text.tokenizer.kind == "trained"
+            self.tokenizer = build_tokenizer(
+                self._text, None, self.captions(TOKENIZER_CAPTIONS) if is_trained else None
+            )
         return BatchMaker(
             self.layout,
             self.order if training else FixedOrder(self.held_out),

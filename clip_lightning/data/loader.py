@@ -39,6 +39,7 @@ class TrainingLoader:
         workers: int,
         ahead: int,
         bad_samples: BadSampleLog,
+        num_before: int = 0,
     ) -> None:
         """Args.
 
@@ -46,13 +47,22 @@ class TrainingLoader:
         workers: loader processes; 0 makes batches in this process.
         ahead: shards of remote data that are downloaded at a time.
         bad_samples: where the bad samples of this rank are counted.
+        num_before: steps before these that count as part of the same epoch.
         """
+        self.num_before = num_before
         self.pieces, self.num_steps, self.order = pieces, num_steps, order
         self.workers, self.ahead, self.bad_samples = workers, ahead, bad_samples
 
     def __len__(self) -> int:
-        """Steps that are left."""
-        return self.num_steps
+        """Steps that are left, after those of the same epoch that came before."""
+        return self.num_before + self.num_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place in the run is in the state of the data module, which makes a loader that begins there."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore; that this method exists tells Lightning that a resume is exact."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank."""

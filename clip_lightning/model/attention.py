@@ -4,7 +4,7 @@ import torch
 
 
 def choose_attention(precision: str, on_gpu: bool) -> None:
-    """Sets torch's attention for all of this process, before a model is tried, trained or evaluated in it.
+    """Sets torch's attention for all of this process, before a model is built in it.
 
     On two cores with bf16 instructions the fused kernel's backward pass took half of a small ViT's step, and the step
     1.47 times as long as with plain products. In float32, and on GPUs, fused kernels are the quicker ones. The backward

@@ -1,4 +1,4 @@
-"""CLIP: two towers and a scale under one roof (paper, Figure 3). Does not know which towers it has.
+"""CLIP: two towers and a scale (paper, Figure 3), for any kind of towers.
 
 Shapes: B images or texts, S pixels, L tokens, D width of the shared space.
 """
@@ -32,7 +32,7 @@ class CLIP(nn.Module):
     Args:
         vision: maps images to [B, D].
         text: maps tokens [B, L] and their lengths [B] to [B, D].
-        loss: where scale and bias begin, and how large the scale may become.
+        loss: initial values of scale and bias, and the largest scale.
     """
 
     def __init__(self, vision: nn.Module, text: nn.Module, loss: LossConfig) -> None:
@@ -72,13 +72,13 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Holds the scale at its maximum, 100 in the paper (section 2.5); called after every optimizer step."""
+        """Limits the scale to its maximum, 100 in the paper (section 2.5); called after every optimizer step."""
         if self._largest_log_scale is not None:
             self.log_logit_scale.clamp_(max=self._largest_log_scale)
 
     @torch.no_grad()
     def current_logit_scale(self) -> Tensor:
-        """The factor of the cosines, float32 [1]; to be called on every rank, whose shards are put together."""
+        """The factor of the cosines, float32 [1]; call it on every rank, since shards are gathered."""
         scale = self.log_logit_scale.detach()
         return (scale.full_tensor() if isinstance(scale, DTensor) else scale).float().exp()
 
@@ -91,16 +91,16 @@ def build_clip(model: ModelConfig, loss: LossConfig, phases: Sequence[Phase] = (
     """An initialised model, on the device that is torch's default (`with torch.device("meta")` costs no memory).
 
     Args:
-        phases: of the run that trains it, which only need to be known to train; see `VisionTower`.
+        phases: of the run that trains it; not needed otherwise; see `VisionTower`.
 
     Raises:
-        UserError: a tower cannot be built, or its weights cannot be had.
+        UserError: a tower cannot be built, or its weights cannot be loaded.
     """
     return CLIP(VisionTower(model.vision, model.embed_dim, phases), TextTower(model.text, model.embed_dim), loss)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The innermost lists of like modules that have parts of their own."""
+    """The items of the innermost lists of equal modules that have children."""
     children = list(module.children())
     is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len({type(child) for child in children}) == 1
     for child in children:

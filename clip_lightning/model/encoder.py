@@ -1,7 +1,7 @@
-"""Hugging Face encoders: from a config, a hub name or a folder to a module whose every parameter takes part.
+"""Hugging Face encoders: from a config, a hub name or a folder to a module that trains every parameter.
 
-Owns what the library does otherwise than training needs: poolers without gradient, decoders, dropout, ids that stand
-for padding. Code from the hub is never run.
+Changes what training cannot use: poolers without gradient, decoders, dropout, ids that mean padding. Code from the hub
+is never run.
 """
 
 import inspect
@@ -28,7 +28,7 @@ def build(config: TextConfig) -> Any:
     """The encoder: takes `input_ids` and gives `last_hidden_state` [B, L, W].
 
     Raises:
-        UserError: unknown encoder, no hub, weights that cannot be had, a vocabulary or a context that does not fit.
+        UserError: unknown encoder or weights, no connection to the hub, a vocabulary or a context that does not fit.
     """
     architecture = _architecture(config)
     kind = _UNLISTED.get(architecture.model_type, AutoModel)
@@ -62,7 +62,7 @@ def build(config: TextConfig) -> Any:
 def position_offset(encoder: nn.Module) -> int | None:
     """Where encoders of RoBERTa's family start to count; None where positions are counted from 0 or not at all.
 
-    They find the padding by its id, which need not be this run's, so they are told their positions.
+    They find padding by its id, which may differ from this run's, so positions are passed to them.
     """
     padding_id = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)
     takes_positions = "position_ids" in inspect.signature(encoder.forward).parameters
@@ -162,7 +162,7 @@ def _fit_tokens(encoder: Any, config: TextConfig) -> None:
             "set it and the encoder's vocab_size to the same number"
         )
     if config.tokenizer.kind != "hub":
-        # What the encoder takes for padding is a word of this tokenizer, and its row must learn.
+        # The id that the encoder treats as padding is a word of this tokenizer, and its row must be trained.
         embedding.padding_idx = None
     positions = getattr(encoder.config, "max_position_embeddings", None)
     if isinstance(positions, int) and config.context_length > (room := positions - (position_offset(encoder) or 0)):

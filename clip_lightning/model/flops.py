@@ -54,7 +54,7 @@ def count_flops(model: ModelConfig, loss: LossConfig, phase: Phase | None = None
     """
     with torch.device("meta"):
         clip = build_clip(model, loss, () if phase is None else (phase,)).requires_grad_(False)
-        # Whether a mask hides anything is asked of its values, which are not there; products are the same without it.
+        # The encoder reads the values of a mask, and meta tensors have none; products are the same without it.
         clip.text.mask_padding = False  # type: ignore[assignment]
         pixels = phase.image_size if phase else model.vision.image_size
         context = phase.context_length if phase else model.text.context_length

@@ -23,7 +23,7 @@ class TextTower(nn.Module):
         embed_dim: width D of the shared space.
 
     Raises:
-        UserError: unknown encoder, no hub, weights that cannot be had, a vocabulary or a context that does not fit.
+        UserError: unknown encoder or weights, no connection to the hub, a vocabulary or a context that does not fit.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:

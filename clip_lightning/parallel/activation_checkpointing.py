@@ -1,4 +1,4 @@
-"""Activations given up in the forward pass and computed again in the backward pass, block by block."""
+"""Activations that are dropped in the forward pass and computed again in the backward pass, block by block."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,33 +7,21 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from clip_lightning import compat
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import CLIP
 
 _aten = torch.ops.aten
+_products = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.linear, _aten.convolution)
 # What costs most to compute again: matrix products and attention. Norms, activations and sums are cheap.
-EXPENSIVE = {
-    op.default
-    for op in (
-        _aten.mm,
-        _aten.addmm,
-        _aten.bmm,
-        _aten.baddbmm,
-        _aten.linear,
-        _aten.convolution,
-        _aten._scaled_dot_product_flash_attention,
-        _aten._scaled_dot_product_efficient_attention,
-        _aten._scaled_dot_product_cudnn_attention,
-        _aten._scaled_dot_product_flash_attention_for_cpu,
-    )
-}
+EXPENSIVE = {product.default for product in _products} | compat.attention_operators()
 
 
 def apply(model: CLIP, kind: str) -> None:
-    """Wraps the forward pass of every block; names in the state dict stay as they are.
+    """Wraps the forward pass of every block; names in the state dict do not change.
 
     Args:
-        kind: none; full, a block keeps its input alone; selective, it keeps the results of `EXPENSIVE` too.
+        kind: none; full, a block keeps only its input; selective, it also keeps the results of `EXPENSIVE`.
     Raises: UserError for another kind.
     """
     if kind == "none":
@@ -48,7 +36,7 @@ def apply(model: CLIP, kind: str) -> None:
 
 
 def _checkpointed(forward: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    # A frame of ours, which torch.compile can take whole: called by itself, `checkpoint` and all below it run eagerly.
+    # A function of our own, which torch.compile can compile: called directly, `checkpoint` would run eagerly.
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, **settings, **kwargs)
 

@@ -1,4 +1,4 @@
-"""torch.compile block by block: like blocks share one compiled graph, so that the first step comes soon."""
+"""torch.compile block by block: equal blocks share one compiled graph, which keeps the first step short."""
 
 from clip_lightning.model.clip import CLIP
 
@@ -9,6 +9,6 @@ MOST_GRAPHS = 64
 
 
 def apply(model: CLIP) -> None:
-    """Compiles each block in place; names in the state dict stay as they are, and what lies between stays eager."""
+    """Compiles each block in place; names in the state dict do not change, and code between blocks stays eager."""
     for block in model.blocks():
         block.compile(recompile_limit=MOST_GRAPHS)

@@ -1,9 +1,10 @@
-"""FSDP2: every rank keeps its rows of each weight, gradient and moment, and a unit is whole only while it computes.
+"""FSDP2: every rank keeps its rows of each weight, gradient and moment; a unit is gathered only while it computes.
 
-A unit is one block, then what is left of each tower, then the root with the logit scale: nothing is left out, since a
-weight of no unit would never be reduced. The towers are units so that evaluation may call one without the other. The
-weights are gathered and the gradients reduced in float32, and autocast lowers the precision inside as it does under
-DDP: one step computes the same under every strategy. HSDP shards inside groups of ranks and repeats the groups.
+A unit is one block, then the rest of each tower, then the root with the logit scale: every weight belongs to one, since
+a weight outside all units would never be reduced. The towers are units so that evaluation may call one without the
+other. The weights are gathered and the gradients reduced in float32, and autocast lowers the precision inside as it
+does under DDP: one step computes the same under every strategy. HSDP shards inside groups of ranks and repeats the
+groups.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self._sharded: FSDPModule | None = None
 
     def shard(self, model: CLIP) -> None:
-        """Shards a model in place, once; called by the module's `configure_model`, when the ranks have met."""
+        """Shards a model in place, once; called by the module's `configure_model`, after the ranks have connected."""
         if self._sharded is None:
             shape, names = (self.num_ranks // self.shard_size, self.shard_size), ("replicate", "shard")
             mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
@@ -39,7 +40,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside, replicas keep sums of their own; shards are reduced always, so that no gradient is ever whole."""
+        """Inside, replicas keep their own sums; shards are always reduced: no rank ever holds a full gradient."""
         assert self._sharded is not None
         self._sharded.set_requires_all_reduce(False)
         try:
@@ -61,9 +62,9 @@ def shard_size(cluster: ClusterConfig) -> int:
 
 
 def apply(model: CLIP, mesh: DeviceMesh) -> FSDPModule:
-    """Shards a model whose weights are in place; names in the state dict stay, its tensors become DTensors.
+    """Shards a model whose weights are loaded; names in the state dict do not change, its tensors become DTensors.
 
-    After activation checkpointing and compilation: a block is gathered around them, not inside.
+    Call it after activation checkpointing and compilation: a block is gathered around them, not inside.
     """
     model.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other strides
     for unit in (*model.blocks(), model.vision, model.text, model):
@@ -75,6 +76,6 @@ def apply(model: CLIP, mesh: DeviceMesh) -> FSDPModule:
     return model
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with the rows of all ranks; to be called on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Which strategy the cluster names: one process, the whole model on every rank, or the model in shards."""
+"""The strategy that the cluster names: one process, the whole model on every rank, or the model in shards."""
 
 from lightning.pytorch.strategies import Strategy
 
@@ -10,7 +10,7 @@ from clip_lightning.parallel import ddp, fsdp
 def build(cluster: ClusterConfig) -> str | Strategy:
     """What Lightning's Trainer takes as `strategy`.
 
-    Raises: UserError where the strategy is none of these, or has no use for the ranks.
+    Raises: UserError where the strategy is unknown, or cannot use several ranks.
     """
     if cluster.strategy == "ddp":
         return ddp.strategy()

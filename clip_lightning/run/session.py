@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
+from clip_lightning import compat
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import Batch, ContrastiveDataModule
@@ -26,7 +27,7 @@ from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
-from clip_lightning.parallel import activation_checkpointing, compile, strategy
+from clip_lightning.parallel import strategy
 from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.records import Record
 from clip_lightning.reliability import monitored_barrier as roll_call
@@ -179,9 +180,6 @@ class Session:
         if config.cluster.cache_locked:
             module.locked.keep_in(self.path / LOCKED, int(datamodule.layout.shard_sizes.sum()))
         module.skip_windows = windows
-        activation_checkpointing.apply(module.model, config.cluster.activation_checkpointing)
-        if config.cluster.compile:
-            compile.apply(module.model)
         zero_shot = ZeroShotCallback(
             evaluators(config, self.tasks, datamodule),
             self.tokenizer,
@@ -271,10 +269,7 @@ def build_trainer(config: Config, callbacks: list[Any], folder: Path) -> Trainer
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    # Signals are `reliability.preemption`'s. Lightning's handlers would end a fit that has not begun with exit code 0,
-    # and ask all ranks before every step whether one came, which waits for the device.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    compat.disable_signal_handling(trainer)
     return trainer
 
 

@@ -1,7 +1,7 @@
-"""What would make a pair's features depend on the pairs beside it, told before the first step.
+"""Checks before the first step that a pair's features do not depend on the other pairs of its batch.
 
-A batch is cut by ranks, micro-batches and length groups. That changes nothing only where padding reaches no feature,
-and where what is dropped at random is drawn by the sample (`sample_randomness`).
+Ranks, micro-batches and length groups split a batch. That changes nothing only if padding affects no feature, and if
+what is dropped at random is drawn per sample (`sample_randomness`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from clip_lightning.compat import TorchDispatchMode, argument_names, operator_name
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import Config, TextConfig
 from clip_lightning.errors import AgreedError, UserError
 from clip_lightning.model.clip import build_clip
 from clip_lightning.training import sample_randomness
+from clip_lightning.training.step_context import CurrentStep, StepContext
 
 # Of a feature's norm: far above the rounding of float32, far below what attention to padding does.
 _TOLERANCE = 1e-4
@@ -25,7 +26,7 @@ _TOLERANCE = 1e-4
 def check_padding(tower: Any, config: TextConfig) -> None:
     """Encodes a short text with and without padding behind it, without random draws.
 
-    Raises: AgreedError where its feature changes, though texts are cut at the longest of those beside them.
+    Raises: AgreedError where its feature changes: texts are padded to the longest text of their batch.
     """
     longest = min(8, config.context_length)
     short = longest // 2
@@ -38,19 +39,19 @@ def check_padding(tower: Any, config: TextConfig) -> None:
     cut, padded = (tower(tokens[:, :length], lengths) for length in (short, longest))
     tower.train(was_training)
     if (cut - padded).norm() > _TOLERANCE * cut.norm():
-        mends = ["model.text.pad_to_context=true"]
+        fixes = ["model.text.pad_to_context=true"]
         if not (config.mask_padding or tower.is_own):
-            mends.insert(0, "model.text.mask_padding=true")
+            fixes.insert(0, "model.text.mask_padding=true")
         raise AgreedError(
-            f"model.text={config.name}: the padding behind a caption changes its features, which would depend on the "
-            f"captions beside it; write {' or '.join(mends)}"
+            f"model.text={config.name}: the padding after a caption changes its features, so they would depend on "
+            f"the other captions of the batch; write {' or '.join(fixes)}"
         )
 
 
 def check_draws(config: Config, phases: Sequence[Phase]) -> None:
-    """Passes two pairs through the towers in training, on the meta device; a user's own towers are their own matter.
+    """Runs two pairs through the towers in training mode, on the meta device; a user's own towers are not checked.
 
-    Raises: UserError where something is drawn at random that no sample decides.
+    Raises: UserError where a random draw does not depend on the sample alone.
     """
     for phase in phases:
         _check_draws(config, phase)
@@ -59,12 +60,13 @@ def check_draws(config: Config, phases: Sequence[Phase]) -> None:
 def _check_draws(config: Config, phase: Phase) -> None:
     with torch.device("meta"):
         model = build_clip(config.model, config.loss, (phase,)).train()
-        source = sample_randomness.apply(model)
-        source.keys = torch.zeros(2, dtype=torch.int64)
+        step = CurrentStep()
+        sample_randomness.apply(model, step)
+        step.context = StepContext(keys=torch.zeros(2, dtype=torch.int64))
         images = torch.zeros(2, 3, phase.image_size, phase.image_size)
         tokens = torch.zeros(2, phase.context_length, dtype=torch.int64)
         lengths = torch.full((2,), phase.context_length)
-    # Whether a mask hides anything is asked of its values, which are not there.
+    # The encoder reads the values of a mask, and tensors on the meta device have none.
     model.text.mask_padding = False  # type: ignore[assignment]
     calls: dict[str, tuple[Any, Callable[[], Tensor]]] = {
         "vision": (config.model.vision, lambda: model.encode_image(images)),
@@ -83,13 +85,13 @@ def _check_draws(config: Config, phase: Phase) -> None:
 
 
 class _Draws(TorchDispatchMode):
-    """Finds an operation that reads torch's random state while it is entered; "" where there is none."""
+    """Finds the first operation that reads torch's random state while the mode is active; "" if there is none."""
 
     found = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
-        # Fused attention may draw, and does where it is told to drop.
+        values = dict(zip(argument_names(func), args, strict=False)) | (kwargs or {})
+        # Fused attention draws only where its dropout is above 0.
         if torch.Tag.nondeterministic_seeded in func.tags and values.get("dropout_p", 1.0):
-            self.found = self.found or func._schema.name
+            self.found = self.found or operator_name(func)
         return func(*args, **(kwargs or {}))

@@ -1,9 +1,9 @@
 """Batch norm over groups of samples that the science fixes, whatever the ranks and micro-batches.
 
-Statistics are shared by `compute.batch_norm_samples` neighbours of the global batch: groups inside a forward pass are
-normalised one by one, a group that several ranks hold is put together by all-reduce. The running statistics take one
-step of their momentum per optimizer step, towards the mean over all groups of all ranks. Layers are exchanged from
-outside, in place: parameters, buffers and names stay as they are.
+`compute.batch_norm_samples` neighbours of the global batch share statistics: groups inside a forward pass are
+normalised one by one; the statistics of a group that several ranks hold are all-reduced. The running statistics take
+one step of their momentum per optimizer step, towards the mean over all groups of all ranks. Layers are replaced in
+place: parameters, buffers and names do not change.
 
 Shapes: n samples of a forward pass, C channels, then any number of axes.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from clip_lightning.compat import BatchNorm
 from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
 
@@ -35,7 +35,7 @@ class BatchStatistics:
         self.layers: list[_GroupedBatchNorm] = []
 
     def connect(self) -> None:
-        """Makes the groups of ranks; once torch.distributed stands, on every rank."""
+        """Makes the groups of ranks; call it on every rank after torch.distributed is initialised."""
         world = rank_and_world()[1]
         for first in range(0, world if self.ranks > 1 else 0, self.ranks):
             group = dist.new_group(list(range(first, first + self.ranks)))
@@ -43,7 +43,7 @@ class BatchStatistics:
                 self.process_group = group
 
     def fits(self, micro_batch: int) -> bool:
-        """Whether forward passes of this size form whole groups."""
+        """Whether forward passes of this size form complete groups."""
         return not self.layers or (self.ranks == 1 and micro_batch % self.samples == 0)
 
     def forget(self) -> None:
@@ -67,14 +67,14 @@ class BatchStatistics:
 
 
 def apply(model: nn.Module, *, group: int, share: int, micro_batch: int) -> BatchStatistics:
-    """Exchanges every batch norm of `model` that is in training; a locked tower's never is.
+    """Replaces every batch norm of `model` that is in training mode; those of a locked tower never are.
 
     Args:
         group: samples that share statistics, at most the global batch.
         share: of the global batch on one rank. micro_batch: of a forward pass.
     Raises: UserError where forward passes of this size cannot form such groups.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    layers = [module for module in model.modules() if isinstance(module, BatchNorm) and module.training]
     is_inside, is_across = micro_batch % group == 0, micro_batch == share and group % share == 0
     if layers and not is_inside and not is_across:
         raise UserError(
@@ -90,7 +90,7 @@ def apply(model: nn.Module, *, group: int, share: int, micro_batch: int) -> Batc
     return shared
 
 
-class _GroupedBatchNorm(_BatchNorm):
+class _GroupedBatchNorm(BatchNorm):
     """In training normalises each group by itself; otherwise as its original.
 
     Attributes:
@@ -109,10 +109,10 @@ class _GroupedBatchNorm(_BatchNorm):
         normalise = self._across_ranks if self.shared.ranks > 1 else self._inside
         groups = [x] if len(x) == self.shared.samples else x.split(self.shared.samples)
         parts, statistics = zip(*map(normalise, groups), strict=True)
-        # All groups at once: a recomputation for the backward pass may end early, and has to count all or none.
+        # One addition for all groups: recomputation in the backward pass may stop early, and must count all or none.
         self.seen.add_(sum(statistics))
         normalised = parts[0] if len(parts) == 1 else torch.cat(parts)
-        for name in ("drop", "act"):  # timm's layers go on
+        for name in ("drop", "act"):  # timm's layers include these
             normalised = getattr(self, name, _same)(normalised)
         return normalised
 

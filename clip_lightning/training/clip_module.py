@@ -1,9 +1,10 @@
-"""One optimizer step of CLIP under Lightning: gradients, clipping, guard, AdamW, clamp; and the state of a run.
+"""One optimizer step of CLIP under Lightning: gradients, clipping, guard, optimizer, clamp; and the state of a run.
 
 Optimization is manual: a step is one global batch whatever the micro-batch, and its learning rate, its random draws and
 its place in the data are pure functions of (seed, samples seen). Precision is the module's own, since Lightning's would
-scale and clip behind its back: the Trainer stays at 32-true. Nothing here waits for the device; Hugging Face's encoders
-that mask padding do, once in each group of texts, to ask whether the mask hides anything.
+scale and clip out of its sight: the Trainer stays at 32-true. Nothing here waits for the device, with two exceptions:
+Hugging Face's encoders that mask padding read once per group of texts whether the mask hides anything, and an optimizer
+that cannot skip a step on the device (`StepSkipper`) reads whether to.
 """
 
 import math
@@ -14,12 +15,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from clip_lightning.config.lengths import Lengths, resolve_lengths
-from clip_lightning.config.phases import phase_at, phase_sizes, phases_of
+from clip_lightning.config.phases import Phase, phase_at, phase_sizes, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -27,20 +29,24 @@ from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
 from clip_lightning.loss import LossOutput, build_loss, needs_teacher
 from clip_lightning.model.clip import CLIP, Features, build_clip
-from clip_lightning.parallel.fsdp import ShardedStrategy, whole
+from clip_lightning.parallel.fsdp import ShardedStrategy, full_tensor
 from clip_lightning.reliability.nan_guard import SEARCHING, build_guard
-from clip_lightning.training import batch_norm, sample_randomness
+from clip_lightning.reliability.out_of_memory import is_out_of_memory, out_of_memory_as
+from clip_lightning.training import lightning_checkpoint
 from clip_lightning.training.batch_invariance import check_padding
 from clip_lightning.training.ema import EmaWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
-from clip_lightning.training.length_groups import LengthGroups, can_group, plan_groups
-from clip_lightning.training.locked import LockedTowers
-from clip_lightning.training.optimizer import build_optimizer
+from clip_lightning.training.length_groups import plan_groups
+from clip_lightning.training.optimizer import build_optimizer, step_unless
+from clip_lightning.training.prepare import prepare_model
 from clip_lightning.training.sample_randomness import sample_keys
 from clip_lightning.training.schedule import build_schedule
+from clip_lightning.training.step_context import StepContext
 from clip_lightning.training.teacher import Teacher, find_teacher
+from clip_lightning.training.trainer_checks import trainer_problems
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALLER_STATE = "write cluster=fsdp with more devices, or an optimizer with less state"
 
 
 class Pairs(NamedTuple):
@@ -92,9 +98,9 @@ class ClipModule(LightningModule):
         samples_seen: pairs of finished steps; kept in this module's own part of a checkpoint.
         skip_windows: windows of the data that the run leaves out; likewise.
         last_step: numbers of the newest step.
-        averaged: the running average of weights, where `compute.ema_decay` asks for one.
+        ema: the running average of weights, where `compute.ema_decay` is set.
         teacher: the frozen model that the loss learns from, where it does.
-        locked: keeps what locked towers gave.
+        locked: keeps the features of locked towers.
         lengths_on_host: int64 [b], tokens of the newest batch's captions, on the CPU.
     """
 
@@ -105,7 +111,8 @@ class ClipModule(LightningModule):
         """Builds the model on the CPU.
 
         Args:
-            lengths: of the run; None: resolved when a fit starts, from the pairs that the data module has counted.
+            lengths: of the run. None: resolved when a fit starts, from the pairs that the data module has counted; the
+                module then also writes its numbers to the Trainer's loggers, which a run's reporter does otherwise.
 
         Raises:
             UserError: something cannot be built or does not fit.
@@ -117,9 +124,8 @@ class ClipModule(LightningModule):
         self.samples_seen = 0
         with torch.random.fork_rng(devices=[]):  # all is built on the CPU
             torch.manual_seed(config.compute.seed)
-            self.model: CLIP = build_clip(config.model, config.loss, phase_sizes(config)).to(
-                memory_format=torch.channels_last
-            )
+            model = build_clip(config.model, config.loss, phase_sizes(config))
+        self.model: CLIP = model.to(memory_format=torch.channels_last)
         check_padding(self.model.text, config.model.text)
         self.loss = build_loss(config.loss)
         self.teacher = Teacher(find_teacher(config)) if needs_teacher(self.loss) else None
@@ -129,29 +135,24 @@ class ClipModule(LightningModule):
         self.skip_windows: tuple[SkipWindow, ...] = ()
         decay = config.compute.ema_decay
         self.ema = EmaWeights(self.model, decay) if decay is not None else None
-        self._randomness = sample_randomness.apply(self.model)
-        share = self.global_batch // (config.cluster.nodes * config.cluster.devices)
-        self._batch_statistics = batch_norm.apply(
-            self.model,
-            group=min(config.compute.batch_norm_samples, self.global_batch),
-            share=share,
-            micro_batch=self.micro_batch or share,
-        )
-        self._length_groups = None
-        if can_group(config.model.text, sample_randomness.is_random(self.model.text)):
-            self._length_groups = LengthGroups(self.model.text)
-        self.locked = LockedTowers(self.model)
+        self._prepared = prepare_model(self.model, config, self.micro_batch)
+        self.locked = self._prepared.locked
         self.lengths_on_host = self._samples_on_host = torch.empty(0)
         self._scaler: torch.amp.GradScaler | None = None
+        self._is_part_of_run = lengths is not None
         if lengths is not None:
             self._set_lengths(lengths)
 
-    def _set_lengths(self, lengths: Lengths) -> None:
-        self.lengths = lengths
-        self.phases = phases_of(self.config, total_samples=lengths.total, epoch_samples=lengths.epoch_samples)
-        self.schedule = build_schedule(
-            self.config.compute, total_samples=lengths.total, epoch_samples=lengths.epoch_samples
-        )
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> "ClipModule":  # type: ignore[override]
+        """The module of a checkpoint that Lightning's Trainer has written; see `lightning_checkpoint.load`."""
+        return lightning_checkpoint.load(cls, checkpoint_path, **settings)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds none; Lightning calls this before anything else of a fit. Raises: UserError for a Trainer's argument."""
+        if problems := list(trainer_problems(self.trainer, self.config)):
+            raise UserError(*problems)
+        return []
 
     def setup(self, stage: str) -> None:
         """Resolves the run's lengths where the constructor had none. Raises: UserError without a data module."""
@@ -163,33 +164,34 @@ class ClipModule(LightningModule):
         self._set_lengths(resolve_lengths(self.config, datamodule.num_samples))
 
     def configure_model(self) -> None:
-        """Hands the model to a strategy that shards it."""
+        """Shards the model under a strategy that does; the last of what `prepare_model` lists."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model)
-            # A block is gathered for each group, and all ranks have to gather equally often.
-            self._length_groups = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; its learning rate is set before every step."""
+        """The optimizer of the config; its learning rate is set before every step."""
         if self.config.compute.precision == "fp16":
             self._scaler = torch.amp.GradScaler(self.device.type)
-        return build_optimizer(self.model, self.config.optimizer, self.schedule.peak, self.device)
+        return build_optimizer(self.model, self.config.optimizer, self.schedule.peak)
 
     def on_train_start(self) -> None:
-        """Connects ranks that share batch statistics; begins the average of weights from where the run stands."""
-        self._batch_statistics.connect()
+        """Connects ranks that share batch statistics; begins the average of weights from their state now."""
+        self._prepared.batch_statistics.connect()
         if self.ema is not None:
             self.ema.begin()
 
     def forward(self, pairs: Pairs) -> Features:
-        """Features of pairs in the precision of the run; float32."""
-        self._randomness.keys = pairs.keys
-        if self._length_groups is not None:
-            self._length_groups.plan = plan_groups(pairs.lengths_on_host, self.device)
-        with self.autocast(), self.locked.at(pairs.samples_on_host):
+        """Features of pairs in training, in the precision of the run; float32."""
+        # A block of a sharded model is gathered for each group, and all ranks have to gather equally often.
+        is_grouped = self._prepared.has_length_groups and not isinstance(self.trainer.strategy, ShardedStrategy)
+        self._prepared.step.context = StepContext(
+            keys=pairs.keys,
+            patch_dropout=self._phase().patch_dropout if any(phase.patch_dropout for phase in self.phases) else None,
+            samples=pairs.samples_on_host,
+            plan=plan_groups(pairs.lengths_on_host, self.device) if is_grouped else None,
+        )
+        with self.autocast():
             features: Features = self.model(pairs.images, pairs.tokens, pairs.lengths)
-        if self._length_groups is not None:
-            self._length_groups.plan = None
         return features
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -198,7 +200,7 @@ class ClipModule(LightningModule):
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Keeps what is read on the host, where reading it waits for nothing: lengths, and who the samples are."""
+        """Keeps what is read on the host, where reading it waits for nothing: lengths, and which samples these are."""
         self.lengths_on_host, self._samples_on_host = batch.lengths, self.locked.samples(batch)
         return batch
 
@@ -208,29 +210,23 @@ class ClipModule(LightningModule):
         learning_rate = self.schedule.learning_rate(self.samples_seen)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        phase = phase_at(self.phases, self.samples_seen)
-        if any(phase.patch_dropout for phase in self.phases):  # else a user's own tower says how much it leaves out
-            self._randomness.patch_dropout = phase.patch_dropout
         optimizer.zero_grad(set_to_none=True)
         output = self._gradients(self._pairs(batch))
         if self._scaler is not None:
             self._scaler.unscale_(optimizer.optimizer)
-        # Also the norm, which is the same already but for rounding on unlike machines: ranks must decide alike.
+        # Also the norm, which is the same already but for rounding on unlike hardware: ranks must decide alike.
         both = torch.stack([output.loss.detach().reshape(()), self._clip()])
         loss, norm = all_reduce_sum(both) / rank_and_world()[1]
         is_skipped = (~(loss.isfinite() & norm.isfinite())).float()
-        optimizer.optimizer.found_inf = is_skipped
-        optimizer.step()
-        state = is_skipped
-        if self._scaler is not None:
-            scale = self._scaler.scale(torch.ones_like(loss))
-            state = is_skipped * torch.where(loss.isfinite() & (scale > 1), SEARCHING, 1.0)
-            self._scaler.update()
+        with out_of_memory_as(f"the optimizer's state does not fit into the memory of {self.device}: {_SMALLER_STATE}"):
+            step_unless(optimizer, is_skipped)
+        state = is_skipped if self._scaler is None else self._searched(loss, is_skipped)
         self.model.clamp_logit_scale()
-        self._batch_statistics.commit(is_skipped)
+        self._prepared.batch_statistics.commit(is_skipped)
         if self.ema is not None:
             self.ema.update(is_skipped)
-        self.guard.record(torch.stack([state, loss, norm]), self.samples_seen, batch.sample_ids, phase.start)
+        numbers = torch.stack([state, loss, norm])
+        self.guard.record(numbers, self.samples_seen, batch.sample_ids, self._phase().start)
         self.samples_seen += self.global_batch
         self.last_step = StepMetrics(
             loss=loss,
@@ -242,6 +238,9 @@ class ClipModule(LightningModule):
             is_skipped=is_skipped,
             samples_seen=self.samples_seen,
         )
+        self._log_step()
+        if self.samples_seen >= self.lengths.total:  # the run's length is the config's, not the Trainer's
+            self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
         """Reads the last steps' flags."""
@@ -258,22 +257,32 @@ class ClipModule(LightningModule):
             checkpoint["ema_weights"] = self.ema.average
         if self._scaler is not None:
             checkpoint["scaler"] = self._scaler.state_dict()
+        lightning_checkpoint.add_config(checkpoint, self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from what `on_save_checkpoint` kept."""
+        """Continues from what `on_save_checkpoint` kept."""
         self.samples_seen = checkpoint["samples_seen"]
         self._halved_micro_batch = checkpoint["halved_micro_batch"]
         if self._halved_micro_batch is not None:
             self.micro_batch = min(self.micro_batch or self.global_batch, self._halved_micro_batch)
         self.guard.load_state_dict(checkpoint["guard"])
-        # A checkpoint of before a rollback does not know of its window.
+        # Checkpoints from before a rollback lack its skip window.
         known = {SkipWindow(*window) for window in checkpoint["skip_windows"]}
         self.skip_windows = tuple(sorted(known.union(self.skip_windows)))
-        # Either is absent where `allow_changed` lets a run go on that began without: it begins here.
+        # Either is absent where `allow_changed` lets a run continue that began without: it begins here.
         if self.ema is not None and "ema_weights" in checkpoint:
             self.ema.load(checkpoint["ema_weights"])
         if self._scaler is not None and "scaler" in checkpoint:
             self._scaler.load_state_dict(checkpoint["scaler"])
+
+    def _set_lengths(self, lengths: Lengths) -> None:
+        sizes = {"total_samples": lengths.total, "epoch_samples": lengths.epoch_samples}
+        self.lengths = lengths
+        self.phases = phases_of(self.config, **sizes)
+        self.schedule = build_schedule(self.config.compute, **sizes)
+
+    def _phase(self) -> Phase:
+        return phase_at(self.phases, self.samples_seen)
 
     def _pairs(self, batch: Batch) -> Pairs:
         """The batch as the towers read it, with the keys of its random draws."""
@@ -283,7 +292,8 @@ class ClipModule(LightningModule):
                 f"a rank's share has {len(batch.images)} pairs instead of {expected}, "
                 f"compute.global_batch={self.global_batch} over {rank_and_world()[1]} ranks"
             )
-        keys = sample_keys(self.config.compute.seed, batch.positions // self.lengths.epoch_samples, batch.sample_ids)
+        epochs = batch.positions // self.lengths.epoch_samples
+        keys = sample_keys(self.config.compute.seed, epochs, batch.sample_ids)
         return Pairs(batch.images, batch.tokens, batch.lengths, keys, self.lengths_on_host, self._samples_on_host)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
@@ -296,8 +306,11 @@ class ClipModule(LightningModule):
             numbers = torch.tensor([[self.samples_seen], [rank_and_world()[0]]])
             torch.manual_seed(int(sample_keys(self.config.compute.seed, *numbers)))
             try:
-                return self._gradients_once(pairs)
-            except torch.OutOfMemoryError as error:
+                with self._prepared.step.entered():
+                    return self._gradients_once(pairs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._halve_micro_batch(len(pairs.images), error)
             # Out of the handler, whose traceback holds the step's tensors.
             self.zero_grad(set_to_none=True)
@@ -308,8 +321,8 @@ class ClipModule(LightningModule):
         micro_batch = self.micro_batch or len(pairs.images)
         loss: Callable[..., LossOutput] = self.loss
         if self.teacher is not None:
-            taught = self.teacher.features(*pairs[:3], batch=micro_batch, autocast=self.autocast())
-            loss = partial(loss, **taught)
+            targets = self.teacher.features(*pairs[:3], batch=micro_batch, autocast=self.autocast())
+            loss = partial(loss, **targets)
         if micro_batch < len(pairs.images):
             pieces = [Pairs(*piece) for piece in split(pairs, micro_batch)]
             return cached_gradients(
@@ -319,18 +332,20 @@ class ClipModule(LightningModule):
         self._backward(output.loss)
         return output
 
-    def _halve_micro_batch(self, share: int, error: torch.OutOfMemoryError) -> None:
+    def _halve_micro_batch(self, share: int, error: BaseException) -> None:
         """Raises: UserError where half of it cannot be: several ranks, groups of batch norm, or a single pair."""
         micro_batch = self.micro_batch or share
         half = micro_batch // 2
-        # Other ranks already wait in a collective of the broken step, and would wait for ever.
-        if rank_and_world()[1] > 1 or not half or not self._batch_statistics.fits(half):
+        # Other ranks already wait in a collective of the broken step, and would wait for ever; and DDP, also on one
+        # rank, cannot repeat a backward pass that broke.
+        is_parallel = isinstance(self.trainer.strategy, ParallelStrategy)
+        if is_parallel or not half or not self._prepared.batch_statistics.fits(half):
             raise UserError(
                 f"cluster.micro_batch={micro_batch} does not fit into the memory of {self.device}: write a smaller one"
             ) from error
-        self._batch_statistics.forget()
+        self._prepared.batch_statistics.forget()
         self.micro_batch = self._halved_micro_batch = half
-        rank_zero_warn(f"out of memory with {micro_batch} pairs in a forward pass: going on with {half}")
+        rank_zero_warn(f"out of memory with {micro_batch} pairs in a forward pass: continuing with {half}")
 
     def _backward(self, value: Tensor) -> None:
         self.manual_backward(value if self._scaler is None else self._scaler.scale(value))
@@ -344,7 +359,31 @@ class ClipModule(LightningModule):
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         largest = self.config.compute.gradient_clip
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         if largest is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         return norm.detach()
+
+    def _searched(self, loss: Tensor, is_skipped: Tensor) -> Tensor:
+        """The step's state for the guard, where fp16's scale of the loss may have been too large; updates the scale."""
+        assert self._scaler is not None
+        scale = self._scaler.scale(torch.ones_like(loss))
+        self._scaler.update()
+        return is_skipped * torch.where(loss.isfinite() & (scale > 1), SEARCHING, 1.0)
+
+    def _log_step(self) -> None:
+        """Hands the step's numbers to Lightning, as tensors on the device: callbacks read them, no step waits."""
+        every, step = self.lengths.log_every, self.last_step
+        is_due = bool(every) and (step.samples_seen - self.global_batch) // every < step.samples_seen // every
+        if self._is_part_of_run and not is_due:
+            return
+        values = {
+            "train/loss": step.loss,
+            "train/accuracy": step.accuracy,
+            "train/grad_norm": step.gradient_norm,
+            "train/logit_scale": step.logit_scale,
+            "train/lr": torch.tensor(step.learning_rate),  # on the CPU: a copy to the device would wait for it
+            "train/samples_seen": torch.tensor(float(step.samples_seen)),
+        }
+        # One owner per number: in a run its reporter writes to the loggers.
+        self.log_dict(values, on_step=True, on_epoch=False, logger=not self._is_part_of_run)

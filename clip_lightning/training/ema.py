@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from clip_lightning.compat import BatchNorm
 from clip_lightning.reliability.shards import SavedRows, laid_out
 
 
@@ -24,12 +24,16 @@ class EmaWeights:
         self.average: dict[str, Tensor] = {}
 
     def begin(self) -> None:
-        """Starts from the weights as they are, unless an average was loaded."""
-        self.average = self.average or {name: weight.detach().clone() for name, weight in self._trained().items()}
+        """Starts from the current weights, unless an average was loaded, which may have been before they were moved."""
+        weights = self._trained()
+        if self.average:
+            self.average = {name: value.to(weights[name].device) for name, value in self.average.items()}
+        else:
+            self.average = {name: weight.detach().clone() for name, weight in weights.items()}
 
     @torch.no_grad()
     def update(self, is_skipped: Tensor) -> None:
-        """Takes the weights in, unless the step was skipped (1 in a float tensor [], on the device)."""
+        """Updates the average with the weights, unless the step was skipped (1 in a float tensor [], on the device)."""
         weight = (1 - self.decay) * (1 - is_skipped)
         for name, parameter in self._trained().items():
             self.average[name].lerp_(parameter, weight)
@@ -45,17 +49,20 @@ class EmaWeights:
             self._put(raw)
 
     def put(self) -> None:
-        """Gives the model the average for good."""
+        """Replaces the model's weights by the average."""
         self._put(self.average)
 
     def load(self, average: dict[str, Tensor | SavedRows]) -> None:
-        """Goes on from a saved average."""
-        self.average = {name: laid_out(average[name], parameter) for name, parameter in self._trained().items()}
+        """Continues a saved average; a weight that it lacks, as after `allow_changed`, starts from its value now."""
+        self.average = {
+            name: laid_out(average[name], weight) if name in average else weight.detach().clone()
+            for name, weight in self._trained().items()
+        }
 
     def _trained(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for layer, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            if isinstance(module, BatchNorm) and module.running_mean is not None:
                 found |= {f"{layer}.{name}": getattr(module, name) for name in ("running_mean", "running_var")}
         return found
 

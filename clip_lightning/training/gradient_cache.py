@@ -1,8 +1,9 @@
 """The gradient of a whole batch, a micro-batch at a time: exact for a loss that couples all pairs.
 
-Features first, without a graph; one loss over all of them; then each micro-batch again with a graph, which carries the
-loss's gradient of its features on into the towers (GradCache, arXiv 2101.06983). What the towers drew at random the
-first time is drawn again. Memory is that of one micro-batch and of all features; the price is one more forward pass.
+Features are computed first, without a graph; then one loss over all of them; then each micro-batch again with a graph,
+which propagates the loss's gradient from the features into the towers (GradCache, arXiv 2101.06983). The towers repeat
+their random draws of the first pass. Memory is that of one micro-batch and of all features; the price is one more
+forward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,9 @@ def cached_gradients(
 
     Args:
         encode: features of one piece; called twice for each.
-        loss: takes features, scale and bias of all pieces of this rank together.
+        loss: called with features, scale and bias of all pieces of this rank together.
         backward: backpropagates a scalar.
-        no_sync: inside, the gradients stay on this rank; the last piece is outside and sends the sum.
+        no_sync: gradients computed inside are not reduced; the last piece runs outside and reduces their sum.
         device: whose random state is kept and restored, beside the CPU's.
     """
     states, cached = [], []
@@ -48,7 +49,7 @@ def cached_gradients(
     sizes = [len(features.image) for features in cached]
     for k, (piece, *gradients) in enumerate(zip(pieces, image.split(sizes), text.split(sizes), strict=True)):
         is_last = k == len(pieces) - 1
-        if is_last:  # scale and bias are of no piece: once is enough
+        if is_last:  # scale and bias belong to no piece: their gradient is added once
             gradients += scalars
         with nullcontext() if is_last else no_sync(), _restored(states[k], device):
             carried = zip(encode(piece), gradients, strict=False)
@@ -67,7 +68,7 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def _restored(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Inside, what was drawn at random from `state` on is drawn again; afterwards nothing was drawn."""
+    """Inside, the random state is `state`; afterwards it is what it was before."""
     before = _random_state(device)
     _set_random_state(state, device)
     try:

@@ -1,36 +1,31 @@
-"""Captions grouped by length inside a forward pass, each group cut at its own longest: no token is computed in vain.
+"""Captions grouped by length inside a forward pass; each group is padded to its own longest text only.
 
-Exact where padding reaches no feature, which is so for causal encoders pooled at the end of the text and for encoders
-that mask padding. Captions of 14 tokens on average cost 26 to 41 when a batch of 64 to 1024 is padded to its longest.
-Not under FSDP, where every group would gather the weights again, and ranks with other captions another number of times.
+Exact where padding affects no feature: causal encoders that are pooled at the end of the text, and encoders that mask
+padding. Captions of 14 tokens on average cost 26 to 41 when a batch of 64 to 1024 is padded to its longest.
+Not used under FSDP: every group would gather the weights again, and ranks may have different numbers of groups.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clip_lightning.config.schema import TextConfig
+from clip_lightning.training import sample_randomness
+from clip_lightning.training.step_context import CurrentStep, GroupPlan
 
 MOST_GROUPS = 4
 GROUP_TOKENS = 64  # what one more group costs, in tokens: small matrix products and launches
 
 
-class Plan(NamedTuple):
-    """groups: the samples of each, int64 [n], and where its texts are cut; back: int64 [b], undoes their order."""
-
-    groups: list[tuple[Tensor, int]]
-    back: Tensor
-
-
 def can_group(text: TextConfig, has_random_layers: bool) -> bool:
-    """Whether cutting and reordering texts leaves every feature as it is."""
+    """Whether shortening and reordering texts changes no feature."""
     is_exact = not text.pad_to_context and text.pool != "last" and text._target_ is None
     return is_exact and not has_random_layers
 
 
-def plan_groups(lengths: Tensor, device: torch.device) -> Plan:
+def plan_groups(lengths: Tensor, device: torch.device) -> GroupPlan:
     """The cheapest groups of texts.
 
     Args:
@@ -45,28 +40,33 @@ def plan_groups(lengths: Tensor, device: torch.device) -> Plan:
         (order[first:last].to(device, non_blocking=True), int(bound))
         for first, last, bound in zip([0, *ends[:-1]], ends, bounds, strict=True)
     ]
-    return Plan(groups, torch.argsort(order).to(device, non_blocking=True))
+    return GroupPlan(groups, torch.argsort(order).to(device, non_blocking=True))
+
+
+def apply(text: Any, config: TextConfig, step: CurrentStep) -> bool:
+    """Puts `LengthGroups` before a text tower whose texts may be grouped; returns whether they may."""
+    is_exact = can_group(config, sample_randomness.is_random(text))
+    if is_exact:
+        LengthGroups(text, step)
+    return is_exact
 
 
 class LengthGroups:
-    """Stands before a text tower's forward pass, or the locked part of it; without a plan it only passes on.
+    """Called in place of a text tower's forward pass, or of its locked part; groups texts where there is a plan."""
 
-    Attributes:
-        plan: of the next forward pass.
-    """
-
-    def __init__(self, text: Any) -> None:
-        self.plan: Plan | None = None
+    def __init__(self, text: Any, step: CurrentStep) -> None:
+        self.step = step
         part = "pooled" if text.locked else "forward"
         self._forward: Any = getattr(text, part)
         setattr(text, part, self)
 
     def __call__(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """The tower's own result [B, ...], in the order given."""
-        if self.plan is None:
+        plan = self.step.context.plan if self.step.context is not None else None
+        if plan is None:
             return self._forward(tokens_BL, lengths_B)
-        parts = [self._forward(tokens_BL[rows, :longest], lengths_B[rows]) for rows, longest in self.plan.groups]
-        return torch.cat(parts)[self.plan.back]
+        parts = [self._forward(tokens_BL[rows, :longest], lengths_B[rows]) for rows, longest in plan.groups]
+        return torch.cat(parts)[plan.back]
 
 
 def _cheapest_cuts(values: np.ndarray, counts: np.ndarray) -> list[int]:

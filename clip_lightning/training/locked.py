@@ -1,11 +1,11 @@
-"""Locked towers (LiT, arXiv 2111.07991): what a frozen tower gave is kept, instead of computed again.
+"""Locked towers (LiT, arXiv 2111.07991): features of a frozen tower are kept instead of computed again.
 
-Inside a step: cached gradients read the features of their first pass in the second. Over the run, where
-`cluster.cache_locked` asks for it: a row per sample in a sparse file of the run's directory, float32 and therefore
-exact. A row is given only for the very bytes that it was computed from, which its checksum holds, so that another
-caption or crop of the sample, or a row that a loss of power has torn, is computed anew.
+Inside a step: the second pass of cached gradients reads the features of the first. Over the run, with
+`cluster.cache_locked`: one row per sample in a sparse file of the run's directory, float32 and therefore exact. A row
+is used only for the bytes that it was computed from, which its checksum covers: another caption or crop of the sample,
+or a row that was only partly written, is computed again.
 
-Shapes: b samples, W width of what the locked part of a tower gives.
+Shapes: b samples, W width of the features of a tower's locked part.
 """
 
 import hashlib
@@ -14,8 +14,6 @@ import shutil
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +25,32 @@ from torch import Tensor
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import CLIP
+from clip_lightning.training.step_context import CurrentStep
 
 Rows = npt.NDArray[np.int64]
 
 
 class LockedTowers:
-    """The locked towers of a model, each behind a `LockedTower`; nothing where none is locked."""
+    """The locked towers of a model, each called through a `LockedTower`; empty where none is locked."""
 
-    def __init__(self, model: CLIP) -> None:
+    def __init__(self, model: CLIP, step: CurrentStep) -> None:
         named: dict[str, Any] = {"vision": model.vision, "text": model.text}
         self._modules = {name: tower for name, tower in named.items() if tower.locked}
-        self._towers = {name: LockedTower(tower) for name, tower in self._modules.items()}
+        self._towers = {
+            name: LockedTower(tower, step, column=1 + list(named).index(name)) for name, tower in self._modules.items()
+        }
         self._is_stored = False
 
     def keep_in(self, folder: Path, num_ids: int) -> None:
         """Keeps features over the run. Raises: UserError where the disk has no room for those of `num_ids` samples."""
         self._is_stored = True
         for name, tower in self._towers.items():
-            # Machines may not see each other's writes into one page: a file for each.
+            # Nodes may not see each other's writes to one page: a file for each node.
             file = folder / f"{name}-{socket.gethostname()}.features"
             tower.store = FeatureStore(file, num_ids, self._modules[name].width)
 
     def samples(self, batch: Batch) -> Tensor:
-        """Id, and hashes of what is read of image and text: int64 [b, 3], of a batch on the CPU."""
+        """The id, and hashes of image and text where they are needed: int64 [b, 3], of a batch on the CPU."""
         hashes = torch.zeros(len(batch.sample_ids), 2, dtype=torch.int64)
         if self._is_stored and "vision" in self._towers:
             hashes[:, 0] = content_hashes(batch.images)
@@ -58,61 +59,47 @@ class LockedTowers:
         return torch.cat([batch.sample_ids[:, None], hashes], dim=1)
 
     def begin_step(self) -> None:
-        """Forgets what an earlier step, or one that did not fit into memory, has kept."""
+        """Drops what an earlier step, or an attempt that did not fit into memory, has kept."""
         for tower in self._towers.values():
             tower.begin_step()
 
-    @contextmanager
-    def at(self, samples: Tensor) -> Iterator[None]:
-        """Inside, a forward pass of training on these rows of `samples`."""
-        ids, *contents = samples.unbind(1)
-        with ExitStack() as stack:
-            for name, hashes in zip(("vision", "text"), contents, strict=True):
-                if name in self._towers:
-                    stack.enter_context(self._towers[name].at(ids, hashes))
-            yield
-
 
 class LockedTower:
-    """Stands before the locked part of a tower; outside of `at` it only passes on.
+    """Called in place of the locked part of a tower; outside of training steps it only computes.
 
     Attributes:
         store: rows kept over the run, or None.
     """
 
-    def __init__(self, tower: Any) -> None:
+    def __init__(self, tower: Any, step: CurrentStep, column: int) -> None:
+        """Args: column: of `StepContext.samples`, where the hashes of what the tower reads are."""
         self.store: FeatureStore | None = None
         self._pooled = tower.pooled
+        self._step, self._column = step, column
         self._of_step: deque[Tensor] = deque()
-        self._samples: tuple[Tensor, Tensor] | None = None
         tower.pooled = self
 
     def begin_step(self) -> None:
-        """Forgets the step before."""
+        """Drops the features of the step before."""
         self._of_step.clear()
-
-    @contextmanager
-    def at(self, sample_ids: Tensor, contents: Tensor) -> Iterator[None]:
-        """Inside, a forward pass of training: int64 [b] ids and hashes of what the tower reads, on the CPU."""
-        self._samples = sample_ids, contents
-        try:
-            yield
-        finally:
-            self._samples = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The features [b, W] before the projection."""
-        if self._samples is None:
+        samples = self._step.context.samples if self._step.context is not None else None
+        if samples is None:
             return self._pooled(*inputs)
         if torch.is_grad_enabled() and self._of_step:
             return self._of_step.popleft()
-        pooled = self._pooled(*inputs) if self.store is None else self._stored(self.store, *self._samples, inputs)
+        if self.store is None:
+            pooled = self._pooled(*inputs)
+        else:
+            pooled = self._stored(self.store, samples[:, 0], samples[:, self._column], inputs)
         if not torch.is_grad_enabled():  # the first pass of cached gradients
             self._of_step.append(pooled)
         return pooled
 
     def _stored(self, store: "FeatureStore", ids: Tensor, contents: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Rows of the file; where one is missing the whole forward pass, so that its shapes are always the same."""
+        """Rows of the file; if one is missing, all are computed, so that the shapes never change."""
         rows, found = store.read(ids, contents)
         if not found.all():
             computed = self._pooled(*inputs).detach().float().cpu()
@@ -122,7 +109,7 @@ class LockedTower:
 
 
 class FeatureStore:
-    """Float32 rows in a sparse file that the processes of one machine share, each with a checksum of 64 bits."""
+    """Float32 rows in a sparse file that the processes of one node share, each with a checksum of 64 bits."""
 
     def __init__(self, path: Path, num_rows: int, width: int) -> None:
         """Args: num_rows: one more than the largest sample id. width: W.

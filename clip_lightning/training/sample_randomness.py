@@ -1,9 +1,9 @@
-"""Dropout that depends on the sample and nothing else: not on the rank, the micro-batch, or what was drawn before.
+"""Dropout that depends on the sample alone: not on the rank, the micro-batch, or earlier draws.
 
-torch draws for a whole batch from one hidden state, so cutting the batch in another way changes what is dropped. Here
+torch draws for a whole batch from one hidden state, so splitting the batch in another way changes what is dropped. Here
 every draw is a hash of (seed, epoch, sample id, layer, element), so that a step is the same on 1 and 64 ranks, in one
-piece or in a thousand, and again after a resume. The layers of the towers are exchanged from outside; their parameters,
-of which they have none, and names in the state dict stay as they are.
+piece or in a thousand, and again after a resume. The layers of the towers are replaced; they have no parameters, and
+names in the state dict do not change.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from clip_lightning.errors import UserError
+from clip_lightning.training.step_context import CurrentStep, StepContext
 
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers as int64
 _STEP = -7046029254386353131
@@ -40,44 +41,31 @@ def _shifted(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-class SampleRandomness:
-    """Where the layers of one model find what the samples that pass through them are dropped by.
+def uniforms(keys: Tensor, layer: Tensor, shape: torch.Size) -> Tensor:
+    """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits, for the samples of `keys` [B].
 
-    Attributes:
-        keys: int64 [B], of the samples.
-        patch_dropout: share of patches left out now; None: what each layer was built with.
+    Raises: UserError where a tower has put parts of images into the rows of a batch.
     """
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.patch_dropout: float | None = None
-
-    def uniforms(self, layer: Tensor, shape: torch.Size) -> Tensor:
-        """Float32 in [0, 1) of `shape` [B, ...], with the full 24 bits.
-
-        Raises: UserError where a tower has put parts of images into the rows of a batch.
-        """
-        assert self.keys is not None, "the keys are set before a forward pass in training"
-        if len(self.keys) != shape[0]:
-            raise UserError(
-                f"a tower drops at random in {shape[0]} rows for {len(self.keys)} samples, as one with windows does, "
-                "and what a row is of is not known there; leave its dropout out"
-            )
-        num = shape[1:].numel()
-        elements = torch.arange(num, device=self.keys.device)
-        words = combined(combined(self.keys, layer)[:, None], elements)
-        return (_shifted(words, 40).float() * 2.0**-24).view(shape)
+    if len(keys) != shape[0]:
+        raise UserError(
+            f"a tower drops at random in {shape[0]} rows for {len(keys)} samples, as one with windows does, "
+            "and which sample a row belongs to is not known there; leave its dropout out"
+        )
+    elements = torch.arange(shape[1:].numel(), device=keys.device)
+    words = combined(combined(keys, layer)[:, None], elements)
+    return (_shifted(words, 40).float() * 2.0**-24).view(shape)
 
 
 class _SampleLayer(nn.Module):
-    """A layer that draws by sample in training and passes its input on otherwise.
+    """A layer that draws by sample in training and returns its input otherwise.
 
-    What tells it from the layers of other blocks is in tensors: torch.compile makes a new graph for another number.
+    What differs between the layers of different blocks is in tensors: torch.compile makes a new graph for another
+    number.
     """
 
-    def __init__(self, source: SampleRandomness, layer: int, replaced: Any) -> None:
+    def __init__(self, step: CurrentStep, layer: int, replaced: Any) -> None:
         super().__init__()
-        self.source, self.replaced = source, (replaced,)
+        self.step, self.replaced = step, (replaced,)
         self.layer = nn.Buffer(torch.tensor(layer), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,6 +75,11 @@ class _SampleLayer(nn.Module):
         """`x` [B, ...] with something left out, by the settings of the layer that this one replaced."""
         raise AssertionError("each kind of layer draws in its own way")
 
+    def _context(self) -> StepContext:
+        context = self.step.context
+        assert context is not None, "the context is set before a forward pass in training"
+        return context
+
 
 class SamplePatchDropout(_SampleLayer):
     """Leaves out a share of the patches of each image (FLIP, arXiv 2212.00794)."""
@@ -95,19 +88,20 @@ class SamplePatchDropout(_SampleLayer):
         return self._kept(x, settings)[0]
 
     def _kept(self, x: Tensor, settings: Any) -> tuple[Tensor, Tensor | None]:
-        share = settings.prob if self.source.patch_dropout is None else self.source.patch_dropout
+        context = self._context()
+        share = settings.prob if context.patch_dropout is None else context.patch_dropout
         if not share:
             return x, None
         prefix, patches = x[:, : settings.num_prefix_tokens], x[:, settings.num_prefix_tokens :]
         num_kept = max(1, int(patches.shape[1] * (1 - share)))
-        order = self.source.uniforms(self.layer, patches.shape[:2]).argsort(dim=1, stable=True)
+        order = uniforms(context.keys, self.layer, patches.shape[:2]).argsort(dim=1, stable=True)
         kept = order[:, :num_kept].sort(dim=1).values
         patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
         return torch.cat([prefix, patches], dim=1), kept
 
 
 class SamplePatchDropoutWithIndices(SamplePatchDropout):
-    """The same for towers with rotary positions (EVA), which ask which patches are left."""
+    """The same for towers with rotary positions (EVA), which need to know which patches are left."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """What is kept of `x`, and which patches; None where it is all of them."""
@@ -117,12 +111,12 @@ class SamplePatchDropoutWithIndices(SamplePatchDropout):
 class SampleDropPath(_SampleLayer):
     """Leaves out the whole branch of some samples (stochastic depth, arXiv 1603.09382)."""
 
-    def __init__(self, source: SampleRandomness, layer: int, replaced: DropPath) -> None:
-        super().__init__(source, layer, replaced)
+    def __init__(self, step: CurrentStep, layer: int, replaced: DropPath) -> None:
+        super().__init__(step, layer, replaced)
         self.keep = nn.Buffer(torch.tensor(1 - replaced.drop_prob), persistent=False)
 
     def _draw(self, x: Tensor, settings: DropPath) -> Tensor:
-        kept = self.source.uniforms(self.layer, torch.Size((x.shape[0],))) < self.keep
+        kept = uniforms(self._context().keys, self.layer, torch.Size((x.shape[0],))) < self.keep
         factor = kept / self.keep if settings.scale_by_keep else kept
         return x * factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
@@ -132,17 +126,16 @@ class SampleDropout(_SampleLayer):
 
     @property
     def p(self) -> float:
-        """For attention that reads its layer's share and drops by itself, which `exactness.check_draws` tells."""
+        """For attention that reads its layer's share and drops by itself, which `check_draws` refuses."""
         return float(self.replaced[0].p)
 
     def _draw(self, x: Tensor, settings: nn.Dropout) -> Tensor:
-        kept = self.source.uniforms(self.layer, x.shape) >= settings.p
+        kept = uniforms(self._context().keys, self.layer, x.shape) >= settings.p
         return x * kept / (1 - settings.p)
 
 
-def apply(model: nn.Module) -> SampleRandomness:
-    """Exchanges every layer of `model` that drops at random; returns where its keys are to be set."""
-    source = SampleRandomness()
+def apply(model: nn.Module, step: CurrentStep) -> None:
+    """Replaces every layer of `model` that drops at random by one that reads its keys from `step`."""
     kinds = {
         PatchDropout: SamplePatchDropout,
         PatchDropoutWithIndices: SamplePatchDropoutWithIndices,
@@ -154,9 +147,8 @@ def apply(model: nn.Module) -> SampleRandomness:
         for name, child in list(parent.named_children()):
             kind = kinds.get(type(child))
             if kind is not None and _probability(child) > 0:
-                parent.add_module(name, kind(source, layer, child).train(child.training))
+                parent.add_module(name, kind(step, layer, child).train(child.training))
                 layer += 1
-    return source
 
 
 def is_random(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from clip_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """A linear warm-up, and then one of three courses.
+    """A linear warm-up, then one of three schedules.
 
     Attributes:
         kind: cosine (from peak to final), constant, constant_cooldown (constant, then down to final: WSD).
@@ -29,10 +29,10 @@ class Schedule:
     power: float
 
     def learning_rate(self, samples_seen: int) -> float:
-        """That of the step which begins after `samples_seen` samples; the last step does not reach `final` itself.
+        """The learning rate of the step that begins after `samples_seen` samples; the last step does not reach `final`.
 
         The warm-up counts the step's own samples, so that no step is lost at a rate of 0. At equal batches this is
-        open_clip's course of the same kind (open_clip_train.scheduler), step by step.
+        open_clip's schedule of the same kind (open_clip_train.scheduler), step by step.
         """
         if samples_seen < self.warmup:
             return self.peak * (samples_seen + self.global_batch) / self.warmup

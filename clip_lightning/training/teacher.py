@@ -1,7 +1,7 @@
-"""A frozen teacher: the model of a finished run, whose features of the same pairs the loss puts beside the student's.
+"""A frozen teacher: the model of a finished run; the loss compares its features of the same pairs to the student's.
 
-It is no module of the student: no wrapper, optimizer or checkpoint finds it, and every rank holds a whole one. Which
-teacher it was stands in the science as `loss.teacher_science`.
+It is not a module of the student: no wrapper, optimizer or checkpoint contains it, and every rank holds all of it. The
+science names it as `loss.teacher_science`.
 """
 
 import json
@@ -58,10 +58,10 @@ def find_teacher(student: Config) -> FoundTeacher:
 
 
 class Teacher:
-    """Gives features; is never trained."""
+    """Computes features; is never trained."""
 
     def __init__(self, found: FoundTeacher) -> None:
-        """Raises: UserError, CheckpointError where the model cannot be built or the weights are another's."""
+        """Raises: UserError, CheckpointError where the model cannot be built or the weights are another model's."""
         model = load_model(found.config, found.checkpoint).requires_grad_(False)
         self.model = model.to(memory_format=torch.channels_last)
         self.image_size = found.config.model.vision.image_size
@@ -70,7 +70,7 @@ class Teacher:
     def features(
         self, images: Tensor, tokens: Tensor, lengths: Tensor, *, batch: int, autocast: AbstractContextManager[None]
     ) -> dict[str, Tensor]:
-        """What the loss takes by name: `teacher_image`, `teacher_text` float32 [b, T], and `teacher_scale` [1].
+        """The loss's further arguments: `teacher_image`, `teacher_text` float32 [b, T], and `teacher_scale` [1].
 
         Args:
             images: uint8 [b, 3, S, S] as the student sees them; brought to the teacher's own size and statistics.

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from clip_lightning.distributed import all_reduce_sum
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import EMA, Record
+from clip_lightning.reliability.out_of_memory import out_of_memory_as
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 
@@ -119,8 +120,9 @@ class ZeroShotCallback(Callback):
         return bool(self.every) and before // self.every < after // self.every
 
     def _measure(self, pl_module: ClipModule) -> list[Record]:
-        return [
-            record
-            for evaluator in self.evaluators
-            for record in evaluator.run(pl_module.model, self.tokenizer, pl_module.device)
-        ]
+        with out_of_memory_as(f"an evaluation does not fit into the memory of {pl_module.device}: lower eval.batch"):
+            return [
+                record
+                for evaluator in self.evaluators
+                for record in evaluator.run(pl_module.model, self.tokenizer, pl_module.device)
+            ]

@@ -30,7 +30,7 @@ def state() -> dict[str, Any]:
     """Weights and moments as a run has them."""
     config = compose.load("train", ["model=vit_b32", "data=cc12m", "compute=openclip_cc12m"], check=False)
     clip = build_clip(config.model, config.loss)
-    optimizer = build_optimizer(clip, config.optimizer, 1e-5, torch.device("cpu"))
+    optimizer = build_optimizer(clip, config.optimizer, 1e-5)
     for parameter in clip.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -66,7 +66,7 @@ def run_rank(rank: int, world: int, folder: str, model: str, strategy: str) -> N
         fsdp.apply(clip, init_device_mesh("cpu", (world,)))
     else:
         spread = nn.parallel.DistributedDataParallel(clip, gradient_as_bucket_view=True)
-    optimizer = build_optimizer(clip, config.optimizer, 1e-5, torch.device("cpu"))
+    optimizer = build_optimizer(clip, config.optimizer, 1e-5)
     size, length = config.model.vision.image_size, config.model.text.context_length
     images, tokens = torch.rand(PAIRS, 3, size, size), torch.randint(1, 1000, (PAIRS, length))
     SoftmaxLoss(config.loss.chunk)(*spread(images, tokens, torch.full((PAIRS,), length))).loss.backward()

@@ -30,8 +30,8 @@ from clip_lightning.config.schema import (
 )
 from clip_lightning.data.batches import Batch
 from clip_lightning.distributed import rank_and_world
-from clip_lightning.parallel import activation_checkpointing, strategy
-from clip_lightning.parallel.fsdp import whole
+from clip_lightning.parallel import strategy
+from clip_lightning.parallel.fsdp import full_tensor
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.training.clip_module import ClipModule, StepMetrics
 
@@ -144,7 +144,7 @@ class Recorder(ClipModule):
     def _clip(self) -> torch.Tensor:
         if not self.gradients:
             gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
-            self.gradients = {name: whole(g.detach()).clone() for name, g in gradients.items() if g is not None}
+            self.gradients = {name: full_tensor(g.detach()).clone() for name, g in gradients.items() if g is not None}
         return super()._clip()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -209,8 +209,8 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
         config.model.vision.locked = config.model.text.locked = case.get("locked", False)
         spread: Any = strategy.build(config.cluster)
         spread.cluster_environment = _Started(rank, world)
+        config.cluster.activation_checkpointing = case.get("activation_checkpointing", "none")
         module = small_module(config)
-        activation_checkpointing.apply(module.model, case.get("activation_checkpointing", "none"))
         fit(module, Stream(0, case.get("num_steps", 1)), spread, devices=world)
         average = module.ema.average if module.ema is not None else {}
         results[str(k)] = {
@@ -218,8 +218,8 @@ def run_rank(rank: int, world: int, folder: str, cases: list[dict[str, Any]]) ->
             "accuracies": torch.stack([step.accuracy for step in module.steps]),
             **{f"gradient {name}": gradient for name, gradient in module.gradients.items()},
             **{f"buffer {name}": value for name, value in module.model.named_buffers()},
-            **{f"weight {name}": whole(value.detach()) for name, value in module.model.named_parameters()},
-            **{f"average {name}": whole(value) for name, value in average.items()},
+            **{f"weight {name}": full_tensor(value.detach()) for name, value in module.model.named_parameters()},
+            **{f"average {name}": full_tensor(value) for name, value in average.items()},
         }
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")

@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.data.batches import Batch
 from clip_lightning.parallel import strategy
-from clip_lightning.parallel.fsdp import whole
+from clip_lightning.parallel.fsdp import full_tensor
 from tests.support.small_run import GLOBAL_BATCH, Recorder, Stream, _Started, config_with_batch_norm, fit
 
 STEPS, POISONED = 5, 2
@@ -38,7 +38,7 @@ class Watched(Recorder):
         found |= {f"average {name}": value for name, value in self.ema.average.items()}
         for number, kept in self.trainer.optimizers[0].state_dict()["state"].items():
             found |= {f"optimizer {number} {name}": value for name, value in kept.items()}
-        return {name: whole(value.detach()).clone() for name, value in found.items()}
+        return {name: full_tensor(value.detach()).clone() for name, value in found.items()}
 
 
 def run_rank(rank: int, folder: str, name: str) -> None:

@@ -54,15 +54,15 @@ def check(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "mends"),
+    ("config", "fixes"),
     [
         (with_text(BERT), r"mask_padding=true or model\.text\.pad_to_context=true"),
         (with_text(CONVBERT, mask_padding=True), r"write model\.text\.pad_to_context=true"),
     ],
     ids=["bert without a mask", "convolutions over padding"],
 )
-def test_padding_that_reaches_features_is_told(config: Config, mends: str) -> None:
-    with pytest.raises(UserError, match=rf"the padding behind a caption changes its features.*{mends}"):
+def test_padding_that_changes_features_is_refused(config: Config, fixes: str) -> None:
+    with pytest.raises(UserError, match=rf"the padding after a caption changes its features.*{fixes}"):
         small_module(config)
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from clip_lightning.config.schema import TextConfig
 from clip_lightning.training.length_groups import GROUP_TOKENS, LengthGroups, can_group, plan_groups
-from tests.support.small_run import CONTEXT, global_batch, small_config, small_module
+from clip_lightning.training.step_context import StepContext
+from tests.support.small_run import CONTEXT, Stream, fit, global_batch, small_config, small_module
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,8 @@ def test_no_other_groups_of_neighbours_are_cheaper(lengths: list[int]) -> None:
 
 
 def test_features_and_gradients_are_the_whole_batchs() -> None:
-    text = small_module(small_config()).model.text
+    module = small_module(small_config())
+    text = module.model.text
     batch = global_batch(0)
     direction = torch.randn(16)
     found = []
@@ -52,7 +54,7 @@ def test_features_and_gradients_are_the_whole_batchs() -> None:
         if plan is not None:
             assert len(plan.groups) > 1
         text.zero_grad()
-        text.forward.plan = plan
+        module._prepared.step.context = StepContext(keys=batch.sample_ids, plan=plan)
         features = text(batch.tokens, batch.lengths)
         (features @ direction).square().sum().backward()
         found.append([features.detach(), *(p.grad.clone() for p in text.parameters())])
@@ -75,8 +77,8 @@ def test_only_exact_towers_are_grouped(text: TextConfig, expected: bool) -> None
     assert not can_group(text, has_random_layers=True)
 
 
-def test_evaluation_passes_by() -> None:
+def test_texts_are_not_grouped_outside_of_training_steps() -> None:
     module = small_module(small_config())
-    groups = module.model.text.forward
-    assert isinstance(groups, LengthGroups)
-    assert groups.plan is None
+    assert isinstance(module.model.text.forward, LengthGroups)
+    fit(module, Stream(0, 1))
+    assert module._prepared.step.context is None

@@ -13,6 +13,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.model.flops import count_flops
 from clip_lightning.parallel import compile
 from clip_lightning.training.sample_randomness import sample_keys
+from clip_lightning.training.step_context import StepContext
 from tests.support.small_run import (
     GLOBAL_BATCH,
     IMAGE_SIZE,
@@ -119,7 +120,7 @@ def test_a_tower_with_rotary_positions_drops_by_sample() -> None:
     keys = sample_keys(0, torch.zeros(GLOBAL_BATCH, dtype=torch.int64), torch.arange(GLOBAL_BATCH))
     features = []
     for chosen, first in ((keys, 0), (keys[5:9], 5), (keys[6:10], 5)):
-        module._randomness.keys = chosen
+        module._prepared.step.context = StepContext(keys=chosen)
         features.append(module.model.encode_image(images[first : first + len(chosen)]))
     whole, part, other_keys = features
     torch.testing.assert_close(part, whole[5:9], rtol=1e-5, atol=1e-6)

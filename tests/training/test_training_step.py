@@ -18,6 +18,7 @@ from clip_lightning.config.lengths import Lengths
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
 from clip_lightning.model.clip import Features
+from clip_lightning.parallel import ddp
 from clip_lightning.reliability.nan_guard import DELAY, DivergenceError
 from clip_lightning.training.clip_module import ClipModule, Pairs
 from clip_lightning.training.optimizer import decays
@@ -237,11 +238,50 @@ class SmallMemory(Recorder):
     """A device that holds the graph of so many pairs, and no more."""
 
     room = 7
+    error: Exception = torch.OutOfMemoryError("out of memory")
 
     def forward(self, pairs: Pairs) -> Features:
         if torch.is_grad_enabled() and len(pairs.images) > self.room:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         return super().forward(pairs)
+
+
+def test_the_cpus_out_of_memory_error_is_handled_like_a_gpus() -> None:
+    module = SmallMemory(small_config(), Lengths(NUM_STEPS * GLOBAL_BATCH, 40))
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    module.error = found.value
+    with pytest.warns(UserWarning, match="continuing with 6"):
+        fit(module, Stream(0, 1))
+    assert module.micro_batch == 6
+
+
+def test_out_of_memory_in_the_optimizer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(small_config())
+
+    def step(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(UserError, match="cluster=fsdp"):
+        fit(module, Stream(0, 1))
+
+
+def test_ddp_on_one_device_does_not_repeat_a_backward_pass_that_broke() -> None:
+    module = SmallMemory(small_config(), Lengths(NUM_STEPS * GLOBAL_BATCH, 40))
+    with pytest.raises(UserError, match=r"cluster\.micro_batch=24 does not fit"):
+        fit(module, Stream(0, 1), ddp.strategy())
+
+
+def test_an_average_continues_where_a_parameter_is_new() -> None:
+    before, after = (small_module(small_config(loss, ema_decay=0.5)) for loss in ("softmax", "sigmoid"))
+    fit(before, Stream(0, 1))
+    kept: dict[str, Any] = {}
+    before.on_save_checkpoint(kept)
+    after.on_load_checkpoint(kept)
+    assert after.ema is not None
+    assert torch.equal(after.ema.average["logit_bias"], after.model.state_dict()["logit_bias"])
+    assert torch.equal(after.ema.average["log_logit_scale"], kept["ema_weights"]["log_logit_scale"])
 
 
 def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
@@ -249,7 +289,7 @@ def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
     config = small_config()
     config.model.vision.patch_dropout = 0.4
     small, large = SmallMemory(config, lengths), Recorder(config, lengths)
-    with pytest.warns(UserWarning, match="going on with 6"):
+    with pytest.warns(UserWarning, match="continuing with 6"):
         fit(small, Stream(0, 2))
     fit(large, Stream(0, 2))
     check_close(small.gradients, large.gradients, 1e-6)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_lightning.config import identity, keys, phases
-from clip_lightning.config.checks import cluster, data, lengths, model, paths, ranges
+from clip_lightning.config.checks import cluster, data, lengths, model, optimizer, paths, ranges
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.targets import target_problem
@@ -21,7 +21,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
     if isinstance(config, EvaluateConfig):
         return [*problems, *_run_folder(config)]
     problems += [*model.problems(config), *_names(config), *data.problems(config.data), *paths.problems(config)]
-    problems += [*_allowed(config.allow_changed), *phases.problems(config)]
+    problems += [*_allowed(config.allow_changed), *phases.problems(config), *optimizer.problems(config)]
     if not any(key.startswith(("compute.", "cluster.")) for key in wrong):
         problems += lengths.problems(config)
     return problems

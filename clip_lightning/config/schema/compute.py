@@ -81,13 +81,19 @@ class ComputeConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW's own numbers; the learning rate is `compute`'s."""
+    """The optimizer; the learning rate is `compute`'s. beta1, beta2 and eps are AdamW's."""
 
     name: str = key("adamw", "the option's name")
     beta1: float = key(0.9, "decay of the mean of gradients", minimum=0, below=1)
     beta2: float | None = key(None, "null: recipes", minimum=0, below=1)
     eps: float | None = key(None, "null: recipes", above=0)
-    weight_decay: float | None = key(None, "null: recipes; not on gains, biases, position embeddings, scale", minimum=0)
+    weight_decay: float | None = key(
+        None, "null: recipes, or the default of _target_; not on gains, biases, position embeddings, scale", minimum=0
+    )
+    _target_: str | None = key(
+        None, "import path of another torch.optim.Optimizer; never taken from a checkpoint", hash_default=False
+    )
+    options: dict[str, Any] = key({}, "arguments of _target_, without the learning rate", hash_default=False)
 
 
 @dataclass

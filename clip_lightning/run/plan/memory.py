@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from clip_lightning.compat import TorchDispatchMode, fake_tensor_mode, replace_tensors, storage_id, tree_leaves
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import Config
 from clip_lightning.formatting import bytes_shown
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.parallel import activation_checkpointing
 from clip_lightning.parallel.fsdp import shard_size
+from clip_lightning.training.optimizer import state_size
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Memory:
 
 
 def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teacher: CLIP | None = None) -> Memory:
-    """Bytes of one rank's step: weights, gradients, AdamW's two moments, and the most that a phase adds.
+    """Bytes of one rank's step: weights, gradients, the optimizer's state, and the most that a phase adds.
 
     Args:
         model, teacher: on the meta device.
@@ -76,7 +75,7 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
         + 4 * (largest + second)
         + (4 * num_parameters(teacher) if teacher else 0),
         gradients=4 * trained // shards + 4 * largest,
-        optimizer=8 * trained // shards,
+        optimizer=int(4 * state_size(config.optimizer) * trained) // shards,
         activations=activations,
         loss=4 * (4 * share * width + 2 * batch * width + 2 * min(config.loss.chunk, share) * batch),
     )
@@ -110,8 +109,8 @@ def _activation_bytes(config: Config, phase: Phase, pairs: int) -> int:
     # Whether a mask hides anything is asked of its values, which are not there.
     model.text.mask_padding = False  # type: ignore[assignment]
     activation_checkpointing.apply(model, config.cluster.activation_checkpointing)
-    with FakeTensorMode():
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+    with fake_tensor_mode():
+        replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
         return peak_bytes(model, phase, pairs, config.compute.precision)
 
 
@@ -137,24 +136,24 @@ class _Lives(TorchDispatchMode):
 
     def __init__(self, known: Sequence[torch.UntypedStorage]) -> None:
         super().__init__()
-        self._alive = {storage._cdata: -1 for storage in known}
+        self._alive = {storage_id(storage): -1 for storage in known}
         self._events: list[tuple[int, int]] = []  # number of a storage, bytes; negative at its end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._alive:
+            if isinstance(tensor, torch.Tensor) and storage_id(storage := tensor.untyped_storage()) not in self._alive:
                 number, size = len(self._events), storage.nbytes()
-                self._alive[storage._cdata] = number
+                self._alive[storage_id(storage)] = number
                 self._events.append((number, size))
-                weakref.finalize(storage, self._end, storage._cdata, number, size).atexit = False
+                weakref.finalize(storage, self._end, storage_id(storage), number, size).atexit = False
         return result
 
-    def _end(self, cdata: int, number: int, size: int) -> None:
-        del self._alive[cdata]
+    def _end(self, storage: int, number: int, size: int) -> None:
+        del self._alive[storage]
         self._events.append((number, -size))
 
     def peak(self, without: Sequence[torch.UntypedStorage]) -> int:
         """The most bytes alive at a time, some storages that are alive now left out."""
-        left_out = {self._alive[storage._cdata] for storage in without}
+        left_out = {self._alive[storage_id(storage)] for storage in without}
         return max(accumulate(size for number, size in self._events if number not in left_out))

@@ -10,12 +10,11 @@ from typing import TypeVar
 
 import torch
 
-from clip_lightning.config import duration
 from clip_lightning.config.checks import paths as data_places
-from clip_lightning.config.lengths import Lengths, resolve_lengths, total_samples
+from clip_lightning.config.lengths import Lengths, resolve_lengths
 from clip_lightning.config.phases import Phase, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
-from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.data.datamodule import TOKENIZER_CAPTIONS, ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
@@ -160,31 +159,8 @@ class _Trials:
 
 
 def build_datamodule(config: Config) -> ContrastiveDataModule:
-    """The data of a run, as long as the run is; its tokenizer is set later.
-
-    Raises:
-        UserError: the data cannot be trained on, or the run's length cannot be told.
-    """
-
-    def build(total: int) -> ContrastiveDataModule:
-        return ContrastiveDataModule(
-            config.data,
-            image_size=config.model.vision.image_size,
-            tokenizer=None,
-            seed=config.compute.seed,
-            global_batch=config.compute.global_batch,
-            total_samples=total,
-            workers=config.cluster.workers,
-            overfit_samples=config.debug.overfit_samples,
-        )
-
-    if duration.parse(config.compute.duration).unit != "epochs":
-        datamodule = build(total_samples(config, None))
-    else:  # how long the run is in samples follows from how many pairs the index finds
-        num_samples = build(config.compute.global_batch).num_samples
-        datamodule = build(total_samples(config, num_samples))
-    datamodule.phases = phases_of(config, total_samples=datamodule.total_samples, epoch_samples=datamodule.num_samples)
-    return datamodule
+    """The data of a run; its tokenizer is set later. Raises UserError where it cannot be trained on."""
+    return ContrastiveDataModule(config)
 
 
 def build_on_meta(config: Config) -> CLIP:

@@ -20,7 +20,6 @@ from clip_lightning.config.phases import phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
 from clip_lightning.model.flops import count_flops
-from clip_lightning.parallel import activation_checkpointing, compile
 from clip_lightning.run.hardware import Device, main_memory, peak_memory_gib, uses_gpu
 from clip_lightning.run.plan.memory import estimate_memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, build_on_meta
@@ -70,9 +69,6 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
         )
     before = resident_gib()
     module = ClipModule(small, found.lengths)
-    activation_checkpointing.apply(module.model, small.cluster.activation_checkpointing)
-    if small.cluster.compile:
-        compile.apply(module.model)
     clock = _Clock()
     with TemporaryDirectory() as folder:
         trainer = build_trainer(small, [clock], Path(folder))
