@@ -14,7 +14,7 @@ _MODULES = {
     "embed_images": "clip_lightning.training.embedding",
     "embed_texts": "clip_lightning.training.embedding",
     "load": "clip_lightning.training.embedding",
-    "load_config": "clip_lightning.config.compose",
+    "load_config": "clip_lightning.config.library",
 }
 __all__ = [*_MODULES]
 

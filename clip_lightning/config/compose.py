@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, parts, presets, recipes
+from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
 from clip_lightning.errors import UserError
@@ -96,19 +97,6 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     return config
 
 
-def load_config(*settings: str) -> Config:
-    """The checked config of a training run, for use in a script or a notebook.
-
-    Args:
-        settings: as on the command line, like "model=tiny" or "compute.seed=1".
-
-    Raises:
-        UserError: all that is wrong, one sentence each.
-    """
-    config: Config = load("train", settings)
-    return config
-
-
 def compose(config_name: str, words: Sequence[Override], grammar: overrides.Grammar) -> Composition:
     """Composes the options and settings, `by_data` and `by_model` replaced by what they stand for.
 
@@ -168,20 +156,6 @@ def read(path: Path, schema: type = Config) -> Any:
         return parse(path.read_text(encoding="utf-8"), schema, source=str(path))
     except OSError as error:
         raise UserError(f"{path}: this config cannot be read ({error.strerror})") from error
-
-
-def parse(text: str, schema: type = Config, *, source: str) -> Any:
-    """A config from the text that `dump` has made.
-
-    Raises:
-        UserError: the text is no YAML, or does not fit the schema; it names `source`.
-    """
-    if "${" in text:
-        raise UserError(f"{source}: a frozen config holds no ${{...}}; it was not written by this project")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(text)))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"{source}: this config does not fit the schema ({first_line(error)})") from error
 
 
 def dump(config: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from clip_lightning.config import compose
+from clip_lightning.config.frozen import parse
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import CheckpointError
 from clip_lightning.training.saved_model import refuse_targets
@@ -44,7 +45,7 @@ def load(
         text, weights = checkpoint[_KEY]["config"], checkpoint["state_dict"]
     except (OSError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of a ClipModule that Lightning has written") from error
-    config = compose.parse(text, source=str(path))
+    config = parse(text, source=str(path))
     refuse_targets(config, allow_target)
     config.model.vision.pretrained = config.model.text.pretrained = False  # the checkpoint holds all weights
     module = kind(config)
