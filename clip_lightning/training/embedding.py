@@ -17,7 +17,7 @@ from clip_lightning.config import compose
 from clip_lightning.data.images.decode import decode_eval
 from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
-from clip_lightning.training.saved_model import find_checkpoint, load_model, refuse_targets
+from clip_lightning.training.saved_model import TOKENIZER, config_of_saved, find_checkpoint, load_model, refuse_targets
 
 
 class LoadedModel(NamedTuple):
@@ -55,8 +55,9 @@ def load(
     path = Path(run).expanduser()
     config = compose.read(path / "config.yaml")
     refuse_targets(config, allow_target)
+    config = config_of_saved(config, path)
     model = load_model(config, find_checkpoint(path, checkpoint), weights).to(device)
-    tokenizer = build_tokenizer(config.model.text, path / "tokenizer", None)
+    tokenizer = build_tokenizer(config.model.text, path / TOKENIZER, None)
     return LoadedModel(model, tokenizer, partial(decode_eval, size=config.model.vision.image_size))
 
 

@@ -14,7 +14,7 @@ from clip_lightning.config.checks import paths as data_places
 from clip_lightning.config.lengths import Lengths, resolve_lengths
 from clip_lightning.config.phases import Phase, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
-from clip_lightning.data.datamodule import TOKENIZER_CAPTIONS, ContrastiveDataModule
+from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
