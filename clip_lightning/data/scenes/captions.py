@@ -5,12 +5,9 @@ before a shape, or is said of it, only where that pair is drawn.
 """
 
 import re
-from typing import TYPE_CHECKING
 
 from clip_lightning.data.order.counter_rng import CounterRng
-
-if TYPE_CHECKING:
-    from clip_lightning.data.scenes.scenes import Scene, Thing
+from clip_lightning.data.scenes.scene import Scene, Thing
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ONE = (
@@ -67,7 +64,7 @@ BEFORE_VOWEL = re.compile(r"\ba (?=orange|eight|8)")
 NOISE = ("img {}", "dsc {}", "free download", "stock photo", "photo by anna", "via phone", "no {}", "my homework")
 
 
-def thing_words(thing: "Thing", rng: CounterRng) -> str:
+def thing_words(thing: Thing, rng: CounterRng) -> str:
     """What a shape is called: always its colour and shape, often its size, sometimes its texture."""
     words = [thing.color, thing.shape]
     if thing.texture != "plain" and rng.chance(0.4):
@@ -77,7 +74,7 @@ def thing_words(thing: "Thing", rng: CounterRng) -> str:
     return " ".join(words)
 
 
-def describe(scene: "Scene", rng: CounterRng) -> str:
+def describe(scene: Scene, rng: CounterRng) -> str:
     """One caption of the scene."""
     if scene.digit is not None:
         caption = _describe_digit(scene, rng)
@@ -94,7 +91,7 @@ def describe(scene: "Scene", rng: CounterRng) -> str:
     return caption
 
 
-def _describe_one(scene: "Scene", rng: CounterRng) -> str:
+def _describe_one(scene: Scene, rng: CounterRng) -> str:
     (thing,) = scene.things
     form = rng.between(0, 1)
     if form < 0.78:
@@ -109,7 +106,7 @@ def _describe_one(scene: "Scene", rng: CounterRng) -> str:
     return rng.pick(NOTHING)
 
 
-def _describe_two(scene: "Scene", rng: CounterRng) -> str:
+def _describe_two(scene: Scene, rng: CounterRng) -> str:
     first, second = scene.things  # the left or the upper one is first
     words = thing_words(first, rng), thing_words(second, rng)
     form = rng.between(0, 1)
@@ -120,7 +117,7 @@ def _describe_two(scene: "Scene", rng: CounterRng) -> str:
     return rng.pick(("two shapes", "two things", *NOTHING))
 
 
-def _describe_digit(scene: "Scene", rng: CounterRng) -> str:
+def _describe_digit(scene: Scene, rng: CounterRng) -> str:
     assert scene.digit is not None
     name = DIGIT_NAMES[scene.digit] if rng.chance(0.6) else str(scene.digit)
     form = rng.between(0, 1)

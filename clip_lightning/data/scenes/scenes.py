@@ -16,6 +16,7 @@ from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.layout import Layout, Pixels, RawSample, digest
 from clip_lightning.data.order.counter_rng import CounterRng
 from clip_lightning.data.scenes.captions import DIGIT_NAMES, describe
+from clip_lightning.data.scenes.scene import Scene, Thing
 from clip_lightning.data.scenes.strokes import OVERSAMPLING, ink, scan_digit, write_digit
 
 SIZE = 32  # pixels of a scene, square
@@ -81,30 +82,6 @@ PAIRS = tuple((color, shape) for color in COLOR_NAMES for shape in SHAPES)
 # Two shapes are missing from each colour, and two colours from each shape.
 UNSEEN = tuple(pair for pair in PAIRS if (SHAPES.index(pair[1]) - COLOR_NAMES.index(pair[0])) % len(SHAPES) in (1, 4))
 SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
-
-
-class Thing(NamedTuple):
-    """One coloured shape: what is said of it, and its centre in pixels, radius in pixels and turn in radians."""
-
-    color: str
-    shape: str
-    size: str
-    texture: str
-    place: str
-    x: float
-    y: float
-    radius: float
-    turn: float
-
-
-class Scene(NamedTuple):
-    """What is in a picture. Of two things the left one (or the upper one, where stacked) comes first."""
-
-    things: tuple[Thing, ...]
-    background: str
-    stacked: bool = False
-    digit: int | None = None
-    ink: str | None = None  # colour of the digit; None: a scan, white on black
 
 
 class Scenes(Layout):
