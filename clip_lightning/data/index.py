@@ -19,13 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = DataConfig()
     parser = argparse.ArgumentParser(prog="python -m clip_lightning.data.index", description="Index tar shards.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folder, tar, or pattern like {00000..00099}.tar")
-    parser.add_argument("--index-folder", help="where sidecars go, instead of beside the shards")
+    parser.add_argument("--index-folder", help="where sidecars are written, instead of beside the shards")
     parser.add_argument("--image-keys", nargs="+", default=default.image_keys, help="extensions of images")
     parser.add_argument(
         "--caption-keys", nargs="+", default=default.caption_keys, help="members or JSON keys of captions"
     )
     parser.add_argument("--workers", type=int, help="processes; one per core if left out")
-    parser.add_argument("--force", action="store_true", help="make sidecars anew that are up to date")
+    parser.add_argument("--force", action="store_true", help="write sidecars again that are up to date")
     arguments = parser.parse_args(argv)
     try:
         sources = [source for path in arguments.paths for source in list_sources(path, ".tar", "PATH")]

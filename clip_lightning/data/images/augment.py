@@ -20,7 +20,7 @@ from clip_lightning.data.order.counter_rng import AUGMENT, uniforms
 Draws = npt.NDArray[np.float64]
 
 _TRIES = 10
-# Which number of a sample's row is for what; fixed, so that switching one augmentation on leaves the others alone.
+# The use of each number in a sample's row; fixed, so that one augmentation does not change the draws of another.
 CAPTION, _FLIP, _GREY, _LEFT, _TOP, _JITTER_ORDER = range(6)
 _JITTER = slice(6, 10)
 _AREA = slice(10, 10 + _TRIES)
@@ -161,5 +161,5 @@ def _reflected(length: int, pad: int) -> Ids:
 
 
 def empty_images(num: int, size: int) -> Tensor:
-    """Room for a batch: uint8 [num, 3, size, size], channels last in memory, as images are decoded."""
+    """Memory for a batch: uint8 [num, 3, size, size], channels last in memory, as images are decoded."""
     return torch.empty(num, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -1,9 +1,9 @@
 """From the bytes of an image to uint8 pixels at the size of the model; normalising is the model's, on its device.
 
-JPEG goes through simplejpeg, all else (PNG, WebP, GIF, BMP, CMYK, 16 bits, palettes, alpha, animations: the first
-frame) through Pillow. Sizes are read from the header first, so that no bomb is ever unpacked. The one resize is torch's
-antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is open_clip's: the
-short side to `size`, the centre cut out.
+JPEG goes through simplejpeg, everything else (PNG, WebP, GIF, BMP, CMYK, 16 bits, palettes, alpha, animations: the
+first frame) through Pillow. Sizes are read from the header first, so that no decompression bomb is unpacked. The one
+resize is torch's antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is
+open_clip's: the short side to `size`, the centre cut out.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ LONGEST = 8  # short sides: of a longer image only this much is resized, around 
 
 
 class Opened(NamedTuple):
-    """An image of which the header is read: its size as it will be shown, and what decodes it."""
+    """An image whose header is read: its size after rotation, and what decodes it."""
 
     content: bytes | Pixels
     width: int
@@ -36,7 +36,7 @@ class Opened(NamedTuple):
 def open_image(content: bytes | Pixels, *, max_pixels: int = MAX_PIXELS, exif_rotation: bool = False) -> Opened:
     """Reads the header; pixels are passed through.
 
-    Raises: BadSample where it is no image, or one of more than `max_pixels`.
+    Raises: BadSample where it is not an image, or has more than `max_pixels`.
     """
     if isinstance(content, np.ndarray):
         return Opened(content, content.shape[1], content.shape[0])
@@ -72,7 +72,7 @@ def pixels_of(opened: Opened, shrink: int = 1) -> Pixels:
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
         try:
             pixels = simplejpeg.decode_jpeg(content, colorspace="RGB", **least)
-        except ValueError:  # Pillow forgives more than libjpeg's strict mode; what it refuses is damaged
+        except ValueError:  # Pillow accepts more than libjpeg's strict mode; what it refuses is damaged
             pixels = None
     if pixels is None:
         pixels = _decode_with_pillow(opened.picture or open_with_pillow(content))
@@ -85,7 +85,7 @@ def resize_into(pixels: Pixels, out: Tensor) -> None:
         out.permute(1, 2, 0).numpy()[...] = pixels
         return
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    # torch.nn.functional.interpolate's own operator, written to its place: a quarter less time than with the copy.
+    # torch.nn.functional.interpolate's own operator, written in place: a quarter less time than with a copy.
     resize_bicubic_into(image, out[None])
 
 
@@ -135,7 +135,7 @@ def _decode_with_pillow(picture: Image.Image) -> Pixels:
         if picture.mode == "P" and "transparency" in picture.info:
             picture = picture.convert("RGBA")
         return np.array(picture.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble on
+    except Exception as error:  # Pillow's decoders raise exceptions of any kind on damaged bytes
         cause = "truncated image" if "truncated" in str(error).lower() else "damaged image"
         raise BadSample(cause, f"{type(error).__name__}: {error}") from error
 
@@ -143,13 +143,13 @@ def _decode_with_pillow(picture: Image.Image) -> Pixels:
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing about how the pixels stand
+    except Exception:  # damaged EXIF holds no orientation
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _rotated(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels as they are to be seen, by the EXIF orientation 1 .. 8 they are stored in."""
+    """Upright pixels, from the EXIF orientation 1 .. 8 that they are stored in."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

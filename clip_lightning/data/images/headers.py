@@ -1,4 +1,4 @@
-"""What an image's first bytes say: whether it is one, and its size. No torch here: the index's processes start fast."""
+"""Format and size of an image from its first bytes. Imports no torch, so that the index's processes start fast."""
 
 import io
 
@@ -14,7 +14,7 @@ HEAD_BYTES = 1 << 16  # of a JPEG hold its header, nearly always
 
 
 def jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG that simplejpeg can turn into RGB, from its first bytes; None for all else."""
+    """Width and height of a JPEG that simplejpeg can turn into RGB, from its first bytes; None for everything else."""
     if not head.startswith(b"\xff\xd8"):
         return None
     try:
@@ -27,12 +27,12 @@ def jpeg_size(head: bytes) -> tuple[int, int] | None:
 def open_with_pillow(content: bytes) -> Image.Image:
     """The image, its pixels not yet decoded.
 
-    Raises: BadSample where the bytes are no image.
+    Raises: BadSample where the bytes are not an image.
     """
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadSample("image too large", str(error)) from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged header makes them stumble on
+    except Exception as error:  # Pillow's readers raise exceptions of any kind on a damaged header
         cause = "damaged image" if content.startswith(b"\xff\xd8") else "not an image"
         raise BadSample(cause, f"{type(error).__name__}: {error}") from error

@@ -19,7 +19,7 @@ _FIRST_PATHS = 64  # that are looked for before a table is used
 
 
 class FileRows(Layout):
-    """One row per image file; the table is held by Arrow, so that processes share it."""
+    """One row per image file; Arrow holds the table, so that processes share it."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ def build_folder(config: DataConfig, path: str) -> Layout:
     """
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        raise DataError(f"data.path={path} is no folder. {config.how_to_get}".strip())
+        raise DataError(f"data.path={path} is not a folder. {config.how_to_get}".strip())
     paths: list[str] = []
     problems: list[Problem] = []
     for files in _folders(folder):
@@ -67,17 +67,17 @@ def _pairs(files: list[str], config: DataConfig) -> tuple[list[str], list[Proble
 def build_coco(config: DataConfig, path: str) -> Layout:
     """One JSON of captions; `path` is that file, or COCO's folder with `annotations/captions_train*.json` in it.
 
-    The images are looked for beside the JSON, in the folder that its name names (`train2017` for
+    The images are looked for beside the JSON, in the folder of its name (`train2017` for
     `captions_train2017.json`), in `images`, and in `<name>-images` for Karpathy's `dataset_<name>.json`.
 
-    Raises: DataError where the file or the images are missing, or it is no such JSON.
+    Raises: DataError where the file or the images are missing, or it is another kind of JSON.
     """
     file = _captions_file(Path(path).expanduser().absolute(), config)
     try:
         document = json.loads(file.read_bytes())
         pairs = dict(_karpathy(document) if "annotations" not in document else _coco(document))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no JSON of captions as COCO has them ({error!r}).") from error
+        raise DataError(f"{file} is not a JSON of captions like COCO's ({error!r}).") from error
     problems = [Problem(str(file), name, "missing caption") for name, texts in pairs.items() if not texts]
     pairs = {name: texts for name, texts in pairs.items() if texts}
     folder = _image_folder(file, list(islice(pairs, _FIRST_PATHS)), config)

@@ -1,8 +1,8 @@
-"""The index of tar shards: one sidecar each (`00000.tar.idx`), written once, memory-mapped ever after.
+"""The index of tar shards: one sidecar each (`00000.tar.idx`), written once, then memory-mapped.
 
-A sidecar holds what a shard looked like (size, time of change, digest), what was left out of it and why, and 40 bytes
-per sample. It stands beside its shard, or in an index folder where the data is read-only; it is written again when the
-shard has changed. `python -m clip_lightning.data.index PATH...` indexes ahead of a run; training does it when missing.
+A sidecar holds the shard's state (size, time of change, digest), what was left out of it and why, and 40 bytes per
+sample. It lies beside its shard, or in an index folder where the data is read-only; it is written again when the shard
+has changed. `python -m clip_lightning.data.index PATH...` indexes ahead of a run; training does it when missing.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ _SMALL = 1 << 28  # bytes that one process indexes before others would have star
 
 
 class Sidecar(NamedTuple):
-    """What is kept in memory of a shard's index.
+    """The part of a shard's index that is kept in memory.
 
     Attributes:
         path: its file.
@@ -55,12 +55,12 @@ class Sidecar(NamedTuple):
             return np.empty(0, RECORD)
         with self.path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        content.madvise(mmap.MADV_RANDOM)  # neighbours in a shard are not asked for together
+        content.madvise(mmap.MADV_RANDOM)  # neighbours in a shard are not read together
         return np.frombuffer(content, RECORD, self.num_samples, self.start)
 
 
 class Keys(NamedTuple):
-    """Which members are images and captions: a sidecar is good for one choice."""
+    """Which members are images and captions; each choice has sidecars of its own."""
 
     images: tuple[str, ...]
     captions: tuple[str, ...]
@@ -77,7 +77,7 @@ class Keys(NamedTuple):
 
 
 def sidecar_of(source: Source, keys: Keys, index_folder: str | None) -> Sidecar | None:
-    """The shard's sidecar, if there is one that tells of the shard as it is."""
+    """The shard's sidecar, if there is one for the shard's present state."""
     for path in sidecar_paths(source, keys, index_folder):
         if (sidecar := _read(path, source)) is not None:
             return sidecar
@@ -85,13 +85,13 @@ def sidecar_of(source: Source, keys: Keys, index_folder: str | None) -> Sidecar 
 
 
 def sidecar_paths(source: Source, keys: Keys, index_folder: str | None) -> list[Path]:
-    """Where the shard's sidecar may stand, the first choice first."""
+    """Where the shard's sidecar may be, the first choice first."""
     name = source.name + keys.suffix()
     elsewhere = cache_folder(index_folder) / "index" / f"{digest(source.url)[:8]}-{name}"
     if index_folder is not None or source.is_remote:
         return [elsewhere]
     beside = Path(source.url).with_name(name)
-    # Nobody's permission to write means read-only, also to root, whom the system would not stop.
+    # Read-only for everybody is also read-only for root, whom the system would not stop.
     is_open = beside.parent.stat().st_mode & 0o222
     return [beside, elsewhere] if is_open or beside.exists() else [elsewhere]
 
@@ -110,13 +110,13 @@ def index_sources(
     Args:
         index_folder: where to write them; None is beside each shard, or the cache where that cannot be written.
         workers: processes; None is one per core.
-        local: brings a remote shard to this machine; may be left out where there is none.
-        force: makes all of them anew.
+        local: downloads a remote shard and returns its path; not needed for local shards.
+        force: writes all of them again.
     Raises: DataError where a shard cannot be read.
     """
     found = [None if force else sidecar_of(source, keys, index_folder) for source in sources]
     if any(sidecar is None for sidecar in found):
-        # Other ranks on this machine wait here, and then find the work done.
+        # Other ranks on this node wait here, and then find the sidecars.
         with _locked(cache_folder(index_folder) / "index" / f"{digest(*(s.url for s in sources))}.lock"):
             missing = [s for s, sidecar in zip(sources, found, strict=True) if sidecar is None]
             if not force:
@@ -197,12 +197,12 @@ def _make_one(source: Source, path: Path, keys: Keys, index_folder: str | None) 
         except OSError as error:
             if candidate == candidates[-1]:
                 raise DataError(
-                    f"{candidate} cannot be written ({error.strerror}); set data.index_folder to a folder that can."
+                    f"{candidate} cannot be written ({error.strerror}); set data.index_folder to a writable folder."
                 ) from error
 
 
 def write_sidecar(path: Path, source: Source, index: ShardIndex) -> None:
-    """Writes a sidecar, complete or not at all."""
+    """Writes a sidecar atomically."""
     head = json.dumps(
         {
             "size": source.size,
@@ -226,7 +226,7 @@ def write_sidecar(path: Path, source: Source, index: ShardIndex) -> None:
 
 
 def _read(path: Path, source: Source) -> Sidecar | None:
-    """A sidecar, or None where it is missing, damaged, or of another state of the shard."""
+    """A sidecar, or None where it is missing, damaged, or describes another state of the shard."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)
@@ -237,7 +237,7 @@ def _read(path: Path, source: Source) -> Sidecar | None:
             complete = os.fstat(file.fileno()).st_size == 16 + length + head["num_samples"] * RECORD.itemsize
     except (OSError, ValueError):
         return None
-    # A copy of remote data may bring the sidecars of where it came from: they know no version of this store.
+    # Sidecars that were copied along with remote data hold no version of this store.
     same = head["size"] == source.size and (head["version"] == source.version or not source.version)
     if not complete or not same:
         return None
@@ -249,7 +249,7 @@ def _read(path: Path, source: Source) -> Sidecar | None:
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        # Without locks two processes may index the same data: twice the work, and the same whole files.
+        # Without locks two processes may index the same data: twice the work, and the same files.
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

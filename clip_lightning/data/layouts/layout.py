@@ -1,8 +1,8 @@
-"""What every kind of data gives: the number of its samples, how they are grouped into shards, and sample k.
+"""The interface of every kind of data: the number of its samples, how they are grouped into shards, and sample k.
 
 A sample id counts through the shards in the order of `shard_sizes`: shard 0 holds ids 0 .. size - 1, and so on. What
-is damaged is raised as `BadSample` by the read (the run replaces it and counts it) or listed in `problems` where the
-index already found it (such samples have no id). A user's own kind of data is a subclass of `Layout`, named by
+is damaged is raised as `BadSample` by the read (the run replaces and counts it), or listed in `problems` if the index
+found it (such samples have no id). A user's own kind of data is a subclass of `Layout`, named by
 `data._target_` and called with the data config and `data.options`.
 """
 
@@ -54,8 +54,8 @@ class Problem(NamedTuple):
         return self.cause.startswith(("damaged", "truncated", "empty image", "empty shard"))
 
 
-class BadSample(Exception):  # noqa: N818 - it is a value as often as it is raised
-    """One damaged sample; `cause` is a short fixed phrase that is counted, `detail` what the decoder said."""
+class BadSample(Exception):  # noqa: N818 - it is returned as often as it is raised
+    """One damaged sample; `cause` is a short fixed phrase that is counted, `detail` is the decoder's message."""
 
     def __init__(self, cause: str, detail: str = "") -> None:
         super().__init__(cause, detail)
@@ -68,7 +68,7 @@ class Layout(ABC):
     Attributes:
         num_samples: samples that can be read, ids 0 .. num_samples - 1.
         shard_sizes: int64 [shards], samples of each; sums to num_samples. A reader that has no files gives one shard.
-        problems: what an index left out.
+        problems: what the index left out.
         remote: True where shards come through a cache and are worth fetching ahead.
         window_shards: shards mixed at a time where `data.window_shards` is null; None is all.
     """
@@ -81,7 +81,7 @@ class Layout(ABC):
 
     @abstractmethod
     def read(self, sample_id: int) -> RawSample:
-        """Sample `sample_id`; the same bytes whenever it is asked for. Raises `BadSample` where it is damaged."""
+        """Sample `sample_id`; the same bytes every time. Raises `BadSample` where it is damaged."""
 
     def read_many(self, sample_ids: Ids) -> list[RawSample | BadSample]:
         """The samples of int64 [n], damaged ones as the `BadSample` that `read` raises."""
@@ -105,15 +105,15 @@ class Layout(ABC):
             return []
 
     def name_of(self, sample_id: int) -> Problem:
-        """Where sample `sample_id` stands, for messages, with an empty cause."""
+        """The file and the name of sample `sample_id`, for messages; the cause is empty."""
         return Problem("", f"sample {sample_id}", "")
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when the data changes; the same on every machine."""
+        """16 hex digits that change when the data changes; the same on every node."""
         return digest(type(self).__name__, self.shard_sizes.tobytes())
 
     def prefetch(self, shard: int) -> None:  # noqa: B027 - only remote layouts have something to do
-        """Brings a shard near before it is needed; may be called from a thread."""
+        """Fetches a shard before it is needed; may be called from a thread."""
 
 
 def digest(*parts: str | bytes) -> str:
@@ -143,7 +143,7 @@ def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
         raise DataError(f"data.kind={config.kind} is not known; choose one of {', '.join(_BUILDERS)}.")
     if not isinstance(layout, Layout):
         raise DataError(
-            f"data._target_={config._target_} gives no clip_lightning.data.layouts.layout.Layout; subclass it."
+            f"data._target_={config._target_} does not return a clip_lightning.data.layouts.layout.Layout; subclass it."
         )
     if not layout.num_samples:
         found = f" ({causes(layout.problems)})" if layout.problems else ""
@@ -163,7 +163,7 @@ _BUILDERS = {
 
 
 def num_lost(problems: Iterable[Problem]) -> int:
-    """Samples that the problems stand for."""
+    """The number of samples that are lost."""
     return sum(problem.num for problem in problems)
 
 

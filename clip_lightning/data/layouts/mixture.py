@@ -1,8 +1,8 @@
 """Several data sets as one, drawn by weight: `data=mixture data.mixture={cc3m: 0.7, redcaps: 0.3}`.
 
 The run is cut into blocks of 10,000 positions. In each block every part has the same number of places, its weight
-rounded to the block, and a permutation that is a pure function of (seed, block) says which places they are. So how
-many samples of a part came before a position is known without counting, and the state stays one integer. Each part
+rounded to the block, and a permutation that is a pure function of (seed, block) chooses these places. So the
+number of samples of a part before a position is known without counting, and the state remains one integer. Each part
 runs through its own epochs in its own order.
 """
 
@@ -56,7 +56,7 @@ class Mixture(Layout):
         return layout.captions(own_id)
 
     def name_of(self, sample_id: int) -> Problem:
-        """Where the sample stands in its part."""
+        """The file and the name of the sample in its part."""
         layout, own_id = self._part(sample_id)
         return layout.name_of(own_id)
 
@@ -65,7 +65,7 @@ class Mixture(Layout):
         return digest(*(f"{name} {layout.fingerprint()}" for name, layout in self.parts.items()))
 
     def prefetch(self, shard: int) -> None:
-        """Brings a shard of a part near."""
+        """Fetches a shard of a part."""
         part = int(np.searchsorted(self._shard_starts, shard, side="right")) - 1
         self._layouts[part].prefetch(shard - int(self._shard_starts[part]))
 
@@ -102,7 +102,7 @@ class MixtureOrder:
         return Located(sample_ids, epochs)
 
     def substitute(self, sample_id: int, epoch: int, attempt: int) -> int:
-        """The sample that stands in for a bad one, of the same part."""
+        """The sample of the same part that replaces a bad one."""
         part = int(np.searchsorted(self.starts, sample_id, side="right")) - 1
         start = int(self.starts[part])
         return start + self.orders[part].substitute(sample_id - start, epoch, attempt)

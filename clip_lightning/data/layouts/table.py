@@ -1,6 +1,6 @@
 """Parquet and Hugging Face datasets on disk, with images inside or with paths to them.
 
-Arrow files are memory-mapped. A parquet file can only be unpacked by whole row groups, so each row group is a shard
+Arrow files are memory-mapped. A parquet file can only be unpacked by complete row groups, so each row group is a shard
 that is unpacked once into the cache (`data.cache`) and read from there by every process.
 """
 
@@ -24,7 +24,7 @@ from clip_lightning.data.sources import Source, list_sources, open_store
 from clip_lightning.errors import DataError
 
 _log = logging.getLogger(__name__)
-_WINDOW_SHARDS, _WINDOW_ROWS = 32, 1 << 17  # what comes through the cache is mixed by so many, and at least so many
+_WINDOW_SHARDS, _WINDOW_ROWS = 32, 1 << 17  # shards of a shuffle window in the cache, and rows that it has at least
 _MOST_OPEN = 256  # tables that a process keeps mapped
 
 
@@ -40,7 +40,7 @@ class _Group(NamedTuple):
 def build_arrow(config: DataConfig, path: str) -> Layout:
     """Parquet files, or a Hugging Face dataset saved to disk, at `path`.
 
-    Raises: DataError where there is none, or it has no column of that name.
+    Raises: DataError where there is no such file, or it has no column of that name.
     """
     cache = ShardCache(config.cache)
     sources = _huggingface_files(path)
@@ -107,7 +107,7 @@ class ArrowTables(Layout):
         return digest(*(f"{group.source.name} {group.source.size} {group.num_rows}" for group in self.groups))
 
     def prefetch(self, shard: int) -> None:
-        """Downloads a remote file and unpacks a row group; who needs it tells of what fails."""
+        """Downloads a remote file and unpacks a row group; a failure is raised by the read that needs it."""
         try:
             os.close(self._descriptor(self.groups[shard]))
         except DataError as error:
@@ -142,7 +142,7 @@ class ArrowTables(Layout):
         try:
             return self.cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY)
         except OSError as error:
-            raise DataError(f"{source.url} cannot be opened any more ({error.strerror}).") from error
+            raise DataError(f"{source.url} can no longer be opened ({error.strerror}).") from error
 
 
 def _huggingface_files(path: str) -> list[Source]:
@@ -167,7 +167,7 @@ def _parquet_groups(sources: list[Source], config: DataConfig) -> tuple[list[_Gr
             with store.open(place, "rb") as file:
                 metadata = pq.ParquetFile(file).metadata
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{source.url} is no parquet file that can be read ({_first_line(error)}).") from error
+            raise DataError(f"{source.url} is not a parquet file that can be read ({_first_line(error)}).") from error
         if columns is None:
             columns = columns_of(metadata.schema.to_arrow_schema().names, config, source.url)
             _check_first_paths(source, columns.image)

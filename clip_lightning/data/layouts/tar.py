@@ -1,6 +1,6 @@
-"""Webdataset tars, read in place: a sample is one `pread` at the offset that the index knows.
+"""Webdataset tars, read in place: a sample is one `pread` at the offset in the index.
 
-No tar is unpacked, no member but images and captions is read, and the order of reading makes no difference.
+No tar is unpacked, and only images and captions are read, in any order.
 """
 
 import os
@@ -24,13 +24,13 @@ from clip_lightning.errors import DataError
 _REMOTE_WINDOW = 32  # shards of remote data that are mixed at a time
 _MOST_OPEN = 16_384  # shards that a process keeps open, as far as the system lets it
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
-_GAP = 1 << 14  # bytes between image and caption that are read along rather than asked for apart
+_GAP = 1 << 14  # bytes between image and caption up to which both are read at once
 
 
 def build_tar(config: DataConfig, path: str) -> "Tars":
     """The shards at `path`, indexed.
 
-    Raises: DataError where there are none or they cannot be read.
+    Raises: DataError where there are no shards or they cannot be read.
     """
     sources = list_sources(path, ".tar", how_to_get=config.how_to_get)
     keys = Keys.of(config)
@@ -73,7 +73,7 @@ class Tars(Layout):
     def __init__(
         self, sources: list[Source], sidecars: list[Sidecar], keys: Keys, cache: ShardCache | None = None
     ) -> None:
-        """Args: cache: what brings remote shards to this machine."""
+        """Args: cache: downloads remote shards."""
         self.sources, self.sidecars, self.keys, self.cache = sources, sidecars, keys, cache
         self.shard_sizes = np.array([sidecar.num_samples for sidecar in sidecars], np.int64)
         self._ends = np.cumsum(self.shard_sizes)
@@ -120,12 +120,12 @@ class Tars(Layout):
         return Problem(self.sources[shard].url, header.partition(b"\0")[0].decode("utf-8", "backslashreplace"), "")
 
     def fingerprint(self) -> str:
-        """Of the names of the shards and of the headers and captions in them; where they stand does not matter."""
+        """Of the names of the shards and of the headers and captions in them, not of their folder."""
         pairs = zip(self.sources, self.sidecars, strict=True)
         return digest(*(f"{source.name} {sidecar.digest}" for source, sidecar in pairs))
 
     def prefetch(self, shard: int) -> None:
-        """Downloads a remote shard, unless another process is at it."""
+        """Downloads a remote shard, unless another process downloads it already."""
         if self.cache is not None:
             self.cache.prefetch(self.sources[shard])
 
@@ -141,7 +141,7 @@ class Tars(Layout):
         return shard, self._records(shard)[sample_id - int(self._ends[shard] - self.shard_sizes[shard])].tolist()
 
     def _records(self, shard: int) -> npt.NDArray[np.void]:
-        """The records of a shard; what was mapped lately stays so."""
+        """The records of a shard; the latest shards stay mapped."""
         if shard not in self._maps:
             while len(self._maps) >= _MOST_OPEN:
                 self._maps.popitem(last=False)
@@ -153,14 +153,14 @@ class Tars(Layout):
         """The open file of a shard; raises DataError where it has changed."""
         source = self.sources[shard]
         if (descriptor := self._open.get(shard)) is None:
-            # Of a remote shard that the cache has thrown out, the open file keeps its bytes on the disk.
+            # An open file keeps the bytes of a shard on the disk after the cache has removed it.
             most = 2 * _REMOTE_WINDOW if self.cache else _files_to_open()
             while len(self._open) >= most:
                 os.close(self._open.popitem(last=False)[1])
             try:
                 descriptor = self.cache.open(source) if self.cache else os.open(source.url, os.O_RDONLY)
             except OSError as error:
-                raise DataError(f"{source.url} cannot be opened any more ({error.strerror}).") from error
+                raise DataError(f"{source.url} can no longer be opened ({error.strerror}).") from error
             self._open[shard] = descriptor
         self._open.move_to_end(shard)
         stat = os.fstat(descriptor)
@@ -182,7 +182,7 @@ class Tars(Layout):
         return RawSample(image, self._captions(caption, record))
 
     def _captions(self, content: bytes, record: tuple[int, ...]) -> list[str]:
-        """Captions as the index found them; raises BadSample where they are no longer so."""
+        """The captions that the index found; raises BadSample where they have changed."""
         key, in_json = record[7:9]
         texts = texts_of(parsed(content).get(self.keys.captions[key])) if in_json else [decoded(content)]
         if not texts or not texts[0]:
@@ -211,4 +211,4 @@ def _pread(descriptor: int, offset: int, size: int, source: Source) -> bytes:
 
 
 def _changed(source: Source) -> DataError:
-    return DataError(f"{source.url} has changed since it was indexed; start again, and its index is made anew.")
+    return DataError(f"{source.url} has changed since it was indexed; start again to index it again.")

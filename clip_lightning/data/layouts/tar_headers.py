@@ -156,7 +156,7 @@ def _octal(field: bytes) -> int:
 
 
 def _parse_pax(content: bytes, offset: int) -> dict[str, str]:
-    """The records `length key=value` of a PAX header. Raises DamagedTarError where they are none."""
+    """The records `length key=value` of a PAX header. Raises DamagedTarError where they are malformed."""
     values, start = {}, 0
     while start < len(content) and content[start]:
         digits, space, _ = content[start : start + _MOST_DIGITS + 1].partition(b" ")

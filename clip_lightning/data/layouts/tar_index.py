@@ -24,7 +24,7 @@ from clip_lightning.data.images.headers import (
 from clip_lightning.data.layouts.layout import BadSample, Problem
 from clip_lightning.data.layouts.tar_headers import ChunkedFile, DamagedTarError, members
 
-# One sample: where its image and its caption stand, the image's size, the caption's length in characters, and which of
+# One sample: the places of its image and caption, the image's size, the caption's length in characters, and which of
 # the caption keys it was found under, as a member of its own or inside the JSON.
 RECORD = np.dtype(
     [
@@ -41,7 +41,7 @@ RECORD = np.dtype(
     ]
 )
 _QUICK_HEAD = 1 << 12  # bytes of a JPEG that hold its header when it has no profile or thumbnail
-_IMAGE, _JSON = -1, -2  # what an extension stands for; others are numbers of caption keys
+_IMAGE, _JSON = -1, -2  # roles of an extension; other roles are numbers of caption keys
 _LARGEST = 1 << 32  # bytes of a member that a record can hold
 _MOST_GROUPS = 8  # kinds of unknown keys that are listed apart
 _SHOWN = 4  # extensions or JSON keys in a hint
@@ -66,9 +66,9 @@ class _Sample:
     """What was found under one key.
 
     Attributes:
-        image: offset, size, width and height; or why it is none.
+        image: offset, size, width and height; or why it cannot be used.
         json: offset and size.
-        captions: by number of the caption key: offset, size and text; or why it is none.
+        captions: by number of the caption key: offset, size and text; or why it cannot be used.
     """
 
     __slots__ = ("captions", "image", "json")
@@ -88,7 +88,7 @@ def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]
     Raises: OSError where the file cannot be read.
     """
     file = ChunkedFile(path)
-    # A walk makes many small objects and no cycle: looking for some would take a fifth of its time.
+    # A walk creates many small objects and no cycles; searching for cycles would take a fifth of its time.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -245,13 +245,13 @@ def decoded(content: bytes) -> str:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """The JSON of a sample. Raises BadSample where it is none, or no object."""
+    """The JSON of a sample. Raises BadSample where it cannot be parsed, or is not an object."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadSample("damaged json", str(error)) from error
     if not isinstance(document, dict):
-        raise BadSample("damaged json", "no object")
+        raise BadSample("damaged json", "not an object")
     return document
 
 

@@ -150,7 +150,7 @@ _QUOTES = "close it, or write data.quotes=false to read quotes as text."
 
 
 def _newline_problem(row: list[str], num_columns: int, image: int, delimiter: str) -> Problem | None:
-    """What is wrong with a row of several lines: num is 0 where it may be meant so, 1 where it swallowed other rows."""
+    """What is wrong with a row of several lines: num is 0 where it may be intended, 1 where it swallowed other rows."""
     problem = None
     for field in row:
         if delimiter in field and ("\n" in field or "\r" in field):

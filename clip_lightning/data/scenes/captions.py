@@ -1,7 +1,7 @@
-"""What people would write under a scene: many forms, some complete, some vague, some noisy.
+"""Captions of a scene, as people would write them: many forms, some complete, some vague, some noisy.
 
-A caption never claims what is not in the picture, but for the unrelated words of noisy ones; a colour stands directly
-before a shape, or is said of it, only where that pair is drawn.
+A caption never claims what is not in the picture, but for the unrelated words of noisy ones; a colour is
+directly before a shape, or attributed to it, only where that pair is drawn.
 """
 
 import re
@@ -65,7 +65,7 @@ NOISE = ("img {}", "dsc {}", "free download", "stock photo", "photo by anna", "v
 
 
 def thing_words(thing: Thing, rng: CounterRng) -> str:
-    """What a shape is called: always its colour and shape, often its size, sometimes its texture."""
+    """The words for a shape: always its colour and shape, often its size, sometimes its texture."""
     words = [thing.color, thing.shape]
     if thing.texture != "plain" and rng.chance(0.4):
         words.insert(0, thing.texture)

@@ -1,7 +1,7 @@
 """The embedded data: image and caption are drawn from an integer alone, so that nothing needs a download.
 
 A scene holds one or two coloured shapes of several sizes, textures and places, or one handwritten digit, on varied
-backgrounds. The pairs in `UNSEEN` are never drawn in training; the tasks ask for them, for shapes and colours, and for
+backgrounds. The pairs in `UNSEEN` are never drawn in training; the tasks test them, shapes, colours, and
 the real scans of scikit-learn's `load_digits`, which training never sees.
 """
 
@@ -134,7 +134,7 @@ def compose(rng: CounterRng) -> Scene:
 
 
 def place_one(rng: CounterRng, color: str, shape: str) -> Thing:
-    """One shape somewhere in the picture, whole."""
+    """One shape somewhere in the picture, not cut off by its border."""
     size = rng.pick(tuple(SIZES))
     radius = rng.between(*SIZES[size])
     place = rng.pick(tuple(PLACES))
@@ -212,7 +212,7 @@ def _texture(name: str, rng: CounterRng) -> np.ndarray:
 
 
 def _background(name: str, rng: CounterRng) -> np.ndarray:
-    """A wall nearly without colour, float32 [32, 32, 3] in 0..1: even, shaded, blotched or ruled."""
+    """A background nearly without colour, float32 [32, 32, 3] in 0..1: even, shaded, blotched or ruled."""
     light = rng.between(*BACKGROUNDS[name])
     tint = light * (1 + 0.12 * (np.array([rng.between(0, 1) for _ in range(3)], np.float32) - 0.5))
     kind = rng.index(4)
@@ -229,10 +229,10 @@ def _background(name: str, rng: CounterRng) -> np.ndarray:
 
 
 class ZeroShotSet(NamedTuple):
-    """Images with classes, to be told apart by texts alone.
+    """Images with classes, to be classified by texts alone.
 
     Attributes:
-        classnames: what the classes are called.
+        classnames: names of the classes.
         templates: forms of a caption, `{}` for the class name.
         labels: int64 [n], the class of image k.
         image: image k, uint8 [H, W, 3].
@@ -247,7 +247,7 @@ class ZeroShotSet(NamedTuple):
 
 
 TASKS = ("shape", "color", "unseen_combination", "handwritten_digits")
-TASK_SIZE = 960  # images of each task of scenes: every pair that it asks for as often as any other
+TASK_SIZE = 960  # images of each task of scenes: each of its pairs equally often
 SCENE_TEMPLATES = ("a {}", "a photo of a {}", "a drawing of a {}")
 COLOR_TEMPLATES = ("something {}", "a {} shape", "a photo of something {}")
 DIGIT_TEMPLATES = ("the digit {}", "the number {}", "a handwritten {}")

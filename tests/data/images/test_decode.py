@@ -1,4 +1,4 @@
-"""From bytes to pixels: every format that people have, damage told by cause, and the transforms of the peers."""
+"""From bytes to pixels: every format that people have, damage by cause, and the transforms of the peers."""
 
 import contextlib
 import io
@@ -149,7 +149,7 @@ def png_header(width: int, height: int) -> bytes:
         ),
     ],
 )
-def test_damage_is_told_by_cause(content: bytes, cause: str) -> None:
+def test_damage_is_reported_by_cause(content: bytes, cause: str) -> None:
     with pytest.raises(BadSample) as caught:
         pixels(content)
     assert caught.value.cause == cause
@@ -219,7 +219,7 @@ def test_colours_flips_and_grey_are_drawn_by_sample() -> None:
     jitter = AugmentConfig(color_jitter=[0.4, 0.4, 0.4, 0.1])
     assert not torch.equal(changed(jitter, 0), changed(jitter, 1))
     assert torch.equal(changed(jitter, 0), changed(jitter, 0))
-    # Switching one change on leaves the others' draws alone.
+    # One augmentation does not change the draws of the others.
     assert [torch.equal(changed(AugmentConfig(flip=0.5, grey=0.0), k), image.flip(2)) for k in range(200)] == flips
 
 

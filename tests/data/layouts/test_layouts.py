@@ -1,4 +1,4 @@
-"""Tables, folders, JSONs of captions, mixtures and a user's own layout: what is read, and what is told of damage."""
+"""Tables, folders, JSONs of captions, mixtures and a user's own layout: what is read, and how damage is reported."""
 
 import json
 import pickle
@@ -96,7 +96,7 @@ def test_rows_of_tables_may_be_paths_and_may_be_damaged(images: Path) -> None:
             found.read(sample_id)
 
 
-def test_a_missing_column_is_told_with_those_there_are(images: Path) -> None:
+def test_a_missing_column_is_reported_with_those_there_are(images: Path) -> None:
     pq.write_table(pa.table({"picture": [b""], "words": [""]}), images / "t.parquet")
     with pytest.raises(DataError, match=r"has no column image or filepath \(data.image_keys\); it has picture, words"):
         layout("parquet", images / "t.parquet")
@@ -106,7 +106,7 @@ def test_a_missing_column_is_told_with_those_there_are(images: Path) -> None:
     ):
         layout("table", images / "t.csv")
     (images / "no.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(DataError, match="is no parquet file that can be read"):
+    with pytest.raises(DataError, match="is not a parquet file that can be read"):
         layout("parquet", images / "no.parquet")
 
 
@@ -119,9 +119,9 @@ def test_tables_of_paths_leave_out_damaged_rows(images: Path, delimiter: str) ->
     comma = "two\t with a comma" if delimiter == "\t" else "two, with a comma"
     assert [found.captions(k)[0] for k in range(found.num_samples)] == ["first", f"{comma}\nand a line", "größe"]
     assert found.read(1).image == jpeg(1)
-    told = sorted(cause for _, cause in causes(found))
+    reported = sorted(cause for _, cause in causes(found))
     note = "quoted field with a newline and a delimiter"
-    assert told == ["caption is not UTF-8", "damaged row", "empty caption", "missing image", note]
+    assert reported == ["caption is not UTF-8", "damaged row", "empty caption", "missing image", note]
     assert num_lost(found.problems) == 4
     # The second time it comes from the index folder, and a changed table does not.
     assert layout("table", images / "t.csv").fingerprint() == found.fingerprint()
@@ -153,7 +153,7 @@ def test_folders_with_a_text_beside_each_image(tmp_path: Path) -> None:
     assert [found.captions(k) for k in (1, 2)] == [["one", "two"], ["three"]]
     with pytest.raises(BadSample, match="empty caption"):
         found.read(0)
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         layout("folder", folder / "nowhere")
 
 
@@ -220,9 +220,9 @@ def test_karpathys_splits_train_on_train_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"images": 3}', '{"annotations": [], "images": [{"x": 1}]}'])
-def test_a_json_that_is_no_captions_is_told(tmp_path: Path, content: str) -> None:
+def test_a_json_without_captions_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.json").write_text(content)
-    with pytest.raises(DataError, match="is no JSON of captions"):
+    with pytest.raises(DataError, match="is not a JSON of captions"):
         layout("coco", tmp_path / "captions.json")
 
 
@@ -244,7 +244,7 @@ def test_a_users_own_layout_is_named_by_target(
     made = module(None, _target_="my_data.Mine", options={"count": 20}, total_samples=40)
     rows = [row for batch in made.train_dataloader() for row in rows_of(batch)]
     assert sorted(row[1] for row in rows) == sorted([*range(20)] * 2)
-    with pytest.raises(DataError, match=r"gives no clip_lightning\.data\.layouts\.layout\.Layout"):
+    with pytest.raises(DataError, match=r"does not return a clip_lightning\.data\.layouts\.layout\.Layout"):
         module(None, _target_="my_data.wrong")
     for target in ("my_data.none", "no_such_package.Mine", "nodots"):
         with pytest.raises(UserError, match="cannot be imported"):
@@ -274,7 +274,7 @@ def test_a_mixture_reads_from_all_its_parts(module: MakeModule, shards: Path, tm
     assert again == steps(mixed(resampled=True), 0, 7, 2, 2) + steps(mixed(resampled=True), 7, 50, 1, 0)
 
 
-def test_an_unknown_kind_or_part_is_told(module: MakeModule, shards: Path) -> None:
+def test_an_unknown_kind_or_part_is_reported(module: MakeModule, shards: Path) -> None:
     with pytest.raises(DataError, match=r"data\.kind=tape is not known; choose one of scenes, webdataset"):
         module(shards, kind="tape")
     with pytest.raises(DataError, match=r"data\.parts lacks cc3m"):

@@ -1,4 +1,4 @@
-"""Tars: what the index finds and what it leaves out, damage first of all; members are read where they stand."""
+"""Tars: what the index finds and what it leaves out; members are read in place."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ def causes_in(path: Path) -> list[tuple[str, str]]:
     return [(problem.name, problem.cause) for problem in index_tar(path, *KEYS).problems]
 
 
-def test_samples_are_read_where_they_stand(shards: Path) -> None:
+def test_samples_are_read_in_place(shards: Path) -> None:
     tars = layout(shards)
     assert tars.shard_sizes.tolist() == [7, 12, 1, 30, 9]
     for sample_id in (0, 6, 7, 19, 20, 58):
@@ -62,11 +62,11 @@ def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> 
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         found = index_tar(tmp_path / "cut.tar", *KEYS)
         assert len(found.records) == sum(end <= cut for end in ends)
-        told = {problem.cause for problem in found.problems}
+        found_causes = {problem.cause for problem in found.problems}
         if cut > end_of_members:
-            assert not told
+            assert not found_causes
         else:
-            assert ("truncated shard" if cut else "empty shard") in told
+            assert ("truncated shard" if cut else "empty shard") in found_causes
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -86,7 +86,7 @@ def test_names_that_end_a_folder_in_a_dot_keep_their_key(tmp_path: Path) -> None
     assert len(index_tar(write_tar(tmp_path / "0.tar", members), *KEYS).records) == 2
 
 
-def test_members_of_a_key_may_stand_anywhere(tmp_path: Path) -> None:
+def test_members_of_a_key_may_be_anywhere(tmp_path: Path) -> None:
     members = pairs(0, 5)
     path = write_tar(tmp_path / "0.tar", members[::2] + members[1::2])
     tars = layout(path)
@@ -108,8 +108,8 @@ def test_captions_in_json_are_found_by_key_and_may_be_several(tmp_path: Path) ->
     path = write_tar(tmp_path / "0.tar", members)
     tars = layout(path)
     assert [sample.captions for sample in tars.read_many(np.arange(2))] == [["one", "two"], ["from the text"]]
-    told = {problem.name: problem.cause for problem in tars.problems}
-    assert told == {"c": "missing caption", "d": "damaged json", "e": "empty caption", "f": "damaged json"}
+    found_causes = {problem.name: problem.cause for problem in tars.problems}
+    assert found_causes == {"c": "missing caption", "d": "damaged json", "e": "empty caption", "f": "damaged json"}
     assert layout(path, caption_keys=["caption", "txt"]).captions(1) == ["three"]
 
 
@@ -126,8 +126,8 @@ def test_what_cannot_be_trained_on_is_listed_by_cause(tmp_path: Path) -> None:
         ("00001.jpg", jpeg(7)), ("00001.txt", b"again"),
     ]  # fmt: skip
     tars = layout(write_tar(tmp_path / "0.tar", members))
-    told = sorted((problem.name, problem.cause) for problem in tars.problems)
-    assert told == [
+    found_causes = sorted((problem.name, problem.cause) for problem in tars.problems)
+    assert found_causes == [
         ("00001.jpg", "duplicate key"),
         ("00001.txt", "duplicate key"),
         ("alone", "missing caption"),
@@ -174,7 +174,7 @@ def test_links_and_sparse_members_are_refused(tmp_path: Path) -> None:
         (b"this is a text and no tar" * 100, "not a tar"),
     ],
 )
-def test_a_file_that_is_no_tar_is_told_in_a_sentence(tmp_path: Path, content: bytes, cause: str) -> None:
+def test_a_file_that_is_not_a_tar_is_reported(tmp_path: Path, content: bytes, cause: str) -> None:
     (tmp_path / "0.tar").write_bytes(content)
     with pytest.raises(DataError, match=rf"holds no usable sample \({cause.split('(')[0]}".strip()):
         layout(tmp_path)
@@ -190,7 +190,7 @@ def test_garbage_after_good_members_keeps_those(tmp_path: Path) -> None:
     assert [(problem.name, problem.cause) for problem in found.problems] == [("", "damaged shard")]
 
 
-def test_missing_data_is_told_with_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_data_is_reported_with_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist\. get it somewhere"):
         layout(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no \.tar file\. get it somewhere"):
@@ -222,7 +222,7 @@ def test_sidecars_are_written_once_and_again_when_a_shard_changes(shards: Path) 
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"CLIPIDX2" + b"\xff" * 8])
-def test_a_damaged_sidecar_is_made_anew(shards: Path, damage: bytes) -> None:
+def test_a_damaged_sidecar_is_written_again(shards: Path, damage: bytes) -> None:
     layout(shards)
     (shards / "00000.tar.idx").write_bytes(damage)
     assert layout(shards).read(3).captions == ["picture number 3"]
@@ -266,7 +266,7 @@ def test_a_shard_replaced_while_training_stops_the_run_with_its_name(shards: Pat
     with pytest.raises(DataError, match=r"00003\.tar has changed since it was indexed"):
         tars.read(25)
     (shards / "00004.tar").unlink()
-    with pytest.raises(DataError, match=r"00004\.tar cannot be opened any more"):
+    with pytest.raises(DataError, match=r"00004\.tar can no longer be opened"):
         tars.read(55)
 
 

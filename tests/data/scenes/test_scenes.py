@@ -1,4 +1,4 @@
-"""The embedded data keeps its promises: a sample is its integer's, captions are true, some pairs are never drawn."""
+"""The embedded data: a sample depends on its integer alone, captions are true, some pairs are never drawn."""
 
 import re
 import subprocess
