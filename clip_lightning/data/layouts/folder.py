@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.images.headers import OTHER_SUFFIXES, READABLE_SUFFIXES
 from clip_lightning.data.layouts.file_rows import FileRows
-from clip_lightning.data.layouts.layout import Layout, Problem
+from clip_lightning.data.layouts.layout import Layout, Problem, causes
 from clip_lightning.data.layouts.tar_index import texts_of
 from clip_lightning.errors import DataError
 
@@ -31,10 +32,19 @@ def build_folder(config: DataConfig, path: str) -> Layout:
         raise DataError(f"data.path={path} is not a folder. {config.how_to_get}".strip())
     paths: list[str] = []
     problems: list[Problem] = []
+    suffixes = Counter[str]()
     for files in _folders(folder):
+        suffixes.update(Path(name).suffix.lower() for name in files)
         found, left = _pairs(files, config)
         paths += found
         problems += [problem._replace(shard=str(folder)) for problem in left]
+    if not paths:
+        listed = ", ".join(f"{suffix or 'no suffix'}: {count:,}" for suffix, count in suffixes.most_common(5))
+        why = f"{causes(problems)}; " if problems else ""
+        raise DataError(
+            f"data.path={path} holds no usable sample ({why}its files by suffix: {listed or 'none'}); each image needs "
+            f"a file of the same name that ends in .{' or .'.join(config.caption_keys)} (data.caption_keys)."
+        )
     return FileRows(str(folder), folder, pa.array(paths, pa.string()), None, problems, config.caption_keys)
 
 

@@ -11,6 +11,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +124,16 @@ def digest(*parts: str | bytes) -> str:
         content = part.encode() if isinstance(part, str) else part
         state.update(len(content).to_bytes(8, "little") + content)
     return state.hexdigest()[:16]
+
+
+def in_sub_folders(path: str, suffix: str) -> list[Problem]:
+    """The files in sub-folders that are left out because the folder has files of that suffix itself."""
+    folder = Path(path).expanduser().absolute()
+    if "://" in path or not folder.is_dir() or not any(folder.glob(f"*{suffix}")):
+        return []
+    names = [str(found.relative_to(folder)) for found in sorted(folder.glob(f"*/*{suffix}"))]
+    hint = f"write data.path={folder}/*/*{suffix} to read them"
+    return [Problem(str(folder), name, "file in a sub-folder", 0, hint) for name in names]
 
 
 def build_layout(config: DataConfig, folder: str | None = None) -> Layout:

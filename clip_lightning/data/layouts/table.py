@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.file_rows import Columns, check_paths, columns_of, map_arrow, read_file
-from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample, digest
+from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample, digest, in_sub_folders
 from clip_lightning.data.layouts.tar_index import decoded, texts_of
 from clip_lightning.data.remote.cache import ShardCache
 from clip_lightning.data.sources import Source, list_sources, open_store
@@ -46,7 +47,7 @@ def build_arrow(config: DataConfig, path: str) -> Layout:
     sources = _huggingface_files(path)
     if not sources:
         groups, columns = _parquet_groups(list_sources(path, ".parquet", how_to_get=config.how_to_get), config)
-        return ArrowTables(groups, columns, cache)
+        return ArrowTables(groups, columns, cache, in_sub_folders(path, ".parquet"))
     groups = []
     for source in sources:
         table = map_arrow(cache.open(source) if source.is_remote else os.open(source.url, os.O_RDONLY))
@@ -57,8 +58,11 @@ def build_arrow(config: DataConfig, path: str) -> Layout:
 class ArrowTables(Layout):
     """Rows of Arrow tables that hold the images (bytes, Hugging Face's {bytes, path}, or paths)."""
 
-    def __init__(self, groups: list[_Group], columns: Columns, cache: ShardCache) -> None:
-        """Args: cache: where row groups of parquet files are unpacked."""
+    def __init__(
+        self, groups: list[_Group], columns: Columns, cache: ShardCache, problems: Sequence[Problem] = ()
+    ) -> None:
+        """Args: cache: where row groups of parquet files are unpacked. problems: what is left out."""
+        self.problems = problems
         self.groups, self.columns, self.cache = groups, columns, cache
         self.shard_sizes = np.array([group.num_rows for group in groups], np.int64)
         self._ends = np.cumsum(self.shard_sizes)

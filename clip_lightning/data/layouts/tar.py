@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.layouts.index import Keys, Sidecar, index_sources, problems_of, usual_size
-from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, digest
+from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, digest, in_sub_folders
 from clip_lightning.data.layouts.tar_index import decoded, parsed, texts_of
 from clip_lightning.data.remote.cache import ShardCache
 from clip_lightning.data.sources import Source, list_sources
@@ -62,9 +62,7 @@ def beside_tars(path: str, usual: int) -> list[Problem]:
         for name, stem in sorted(stems.items())
         if stem not in names
     ]
-    below = [str(found.relative_to(folder)) for found in sorted(folder.glob("*/*.tar"))]
-    hint = f"write data.path={folder}/*/*.tar to read them"
-    return left + [Problem(str(folder), name, "tar in a sub-folder", 0, hint) for name in below]
+    return left + in_sub_folders(path, ".tar")
 
 
 class Tars(Layout):

@@ -168,9 +168,13 @@ class _Walk:
             # A lone member of another kind (a README, a checksum) was hardly ever a sample.
             num = len(keys) if kind and (len(kind) > 1 or kind[0] in usual) else 0
             first = min(keys)
-            hint = f"{len(keys):,} keys have only {_listed(self.unknown[first])}; {_advice(kind)}" if num else ""
+            who = f"{len(keys):,} keys have" if len(keys) > 1 else "1 key has"
+            hint = f"{who} only {_listed(self.unknown[first])}; {_advice(kind)}"
+            if kind and not num and self.samples:
+                hint = ""
             cause = "unknown extension" if kind else "hidden file"
-            problems.append(Problem("", first if num else f"{first}.{self.unknown[first][0]}", cause, num, hint))
+            name = first if num else f"{first}.{self.unknown[first][0]}"
+            problems.append(Problem("", name, cause, num, hint if kind else ""))
         return problems
 
     def _hint(self, cause: str, key: str, sample: _Sample) -> str:

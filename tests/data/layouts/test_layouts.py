@@ -180,6 +180,10 @@ def test_links_are_followed_once_and_other_formats_are_read_or_counted(tmp_path:
         ("5.txt", "missing image"),
     ]
     assert found.problems[0].hint == "images that end in .tiff; convert them to JPEG or PNG"
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/1.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no usable sample \(its files by suffix: \.mp4: 1\)"):
+        layout("folder", tmp_path / "videos", image_keys=["jpg"], caption_keys=["txt"])
     only_jpg = layout("folder", folder, image_keys=["jpg"], caption_keys=["txt"])
     assert only_jpg.problems[0].hint == "images that end in .bmp; see data.image_keys"
 
