@@ -8,7 +8,6 @@ Knows no model and no Trainer; `checkpoint_callback` brings the state here.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,22 +18,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from clip_lightning.errors import CheckpointError
+from clip_lightning.errors import CheckpointError, UserError
+from clip_lightning.formatting import bytes_shown
 from clip_lightning.reliability.atomic_files import sync_folder
+from clip_lightning.reliability.part_files import fingerprint, save_part
 from clip_lightning.reliability.ranks import Ranks
 from clip_lightning.reliability.shards import whole, with_rows
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
+# An earlier checkpoint of the same samples while its successor is renamed; it counts until that is done.
+_REPLACED = ".replaced-"
 _SHARD = ".shard-"
 _FORMAT = 1
 # Space asked for beyond the state itself: the file format's own bytes, and what else is written meanwhile.
 _SPACE_FACTOR, _SPACE_EXTRA = 1.05, 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class CheckpointFolder:
             if at_most is not None and number > at_most:
                 continue
             try:
-                return open_checkpoint(self.path / name_of(number))
+                return open_checkpoint(self._folder_of(number))
             except CheckpointError as error:
                 self.notify(f"warning: {error}; going back to an older one")
         return None
@@ -143,18 +147,55 @@ class CheckpointFolder:
         """Removes the checkpoints of more samples: a run that went back takes another course from there."""
         for number in self.numbers():
             if number > samples_seen:
-                self._remove(self.path / name_of(number))
+                self._remove(self._folder_of(number))
 
     def numbers(self) -> list[int]:
         """Samples seen of all checkpoints, verified or not, newest first."""
         if not self.path.is_dir():
             return []
-        return sorted((int(child.name) for child in self.path.iterdir() if child.name.isdecimal()), reverse=True)
+        names = {child.name.removeprefix(_REPLACED) for child in self.path.iterdir()}
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def check_writable(self, num_bytes: int) -> None:
+        """Makes the folder, writes a probe, and compares free space with the size of the checkpoints to come.
+
+        Two are on the disk at a time, since the older one is removed when the newer one is complete.
+
+        Args: num_bytes: of the tensors of one checkpoint, of all ranks.
+        Raises: UserError where the folder takes no checkpoint.
+        """
+        probe = self.path / f"{_TEMPORARY}probe"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.remove_temporary()
+            with probe.open("wb") as stream:
+                stream.write(bytes(min(num_bytes, _PROBE_BYTES)))
+                stream.flush()
+                os.fsync(stream.fileno())
+            probe.unlink()
+        except OSError as error:
+            with suppress(OSError):
+                probe.unlink()
+            raise UserError(
+                f"{self.path}: no checkpoint can be written there ({error.strerror}); make room, or put runs= elsewhere"
+            ) from error
+        numbers = self.numbers()
+        needed = _with_overhead(num_bytes) * (1 if numbers else 2)
+        free = shutil.disk_usage(self.path).free + sum(_folder_bytes(self._folder_of(n)) for n in numbers[1:])
+        if free < needed:
+            raise UserError(
+                f"{self.path}: checkpoints need {bytes_shown(needed)} more, and {bytes_shown(free)} are free; make "
+                "room, or put runs= elsewhere"
+            )
 
     def remove_temporary(self) -> None:
         """Removes what a killed process left unfinished; what cannot go now, since NFS keeps open files, goes later."""
         for child in self.path.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(child, ignore_errors=True)
+        for child in self.path.glob(f"{_REPLACED}*"):
+            if (self.path / child.name.removeprefix(_REPLACED)).exists():
+                with suppress(OSError):
+                    self._remove(child)
 
     def _attempt(
         self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: Ranks, keep: int
@@ -183,7 +224,7 @@ class CheckpointFolder:
         self.remove_temporary()
         if keep < self.keep_last:
             self._prune(keep)
-        needed, free = int(_SPACE_FACTOR * size) + _SPACE_EXTRA, shutil.disk_usage(self.path).free
+        needed, free = _with_overhead(size), shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB are free, {needed / 2**20:,.0f} needed")
         temporary.mkdir()
@@ -197,9 +238,10 @@ class CheckpointFolder:
         sync_folder(temporary)
         final = self.path / name_of(manifest["samples_seen"])
         if final.exists():
-            self._remove(final)
+            final.rename(self.path / f"{_REPLACED}{final.name}")
         temporary.rename(final)
         sync_folder(self.path)
+        self.remove_temporary()
 
     def _tidy(self) -> None:
         """Removes old checkpoints; the new one stands whether or not that can be done."""
@@ -216,12 +258,18 @@ class CheckpointFolder:
             old = [number for number in numbers if number <= numbers[0] - self.reach][:1]
             # Its successor as well: without it none would come of age, and the old one would stay for ever.
             kept += old + [number for number in numbers if not old or number > old[0]][-1:]
-        if not any(_verifies(self.path / name_of(number)) for number in kept):
-            kept += [number for number in numbers[keep:] if _verifies(self.path / name_of(number))][:1]
+        if not any(_verifies(self._folder_of(number)) for number in kept):
+            kept += [number for number in numbers[keep:] if _verifies(self._folder_of(number))][:1]
         milestones = self._milestones(numbers)
         for number in numbers:
             if number not in kept and number not in milestones:
-                self._remove(self.path / name_of(number))
+                self._remove(self._folder_of(number))
+
+    def _folder_of(self, number: int) -> Path:
+        """Folder of a checkpoint; the earlier one of this place where its successor did not get its name."""
+        final = self.path / name_of(number)
+        replaced = self.path / f"{_REPLACED}{final.name}"
+        return replaced if replaced.exists() and not final.exists() else final
 
     def _milestones(self, numbers: list[int]) -> set[int]:
         """The first at or past each multiple of `keep_every`."""
@@ -234,27 +282,6 @@ class CheckpointFolder:
         """Out of sight first, so that a half-removed checkpoint never stands under a final name."""
         hidden = folder.rename(self.path / f"{_TEMPORARY}removing-{folder.name}-{time.time_ns()}")
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-class _Hashed:
-    """A file that knows the checksum of what went into it, and why a write failed."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self.stream.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-        self.digest.update(data)
-        self.size += written
-        return written
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
@@ -275,7 +302,7 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         if content["format"] != _FORMAT:
             raise CheckpointError(f"{path}: format {content['format']} is not known here; this version reads {_FORMAT}")
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda name: _fingerprint(path / name), files)) if verify else list(files.values())
+            found = list(pool.map(lambda name: fingerprint(path / name), files)) if verify else list(files.values())
         damaged = [name for name, now in zip(files, found, strict=True) if now != files[name]]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest} is damaged and cannot be read") from error
@@ -314,27 +341,7 @@ def _write(folder: Path, parts: Mapping[str, Any], files: dict[str, Any]) -> Non
     """Writes parts and notes their sizes and checksums in `files`."""
     for name, part in parts.items():
         with (folder / f"{name}.pt").open("wb") as stream:
-            files[f"{name}.pt"] = _save(part, stream)
-
-
-def _save(part: Any, stream: BinaryIO) -> dict[str, Any]:
-    """Serialises one part and syncs it. Raises OSError, also where torch wraps the one of a failed write."""
-    hashed = _Hashed(stream)
-    try:
-        torch.save(part, hashed)  # type: ignore[arg-type]
-    except RuntimeError:
-        if hashed.failure is not None:
-            raise hashed.failure from None
-        raise
-    stream.flush()
-    os.fsync(stream.fileno())
-    return {"bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
-
-
-def _fingerprint(file: Path) -> dict[str, Any] | None:
-    with suppress(OSError), file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    return None
+            files[f"{name}.pt"] = save_part(part, stream)
 
 
 def _verifies(path: Path) -> bool:
@@ -343,6 +350,15 @@ def _verifies(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _with_overhead(num_bytes: int) -> int:
+    """Bytes on the disk of a checkpoint whose tensors have `num_bytes`."""
+    return int(_SPACE_FACTOR * num_bytes) + _SPACE_EXTRA
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _tensor_bytes(part: Any) -> int:

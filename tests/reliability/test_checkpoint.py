@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_lightning.errors import CheckpointError
+from clip_lightning.errors import CheckpointError, UserError
 from clip_lightning.reliability.checkpoint import MANIFEST, CheckpointFolder, name_of, open_checkpoint
 
 
@@ -175,6 +175,61 @@ def test_a_full_disk_loses_neither_the_last_checkpoint_nor_the_run(
     assert [child.name for child in folder.path.iterdir()] == [name_of(100)]
     folder.save(300, parts(3), {})
     assert folder.numbers() == [300, 100]
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_a_kill_between_renames_keeps_a_checkpoint_of_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rename: int
+) -> None:
+    """A run saves at a place again after a rollback; with keep_last=1 nothing else is left."""
+    folder = CheckpointFolder(tmp_path, keep_last=1)
+    folder.save(100, parts(1), {})
+    calls, original = [], Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == rename:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(100, parts(2), {})
+    monkeypatch.undo()
+    after = CheckpointFolder(tmp_path, keep_last=1)
+    found = after.newest()
+    assert found is not None
+    assert found.load("weights")["w"][0, 0] == (2 if rename == 3 else 1)
+    after.save(200, parts(3), {})
+    assert [child.name for child in tmp_path.iterdir()] == [name_of(200)]
+
+
+def test_a_folder_that_takes_no_checkpoint_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in its place")
+    with pytest.raises(UserError, match="no checkpoint can be written there"):
+        CheckpointFolder(tmp_path / "file", keep_last=2).check_writable(1000)
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep_last=2)
+    with pytest.raises(UserError, match=r"checkpoints need .* GiB more"):
+        folder.check_writable(2**60)
+    folder.check_writable(1000)
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
+@pytest.mark.parametrize(("size", "fits"), [("1M", False), ("3M", False), ("16M", True)])
+def test_free_space_is_compared_with_two_checkpoints(tmp_path: Path, size: str, fits: bool) -> None:
+    program = (
+        "import sys; from pathlib import Path; from clip_lightning.reliability.checkpoint import CheckpointFolder\n"
+        "from clip_lightning.errors import UserError\n"
+        "try: CheckpointFolder(Path(sys.argv[1]), keep_last=2).check_writable(2_000_000)\n"
+        "except UserError: sys.exit(2)"
+    )
+    mounted = f'mount -t tmpfs -o size={size} tmpfs {tmp_path} && exec "$@"'
+    command = ["unshare", "--mount", "bash", "-c", mounted, "-", sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this container mounts nothing")
+    assert done.returncode == (0 if fits else 2), done.stderr
 
 
 SAVER = """
