@@ -235,8 +235,12 @@ def render(jobs: Sequence[Job], folder: Path) -> str:
 
 
 def keep_code(store: Path) -> Path:
-    """Keeps the code as it is now, once for all jobs that train the same; returns the folder, named by its content."""
-    files = sorted(path for name in _CODE for path in _files(provenance.ROOT / name))
+    """Keeps the code as it is now, once for all jobs that train the same; returns the folder, named by its content.
+
+    Without a user's own settings: they are in the frozen config, and may hold secrets.
+    """
+    local = provenance.ROOT / provenance.LOCAL
+    files = sorted(path for name in _CODE for path in _files(provenance.ROOT / name) if local not in path.parents)
     commit = provenance.commit()
     digest = hashlib.sha256(str(commit).encode())
     for path in files:

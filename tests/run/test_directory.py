@@ -204,7 +204,7 @@ def test_the_commit_tells_what_was_changed_and_is_empty_without_git(tmp_path: Pa
     (tmp_path / "b.txt").write_text("new\n")
     found = commit(tmp_path)
     assert str(found).endswith("(2 files changed)")
-    assert "+two" in found.patch
+    assert b"+two" in found.patch
 
 
 def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
