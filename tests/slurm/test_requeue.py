@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Script:
         command = ["bash", str(file), "model=default"]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
-        assert not list(self.folder.glob(".saved*"))
+        assert not (self.folder / ".saved-12").exists()
         return done.stdout
 
     def _command(self, name: str, body: str) -> None:
@@ -64,6 +65,11 @@ def script(tmp_path: Path) -> Script:
         (143, "SIGTERM", LIMIT, "saved before the time limit"),  # met while it saved
         (143, "SIGTERM", PREEMPTED, "preempted"),
         (143, "", PREEMPTED, "preempted"),  # before its first step: no fault of the run's
+        (1, "saved", RUNS, "exit code 1"),  # a task crashed, on a node that lives
+        (137, "saved", RUNS, "exit code 137"),
+        (1, "", RUNS, "exit code 1"),  # two more starts may try
+        (140, "", RUNS, "exit code 140"),
+        (143, "", LIMIT, "exit code 143"),
     ],
 )
 def test_a_job_that_slurm_has_ended_starts_again(script: Script, code: int, saved: str, job: str, says: str) -> None:
@@ -78,18 +84,45 @@ def test_a_job_that_slurm_has_ended_starts_again(script: Script, code: int, save
         (143, "SIGTERM", CANCELLED, "SLURM has ended the job, as scancel does"),
         (143, "SIGTERM", CANCELLED.replace("PreemptTime=None", "PreemptTime=2026-11-25T16:07:33"), "as scancel does"),
         (143, "SIGTERM", RUNS, "saved, asked to by SIGTERM"),
-        (140, "", RUNS, "exit code 140, and this start has not trained and saved anything new"),
-        (143, "", LIMIT, "exit code 143, and this start has not trained and saved anything new"),
-        (1, "", RUNS, ""),
-        (1, "", PREEMPTED, ""),
+        (143, "", RUNS, "exit code 143, asked to before it had saved"),
+        (2, "saved", RUNS, "exit code 2"),
+        (0, "saved", RUNS, ""),
         (0, "", RUNS, ""),
     ],
 )
 def test_any_other_end_is_the_last(script: Script, code: int, saved: str, job: str, says: str) -> None:
     printed = script.run(code, saved, job)
     assert "requeued" not in printed
-    assert ("not started again by this script: " in printed) == bool(says)
+    assert ("not started again by this script: " in printed) == bool(code)
     assert says in printed
+
+
+def test_the_third_start_without_progress_is_the_last(script: Script, tmp_path: Path) -> None:
+    def start(count: int, saved: str = "") -> bool:
+        return "requeued 12" in script.run(1, saved, RUNS, SLURM_RESTART_COUNT=str(count))
+
+    assert [start(0), start(1), start(2)] == [True, True, False]
+    assert not list(tmp_path.glob(".saved*"))
+    # Progress begins the count anew; so does a submission by hand.
+    assert [start(0), start(1), start(2, "saved"), start(3), start(4), start(5)] == [True] * 5 + [False]
+    assert [start(0), start(1), start(0)] == [True] * 3
+
+
+def test_starts_that_slurm_repeats_after_lost_nodes_end_too(script: Script, tmp_path: Path) -> None:
+    (tmp_path / ".saved-12.starts").write_text("3\n")
+    printed = script.run(1, "", RUNS, SLURM_RESTART_COUNT="3")
+    assert "not started: 3 starts in a row have saved nothing new" in printed
+    assert "requeued" not in printed
+    # The last start was lost after it had saved.
+    (tmp_path / ".saved-12.starts").write_text("3\n")
+    (tmp_path / ".saved-12").write_text("saved\n")
+    assert "requeued 12" in script.run(1, "", RUNS, SLURM_RESTART_COUNT="3")
+
+
+def test_an_empty_array_is_no_error_in_an_old_bash() -> None:
+    """bash before 4.4 calls "${SRUN[@]}" of an empty array unbound under set -u."""
+    text = (ROOT / "slurm" / "train.sbatch").read_text()
+    assert re.findall(r'(?<!\+)"\$\{(?:SRUN|RUNS)\[@\]\}"', text) == []
 
 
 def test_one_job_of_an_array_starts_again_alone(script: Script) -> None:
@@ -106,11 +139,11 @@ def test_a_run_that_never_began_is_failed_and_one_that_stopped_keeps_its_word(sc
     rendered.write_text(text.replace("RUNS=()", f"RUNS=({run})").replace("REQUEUE=yes", "REQUEUE=no"))
     status = run / "status.json"
     status.write_text(json.dumps({"status": "submitted", "reason": "job 12"}, indent=1))
-    assert "not started again by this script: exit code 140, and this start" in script.run(140, "", RUNS, rendered)
+    assert "not started again by this script: exit code 140, and cluster.slurm" in script.run(140, "", RUNS, rendered)
     assert json.loads(status.read_text()) == {"status": "failed", "reason": "exit code 140, see slurm/output.txt"}
     stopped = json.dumps({"status": "stopped", "reason": "asked to by SIGUSR2"}, indent=1)
     status.write_text(stopped)
     printed = script.run(140, "SIGUSR2", RUNS, rendered)
     assert "not started again by this script: saved before the time limit, and cluster.slurm.requeue=false" in printed
     assert status.read_text() == stopped
-    assert not (run / "slurm" / "saved.txt").exists()
+    assert not list((run / "slurm").glob("saved.txt*"))
