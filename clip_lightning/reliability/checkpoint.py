@@ -26,7 +26,7 @@ from clip_lightning.errors import CheckpointError, UserError
 from clip_lightning.formatting import bytes_shown
 from clip_lightning.reliability.atomic_files import sync_folder
 from clip_lightning.reliability.part_files import fingerprint, save_part
-from clip_lightning.reliability.ranks import Ranks
+from clip_lightning.reliability.rank_group import RankGroup
 from clip_lightning.reliability.shards import whole, with_rows
 
 MANIFEST = "manifest.json"
@@ -100,7 +100,7 @@ class CheckpointFolder:
         self.keep_last, self.keep_every, self.reach = keep_last, keep_every, reach
 
     def save(
-        self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: Ranks | None = None
+        self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: RankGroup | None = None
     ) -> Path | None:
         """Writes a checkpoint, then removes old ones.
 
@@ -114,7 +114,7 @@ class CheckpointFolder:
             Its folder, on every rank; None when it cannot be written, even after old ones were removed. What stood
             before still stands, and training can go on.
         """
-        ranks = ranks or Ranks()
+        ranks = ranks or RankGroup()
         problem = self._attempt(samples_seen, parts, about, ranks, self.keep_last)
         if problem and problem.is_full:
             problem = self._attempt(samples_seen, parts, about, ranks, keep=1)
@@ -198,7 +198,7 @@ class CheckpointFolder:
                     self._remove(child)
 
     def _attempt(
-        self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: Ranks, keep: int
+        self, samples_seen: int, parts: Mapping[str, Any], about: Mapping[str, Any], ranks: RankGroup, keep: int
     ) -> "_Problem | None":
         """Writes a checkpoint; returns what went wrong, the same on every rank."""
         temporary = self.path / f"{_TEMPORARY}{samples_seen}"

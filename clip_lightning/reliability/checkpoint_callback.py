@@ -6,19 +6,20 @@ device and the optimizer exists, before the loader is made: what the loader yiel
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from clip_lightning.errors import AgreedCheckpointError
+from clip_lightning.errors import AgreedCheckpointError, AgreedError, UserError
 from clip_lightning.records import Record
 from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint, shard_name
-from clip_lightning.reliability.ranks import Ranks
-from clip_lightning.reliability.replica_check import refuse_drift
-from clip_lightning.reliability.shards import laid_out, on_host, optimizer_laid_out, own_rows
+from clip_lightning.reliability.optimizer_state import matched_by_name, optimizer_laid_out, parameter_names, state_bytes
+from clip_lightning.reliability.rank_group import RankGroup
+from clip_lightning.reliability.replica_check import check_replicas
+from clip_lightning.reliability.shards import laid_out, on_host, own_rows
 
 WEIGHTS, TRAINING = "weights", "training"
 # How long a run that fails waits for a checkpoint that is being written: other ranks may be gone.
@@ -35,24 +36,44 @@ class CheckpointCallback(Callback):
     """
 
     def __init__(
-        self, folder: CheckpointFolder, *, every: int, resume: Checkpoint | None, about: Mapping[str, Any]
+        self,
+        folder: CheckpointFolder,
+        *,
+        every: int,
+        minutes: float | None = None,
+        resume: Checkpoint | None,
+        about: Mapping[str, Any],
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         """Args.
 
-        every: samples between checkpoints; 0: only at the end.
+        every: samples between checkpoints; 0: not by samples.
+        minutes: longest time between checkpoints, by rank 0's clock; None: not by time.
         resume: the checkpoint to go on from; only rank 0's counts.
         about: plain values for the manifest: science, data fingerprint, versions.
+        on_saved: called on rank 0 after each checkpoint that was written.
         """
-        self.folder, self.every, self.about = folder, every, dict(about)
+        self.folder, self.every, self.minutes, self.about = folder, every, minutes, dict(about)
+        self.on_saved = on_saved
         self.restored = resume
         self.seconds = 0.0
         self.sink: Callable[[list[Record]], None] = lambda records: None
-        self._ranks = Ranks()
+        self._ranks = RankGroup()
         self._samples_before = 0
         self._saved_at: int | None = None
+        self._saved_time = time.monotonic()
         self._is_due = False
         self._writing: Background[Path | None] | None = None
         self._stall = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the newest checkpoint is older than `minutes` by this process's clock."""
+        return self.minutes is not None and time.monotonic() - self._saved_time >= 60 * self.minutes
+
+    def request(self) -> None:
+        """Lets the step that ends now save; to be called on every rank before this callback's turn."""
+        self._is_due = True
 
     def go_back(self, at_most: int) -> int:
         """Lets the next fit begin at the newest checkpoint of at most so many samples. To be called on every rank.
@@ -83,12 +104,14 @@ class CheckpointCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores weights, optimizer and the module's own state on every rank, and tells the loader where to begin."""
-        self._ranks = Ranks.connected()
+        self._ranks = RankGroup.connected()
         path = self._ranks.exchange(self.restored.path if self.restored else None)[0]
         if path is not None:
             self.restored = self.restored or open_checkpoint(path, verify=False)
             self._restore(self.restored, trainer, pl_module)
             self._saved_at = self.restored.samples_seen
+        self._check_folder(trainer)
+        self._saved_time = time.monotonic()
         self._samples_before = _samples_seen(pl_module)
         trainer.datamodule.samples_seen = self._samples_before  # type: ignore[attr-defined]
         trainer.datamodule.skip_windows = pl_module.skip_windows  # type: ignore[attr-defined]
@@ -134,10 +157,11 @@ class CheckpointCallback(Callback):
         self._finish()
         samples_seen = _samples_seen(pl_module)
         if self._saved_at != samples_seen:
-            refuse_drift(dict(pl_module.named_parameters()), self._ranks)
+            check_replicas(dict(pl_module.named_parameters()), self._ranks)
             parts = _parts(_state(trainer, pl_module), self._ranks.rank)
             self._saved_at = samples_seen
             self._writing = Background(lambda: self.folder.save(samples_seen, parts, self.about, self._ranks))
+        self._saved_time = time.monotonic()
         self._stall = time.perf_counter() - start
         self.seconds += self._stall
 
@@ -149,18 +173,56 @@ class CheckpointCallback(Callback):
         if writing.result() is None:
             self._saved_at = None
         elif self._ranks.rank == 0:
+            self.on_saved()
             measured = {"checkpoint_stall_seconds": self._stall, "checkpoint_write_seconds": writing.seconds}
             at = self._saved_at or 0
             self.sink([Record(what=what, value=value, samples_seen=at) for what, value in measured.items()])
 
+    def _check_folder(self, trainer: Trainer) -> None:
+        """Raises AgreedError on every rank where the folder takes no checkpoint."""
+        num_bytes = sum(self._ranks.exchange(sum(map(state_bytes, trainer.optimizers))))
+        problems: list[str] = []
+        if self._ranks.rank == 0:
+            try:
+                self.folder.check_writable(num_bytes)
+            except UserError as error:
+                problems = error.problems
+        if problems := self._ranks.exchange(problems)[0]:
+            raise AgreedError(*problems)
+
     def _restore(self, checkpoint: Checkpoint, trainer: Trainer, pl_module: LightningModule) -> None:
         weights, training = checkpoint.saved(WEIGHTS), checkpoint.saved(TRAINING)
         own = pl_module.state_dict()
-        pl_module.load_state_dict({name: laid_out(weights[name], own[name]) for name in weights.keys() & own.keys()})
-        for optimizer, saved in zip(trainer.optimizers, training["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer_laid_out(saved, optimizer))
+        if unlike := [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]:
+            raise AgreedCheckpointError(
+                f"{checkpoint.path}: {min(unlike)} has shape {tuple(weights[min(unlike)].shape)} there and "
+                f"{tuple(own[min(unlike)].shape)} in this config; allow_changed takes no other sizes of the model"
+            )
+        saved = {name: laid_out(weights[name], own[name]) for name in weights.keys() & own.keys()}
+        pl_module.load_state_dict(own | saved)
+        self._report("weights that start at their initial value", own.keys() - saved.keys())
+        self._report("weights of the checkpoint that are dropped", weights.keys() - saved.keys())
+        names = training.get("parameter_names") or [None] * len(training["optimizers"])
+        for optimizer, state, before in zip(trainer.optimizers, training["optimizers"], names, strict=True):
+            now = parameter_names(optimizer, pl_module)
+            if before is None and len(now) != sum(len(group["params"]) for group in state["param_groups"]):
+                raise AgreedCheckpointError(
+                    f"{checkpoint.path}: the optimizer has other parameters, and this checkpoint has no names for "
+                    "them; continue with the earlier settings, or start over with fresh=true"
+                )
+            if before is not None and before != now:
+                self._report("parameters whose optimizer state starts anew", set(now) - set(before))
+                state = matched_by_name(state, before, now, optimizer)
+            optimizer.load_state_dict(optimizer_laid_out(state, optimizer))
         trainer.precision_plugin.load_state_dict(training["precision"])
         pl_module.on_load_checkpoint(training["module"])
+
+    def _report(self, what: str, names: Collection[str]) -> None:
+        """Reports what `allow_changed` changes, on rank 0."""
+        if names and self._ranks.rank == 0:
+            shown = [name.removeprefix("model.") for name in sorted(names)]
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            self.folder.notify(f"{what}: {', '.join(shown[:3])}{more}")
 
 
 def model_weights(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -178,6 +240,7 @@ def _state(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         WEIGHTS: pl_module.state_dict(),
         TRAINING: {
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "parameter_names": [parameter_names(optimizer, pl_module) for optimizer in trainer.optimizers],
             "precision": trainer.precision_plugin.state_dict(),
             "module": module,
         },

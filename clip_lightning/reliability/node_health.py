@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.constants import default_pg_timeout
 
 from clip_lightning.errors import AgreedNodeError
 from clip_lightning.reliability.monitored_barrier import REPORTED, meet, node_name
+from clip_lightning.reliability.rank_group import control_group
 
 # How long a rank may take to report after the others, to read a sample, and to answer the first all-reduce.
 PATIENCE = timedelta(seconds=120)
@@ -77,8 +79,8 @@ def check_nodes(
     Raises: AgreedNodeError, the same on every rank.
     """
     meet(REPORTED, patience)
-    group = dist.new_group(backend="gloo", timeout=patience)
-    assert isinstance(group, dist.ProcessGroup)
+    group = control_group()
+    dist.set_timeout(patience, group)
     dist.barrier(group)
     clock = time.time()
     fingerprint, data_error = _read(data)
@@ -98,6 +100,7 @@ def check_nodes(
     if found := problems(machines):
         raise AgreedNodeError(*found)
     _try_all_reduce(machines, device, patience, group)
+    dist.set_timeout(default_pg_timeout, group)
 
 
 def problems(machines: list[Machine]) -> list[str]:

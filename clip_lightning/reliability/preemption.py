@@ -17,6 +17,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_lightning.config.schema import ClusterConfig
+from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
+from clip_lightning.reliability.rank_group import control_group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
 # These come before a time limit, and leave it to the scheduler whether the run starts again.
@@ -89,28 +91,33 @@ def leave_after(cluster: ClusterConfig) -> float | None:
 class PreemptionCallback(Callback):
     """Stops training on all ranks after the same step once any of them was asked to.
 
-    With several ranks the flags travel in a small all-reduce in the background, which is looked at one step later:
-    no step waits for it.
+    It also lets all ranks save after the same step once rank 0's newest checkpoint is too old. With several ranks both
+    flags travel in a small all-reduce in the background, whose result is read one step later: no step waits for it, and
+    the device is not involved.
     """
 
-    def __init__(self, signals: StopSignals) -> None:
-        self.signals = signals
+    def __init__(self, signals: StopSignals, checkpoint: CheckpointCallback | None = None) -> None:
+        """Args: checkpoint: has its turn after this callback; None: nothing is saved by time."""
+        self.signals, self.checkpoint = signals, checkpoint
         self._group: Any = None
-        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._flags = torch.zeros(2, dtype=torch.int64)
         self._pending: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back from Lightning, and opens the ranks' own channel on the CPU."""
         self.signals.install()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+        self._group = control_group()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Compares flags; every rank sees the same answer after the same step."""
-        if self._agreed():
+        """Compares flags; every rank reads the same ones after the same step."""
+        number, is_late = self._agreed()
+        if number:
+            self.signals.received = self.signals.received or signal.Signals(number)
             trainer.should_stop = True
+        if is_late and self.checkpoint is not None:
+            self.checkpoint.request()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves no all-reduce open."""
@@ -118,15 +125,16 @@ class PreemptionCallback(Callback):
             self._pending.wait()
             self._pending = None
 
-    def _agreed(self) -> bool:
+    def _agreed(self) -> tuple[int, bool]:
+        """The signal that any rank received (0: none), and whether rank 0's newest checkpoint is too old."""
+        is_late = self.checkpoint is not None and self.checkpoint.is_late
         if self._group is None:
-            return self.signals.received is not None
-        stop = False
+            return self.signals.received or 0, is_late
+        number, was_late = 0, 0
         if self._pending is not None:
             self._pending.wait()
-            if number := int(self._flag.item()):
-                self.signals.received = self.signals.received or signal.Signals(number)
-                stop = True
-        self._flag.fill_(self.signals.received or 0)
-        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return stop
+            number, was_late = self._flags.tolist()
+        self._flags[0] = self.signals.received or 0
+        self._flags[1] = is_late and dist.get_rank() == 0 and not was_late
+        self._pending = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return number, bool(was_late)

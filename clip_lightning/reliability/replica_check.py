@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from clip_lightning.errors import AgreedNodeError
 from clip_lightning.reliability.monitored_barrier import node_name
-from clip_lightning.reliability.ranks import Ranks
+from clip_lightning.reliability.rank_group import RankGroup
 from clip_lightning.reliability.shards import shard_of
 
 
@@ -26,7 +26,7 @@ class _Held(NamedTuple):
 
 
 @torch.no_grad()
-def refuse_drift(weights: Mapping[str, Tensor], ranks: Ranks) -> None:
+def check_replicas(weights: Mapping[str, Tensor], ranks: RankGroup) -> None:
     """Compares weights by their bits; to be called on every rank, with the same names in the same order.
 
     Raises: AgreedNodeError with the ranks that are not as most are, their nodes, and the first such weight.

@@ -107,20 +107,6 @@ def laid_out(saved: Tensor | SavedRows, like: Tensor) -> Tensor:
     )
 
 
-def optimizer_laid_out(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's saved state as its parameters lie."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {}
-    for k, moments in saved["state"].items():
-        of_parameter = {name for name, value in moments.items() if value.shape == parameters[k].shape}
-        state[k] = {
-            # A copy: what stays a view would hold the checkpoint's file open, which NFS then does not let go.
-            name: laid_out(value, parameters[k]) if name in of_parameter else value.clone()
-            for name, value in moments.items()
-        }
-    return {**saved, "state": state}
-
-
 def _place(tensor: DTensor) -> tuple[int, int, bool]:
     """Which shard of how many this rank holds, and whether it repeats another rank's."""
     coordinate = tensor.device_mesh.get_coordinate()

@@ -199,7 +199,7 @@ class Session:
         # Training's numbers are written before the checkpoint at their place: a run that is killed in between resumes
         # from an older one and repeats them, instead of missing them. An evaluation comes after it, and is made up for.
         patience = CollectiveTimeout(config.cluster.timeout_minutes)
-        stop = PreemptionCallback(signals)
+        stop = PreemptionCallback(signals, checkpoint)
         callbacks = [_SkipWindow(sink), meter, stop, patience, checkpoint, zero_shot]
         if not windows:  # later fits are those of nodes that have trained already
             callbacks.insert(0, self._node_health())

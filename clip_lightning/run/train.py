@@ -33,7 +33,7 @@ from clip_lightning.run.reporter import Reporter
 from clip_lightning.run.session import Session, quiet_libraries
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.run.tracker import open_tracker
-from clip_lightning.slurm.tasks import check_tasks, tell_saved
+from clip_lightning.slurm.tasks import check_tasks, note_progress
 from clip_lightning.training.saved_model import config_of_resume
 
 
@@ -99,7 +99,10 @@ def _lead(
     tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
     session = Session(config_of_resume(config, path), path, pairs, lengths, found.tasks, tokenizer)
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
-    checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=resume, about=about)
+    checkpoint = CheckpointCallback(
+        folder, every=lengths.checkpoint_every, minutes=config.cluster.checkpoint_minutes, resume=resume, about=about
+    )
+    checkpoint.on_saved = note_progress
     costs = Costs(found.training_flops, total_peak_flops(config.cluster))
     time_left = leave_after(config.cluster)
     signals = StopSignals(None if time_left is None else time_left - (time.perf_counter() - begun))
@@ -110,7 +113,7 @@ def _lead(
         outcome = session.run(checkpoint, costs, Reporter(path, tracker, screen), signals, seconds_before)
         records = tracker.records()
     if signals.received and not outcome.complete and outcome.samples_seen != samples_seen:
-        tell_saved(signals.received.name)
+        note_progress(signals.received.name)
     screen.close()
     summary = Summary(
         run=path.name,

@@ -55,8 +55,8 @@ def step() -> Step | None:
     )
 
 
-def tell_saved(signal_name: str) -> None:
-    """Tells slurm/train.sbatch that this start has trained and saved, and which signal has ended it."""
+def note_progress(signal_name: str = "saved") -> None:
+    """Reports to slurm/train.sbatch that this start has saved something new, and which signal ended it."""
     if file := os.environ.get("CLIP_LIGHTNING_SAVED"):
         Path(file).write_text(signal_name + "\n", encoding="utf-8")
 

@@ -31,8 +31,8 @@ class Module(LightningModule):
 
 
 class Deaf(PreemptionCallback):
-    def _agreed(self) -> bool:
-        return False
+    def _agreed(self) -> tuple[int, bool]:
+        return 0, False
 
 
 signals = StopSignals()

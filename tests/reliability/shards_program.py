@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from clip_lightning.reliability.checkpoint import CheckpointFolder, shard_name
-from clip_lightning.reliability.ranks import Ranks
-from clip_lightning.reliability.shards import laid_out, on_host, optimizer_laid_out, own_rows
+from clip_lightning.reliability.optimizer_state import optimizer_laid_out
+from clip_lightning.reliability.rank_group import RankGroup
+from clip_lightning.reliability.shards import laid_out, on_host, own_rows
 
 
 def model_and_optimizer(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -63,7 +64,7 @@ def run_rank(rank: int, world: int, size: int, folder: str, what: str) -> None:
         place, rows = own_rows(state)
         parts = {shard_name("state", place): rows} if rows else {}
     number = 1 if what == "save" else 100 * world + size
-    assert checkpoints.save(number, parts, {}, Ranks.connected()) is not None
+    assert checkpoints.save(number, parts, {}, RankGroup.connected()) is not None
     if world > 1:
         dist.destroy_process_group()
 

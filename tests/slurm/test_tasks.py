@@ -8,7 +8,7 @@ import pytest
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import UserError
 from clip_lightning.slurm.environment import environment, first_node
-from clip_lightning.slurm.tasks import check_tasks, ranks_are_tasks, step, tell_saved
+from clip_lightning.slurm.tasks import check_tasks, note_progress, ranks_are_tasks, step
 
 # As srun sets them for the second of two tasks on two nodes (slurm-wlm 22.05).
 STEP = {
@@ -79,9 +79,9 @@ def test_tasks_that_lie_unevenly_on_their_nodes_are_told(inside: pytest.MonkeyPa
 
 
 def test_a_run_tells_its_batch_script_that_it_has_moved_on(inside: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tell_saved("SIGUSR2")  # nobody asks
+    note_progress("SIGUSR2")  # nobody asks
     inside.setenv("CLIP_LIGHTNING_SAVED", str(tmp_path / "saved.txt"))
-    tell_saved("SIGUSR2")
+    note_progress("SIGUSR2")
     assert (tmp_path / "saved.txt").read_text() == "SIGUSR2\n"
 
 

@@ -62,6 +62,9 @@ class ClusterConfig:
         None, "of one start: the run saves and leaves before it; null: no limit", above=0
     )
     checkpoint_every: str = key("10%", "duration between checkpoints", duration=True)
+    checkpoint_minutes: float | None = key(
+        30.0, "longest time between checkpoints, by rank 0's clock; null: by checkpoint_every only", above=0
+    )
     keep_last: int = key(2, "newest checkpoints kept", above=0)
     keep_every: str | None = key(
         None, "duration; the first checkpoint past each multiple is never removed; null: none", duration=True
