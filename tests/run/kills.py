@@ -1,9 +1,9 @@
 """A run that is killed at random moments, again and again, until it ends: what is lost, and is the end the same?
 
-    python -m tests.run.kills --kills 50
+    python -m tests.run.kills --kills 100
 
-prints a table. A kill is SIGKILL to one rank, drawn at random, after a random while; every fifth comes while a
-checkpoint is being written. What is left of the run must leave by itself, and the same command goes on.
+prints a table. A kill is SIGKILL to one rank, drawn at random, after a random time, and to the others up to 0.3 s
+later, as torchrun ends them; every fifth comes while a checkpoint is being written. Then the same command resumes.
 """
 
 import argparse
@@ -17,17 +17,35 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.run.test_ranks import worker
 from tests.run.test_resume import assert_bit_equal, final_state, losses
 from tests.support.runner import SMALL, Child, Runner
 
-BATCH, EVERY = 16, 2
-LENGTH = ["compute.duration=60 steps", f"cluster.checkpoint_every={EVERY} steps"]
+BATCH, EVERY = 24, 2  # 24 is shared evenly by 1, 2, 3 and 4 ranks
+LENGTH = ["compute.duration=40 steps", f"compute.global_batch={BATCH}", f"cluster.checkpoint_every={EVERY} steps"]
+
+
+class Case(NamedTuple):
+    """A number of ranks, and the settings of their cluster."""
+
+    ranks: int
+    settings: list[str]
+
+
+def _case(cluster: str, ranks: int, *settings: str) -> Case:
+    return Case(ranks, [f"cluster={cluster}", f"cluster.devices={ranks}", "cluster.accelerator=cpu", *settings])
+
+
 CASES = {
-    "one process": [],
-    "DDP, 2 processes": ["cluster=ddp", "cluster.devices=2"],
-    "FSDP2, 2 processes": ["cluster=fsdp", "cluster.devices=2", "cluster.accelerator=cpu"],
+    "one process": Case(1, []),
+    "DDP, 2 processes": _case("ddp", 2),
+    "DDP, 3 processes": _case("ddp", 3),
+    "DDP, 4 processes": _case("ddp", 4),
+    "FSDP2, 2 processes": _case("fsdp", 2),
+    "FSDP2, 3 processes": _case("fsdp", 3),
+    "FSDP2, 4 processes": _case("fsdp", 4),
+    "HSDP, 2 x 2 processes": _case("hsdp", 4, "cluster.nodes=1", "cluster.shard_size=2"),
 }
 SECONDS = 120  # for whatever should take a moment
 
@@ -47,30 +65,33 @@ class Kills:
     num_runs: int = 0
 
 
-def kill_and_resume(runner: Runner, folder: Path, settings: list[str], num_kills: int, seed: int = 0) -> Kills:
+def kill_and_resume(runner: Runner, folder: Path, case: Case, num_kills: int, seed: int = 0) -> Kills:
     """Kills runs of one config until there were so many kills, and lets the last one end.
 
     Raises: AssertionError where a run does not go on, or ends with other bits or losses than the one never killed.
     """
     draw, found = random.Random(seed), Kills()
-    runner.train(folder / "whole", *LENGTH, *settings)
+    ranks, settings = case
+    runner.train(folder / "whole", *LENGTH, *settings, ranks=ranks)
     while len(found.lost_steps) < num_kills:
         runs = folder / f"cut{found.num_runs}"
         while len(found.lost_steps) < num_kills:
-            child = runner.start("train.py", f"runs={runs}", *SMALL, *LENGTH, *settings)
+            child = runner.start("train.py", f"runs={runs}", *SMALL, *LENGTH, *settings, ranks=ranks)
             wants_save = len(found.lost_steps) % 5 == 4
             if not _wait(child, runs, wants_save, draw):
                 break
             is_inside = bool(_half_written(runs))
-            victim = worker(child.pid, 1) if settings and draw.random() < 0.5 else child.pid
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(victim, signal.SIGKILL)
+            processes = [child.pid, *child.others]
+            _kill(processes.pop(draw.randrange(ranks)))
+            time.sleep(0.3 * draw.random())
+            for process in processes:
+                _kill(process)
             if child.wait() == 0:
                 break
             _all_gone(runs)
             found.inside_save += is_inside
             found.lost_steps.append(_shown(child) - _saved(runs))
-        runner.train(runs, *LENGTH, *settings)
+        runner.train(runs, *LENGTH, *settings, ranks=ranks)
         assert_bit_equal(final_state(runs), final_state(folder / "whole"))
         assert losses(runs) == losses(folder / "whole")
         found.num_runs += 1
@@ -93,8 +114,13 @@ def _wait(child: Child, runs: Path, wants_save: bool, draw: random.Random) -> bo
     return True
 
 
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(process, signal.SIGKILL)
+
+
 def _has_ended(child: Child) -> bool:
-    """Whether it has shown the end table, at once where the run was finished or lacked nothing but its end."""
+    """Whether it has shown the end table."""
     return "\nstatus  " in child.text()
 
 
@@ -132,11 +158,13 @@ def _read(path: Path) -> bytes:
 def main() -> None:
     """Prints the table."""
     flags = argparse.ArgumentParser(description="Kills runs at random moments and compares how they end.")
-    flags.add_argument("--kills", type=int, default=50, help="in all (default 50)")
+    flags.add_argument("--kills", type=int, default=100, help="in all (default 100)")
+    flags.add_argument("--only", default="", help="only the cases whose name holds this")
     settings = flags.parse_args()
     print("| | kills | inside a save | steps lost: median, most | runs ended | bit-equal |\n|---|---|---|---|---|---|")
-    for k, (name, case) in enumerate(CASES.items()):
-        share = settings.kills // len(CASES) + (k < settings.kills % len(CASES))
+    cases = {name: case for name, case in CASES.items() if settings.only in name}
+    for k, (name, case) in enumerate(cases.items()):
+        share = settings.kills // len(cases) + (k < settings.kills % len(cases))
         with tempfile.TemporaryDirectory() as folder:
             runner = Runner(Path(folder))
             found = kill_and_resume(runner, Path(folder), case, share)

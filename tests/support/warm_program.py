@@ -1,7 +1,8 @@
 """Runs the entry files in forked children: importing torch and Lightning once instead of in every test's process.
 
-Reads lines of JSON {"entry", "argv", "out", "env"}; answers with the child's process id, and with its exit status when
-it is gone. Nothing but imports happens here before a fork, so a child begins as a fresh process would.
+Reads lines of JSON {"entry", "argv", "out", "env"}, where "env" has the variables of each rank; answers with the
+children's process ids, and with the first one's exit status when all are gone. Nothing but imports happens here before
+a fork, so a child begins as a fresh process would.
 """
 
 import contextlib
@@ -16,15 +17,15 @@ import clip_lightning.run.evaluate
 import clip_lightning.run.train  # noqa: F401
 
 
-def child(job: dict) -> NoReturn:
+def child(job: dict, variables: dict[str, str]) -> NoReturn:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(job["env"])
-    sys.path += job["env"].get("PYTHONPATH", "").split(os.pathsep)
+    os.environ.update(variables)
+    sys.path += variables.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = [job["entry"], *job["argv"]]
     code: object = 1
     try:
@@ -42,8 +43,11 @@ def child(job: dict) -> NoReturn:
 
 
 for line in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        child(json.loads(line))
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    job, children = json.loads(line), []
+    for variables in job["env"]:
+        children.append(os.fork())
+        if not children[-1]:
+            child(job, variables)
+    print(*children, flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children]
+    print(codes[0], flush=True)
