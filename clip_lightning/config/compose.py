@@ -78,6 +78,7 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     flags, words = command_line.split(argv)
     if flags.frozen is not None:
         config = read(flags.frozen, SCHEMAS[config_name])
+        take_torchrun_world(config)
         if problems := checks.check(config) if check else []:
             raise UserError(*problems)
         return config
@@ -88,6 +89,7 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
         config = _resolve(composed, problems)
         if isinstance(config, Config):
             config.data.parts = parts.resolve(config.data, grammar.groups["data"], partial(_data_option, grammar))
+        take_torchrun_world(config)
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     if check:

@@ -233,3 +233,13 @@ def test_torchrun_must_start_what_the_cluster_has(base: Config, monkeypatch: pyt
     assert len(found) == 1
     assert "write cluster.nodes=2 cluster.devices=2" in found[0]
     assert not told(base, cluster__strategy="ddp", cluster__devices=2, cluster__nodes=2)
+
+
+@pytest.mark.parametrize(("batch", "nodes"), [(48, 3), (64, 4)])
+def test_torchrun_may_start_fewer_nodes_where_they_divide_the_batch(
+    monkeypatch: pytest.MonkeyPatch, batch: int, nodes: int
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    four = ["cluster=ddp", "cluster.nodes=4", "cluster.devices=2", f"compute.global_batch={batch}"]
+    assert compose.load("train", four, check=False).cluster.nodes == nodes

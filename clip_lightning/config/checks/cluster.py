@@ -47,6 +47,19 @@ def _shards(cluster: ClusterConfig) -> Iterator[str]:
         yield f"cluster.shard_size={cluster.shard_size} has no effect without cluster=hsdp; leave it out"
 
 
+def take_torchrun_world(config: Config | EvaluateConfig) -> None:
+    """Trains on the processes that torchrun started, as `--nnodes=1:4` leaves them after a lost node.
+
+    Only where the global batch is a multiple of their number; otherwise the check below refuses the config.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not isinstance(config, Config):
+        return
+    cluster, world, local = config.cluster, int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    is_even = world % local == 0 and config.compute.global_batch % world == 0
+    if cluster.nodes * cluster.devices > 1 and is_even:
+        cluster.nodes, cluster.devices = world // local, local
+
+
 def _launched_elsewhere(cluster: ClusterConfig) -> Iterator[str]:
     """Whether torchrun started as many processes as the cluster has."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -56,7 +69,8 @@ def _launched_elsewhere(cluster: ClusterConfig) -> Iterator[str]:
         yield (
             f"torchrun started {world} processes, {local} on this node, and cluster.nodes={cluster.nodes} x "
             f"cluster.devices={cluster.devices} are {cluster.nodes * cluster.devices}; write "
-            f"cluster.nodes={world // local} cluster.devices={local}, or another --nproc_per_node"
+            f"cluster.nodes={world // local} cluster.devices={local}, or start a number of processes that divides "
+            "compute.global_batch"
         )
 
 
