@@ -133,21 +133,40 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(
     assert "is finished" in again.stdout
 
 
-def test_a_full_disk_at_the_end_is_an_error_and_the_same_command_ends_well(
+def test_a_disk_that_takes_no_checkpoint_ends_a_run_before_its_first_step(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
-    program = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-        "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
-    )
-    root = Path(__file__).parents[2]
-    full = subprocess.run(
-        [sys.executable, "-c", program, f"runs={tmp_path}", *small], cwd=root, text=True, capture_output=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert full.returncode == 1, full.stdout + full.stderr
-    assert "no checkpoint at 32 samples" in full.stdout + full.stderr
-    assert "sample 128/128" in full.stdout + full.stderr
-    assert "could not be written; make room" in full.stdout + full.stderr
-    runner.train(tmp_path)
+    child = runner.start("train.py", f"runs={tmp_path}", *small, env={"LARGEST_FILE": "200000"})
+    assert child.wait() == 2, child.text()
+    assert "no checkpoint can be written there" in child.text()
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+    (tmp_path / "latest" / "checkpoints").rmdir()
+    (tmp_path / "latest" / "checkpoints").touch()
+    runner.train(tmp_path, code=2)
+
+
+def test_a_disk_that_fills_up_later_is_an_error_at_the_end_and_the_same_command_resumes(
+    runner: Any, tmp_path: Path, small: list[str]
+) -> None:
+    filling = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    argv = [f"runs={tmp_path}", *small, "loss._target_=filling_disk.FillingDisk"]
+    full = runner.start("train.py", *argv, env={**filling, "FULL_AT_STEP": "1"})
+    assert full.wait() == 1, full.text()
+    assert "no checkpoint at 32 samples" in full.text()
+    assert "sample 128/128" in full.text()
+    assert "could not be written" in full.text()
+    again = runner.start("train.py", *argv, env=filling)
+    assert again.wait() == 0, again.text()
     assert torch.is_tensor(final_state(tmp_path)["/weights/model.log_logit_scale"])
+
+
+def test_checkpoints_are_written_by_the_clock_of_rank_0(runner: Any, tmp_path: Path) -> None:
+    """The flag is read one step after it was sent, so that each second step saves."""
+    by_time = ["cluster.checkpoint_every=0 samples", "cluster.checkpoint_minutes=1e-6", "cluster.keep_last=9"]
+    runner.train(tmp_path / "one", *by_time)
+    runner.train(tmp_path / "two", *by_time, "cluster=ddp", "cluster.devices=2", "cluster.accelerator=cpu", ranks=2)
+    saved = {name: list((tmp_path / name / "latest" / "checkpoints").iterdir()) for name in ("one", "two")}
+    assert {name: sorted(int(path.name) // 16 for path in paths) for name, paths in saved.items()} == {
+        "one": [1, 2, 3, 4, 5, 6, 7, 8],
+        "two": [2, 4, 6, 8],
+    }

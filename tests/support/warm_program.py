@@ -8,6 +8,7 @@ a fork, so a child begins as a fresh process would.
 import contextlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -25,6 +26,8 @@ def child(job: dict, variables: dict[str, str]) -> NoReturn:
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(variables)
+    if largest := int(variables.get("LARGEST_FILE", 0)):  # as on a disk that is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.path += variables.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = [job["entry"], *job["argv"]]
     code: object = 1
