@@ -77,8 +77,7 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     """
     flags, words = command_line.split(argv)
     if flags.frozen is not None:
-        config = read(flags.frozen, SCHEMAS[config_name])
-        take_torchrun_world(config)
+        config = take_torchrun_world(read(flags.frozen, SCHEMAS[config_name]))
         if problems := checks.check(config) if check else []:
             raise UserError(*problems)
         return config
@@ -86,10 +85,9 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     good, problems = overrides.check(words, grammar, sweep=False)
     try:
         composed = compose(config_name, good, grammar)
-        config = _resolve(composed, problems)
+        config = take_torchrun_world(_resolve(composed, problems))
         if isinstance(config, Config):
             config.data.parts = parts.resolve(config.data, grammar.groups["data"], partial(_data_option, grammar))
-        take_torchrun_world(config)
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     if check:

@@ -85,9 +85,8 @@ def _lead(
     config: Config, argv: Sequence[str], found: Preflight, directory: RunDirectory, screen: Screen, begun: float
 ) -> int:
     """Rank 0 of a run whose directory stands."""
-    path, pairs, lengths = directory.path, found.datamodule, found.lengths
+    path, pairs, lengths, versions = directory.path, found.datamodule, found.lengths, provenance.versions()
     data = {"fingerprint": pairs.fingerprint, "num_samples": pairs.num_samples}
-    versions = provenance.versions()
     directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
     keep = {"keep_last": config.cluster.keep_last, "keep_every": lengths.keep_every, "reach": lengths.rollback_margin}
     folder = CheckpointFolder(directory.checkpoints, **keep, notify=screen.say)
@@ -99,9 +98,8 @@ def _lead(
     tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
     session = Session(config_of_resume(config, path), path, pairs, lengths, found.tasks, tokenizer)
     about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
-    checkpoint = CheckpointCallback(
-        folder, every=lengths.checkpoint_every, minutes=config.cluster.checkpoint_minutes, resume=resume, about=about
-    )
+    checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=resume, about=about)
+    checkpoint.minutes = config.cluster.checkpoint_minutes
     checkpoint.on_saved = note_progress
     costs = Costs(found.training_flops, total_peak_flops(config.cluster))
     time_left = leave_after(config.cluster)

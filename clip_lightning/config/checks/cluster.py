@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from clip_lightning.config.checks import ranges
 from clip_lightning.config.schema import ClusterConfig, Config, EvaluateConfig, SlurmConfig
@@ -47,17 +48,18 @@ def _shards(cluster: ClusterConfig) -> Iterator[str]:
         yield f"cluster.shard_size={cluster.shard_size} has no effect without cluster=hsdp; leave it out"
 
 
-def take_torchrun_world(config: Config | EvaluateConfig) -> None:
-    """Trains on the processes that torchrun started, as `--nnodes=1:4` leaves them after a lost node.
+def take_torchrun_world(config: Any) -> Any:
+    """The config, to train on the processes that torchrun started, as `--nnodes=1:4` leaves them after a lost node.
 
     Only where the global batch is a multiple of their number; otherwise the check below refuses the config.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or not isinstance(config, Config):
-        return
+        return config
     cluster, world, local = config.cluster, int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     is_even = world % local == 0 and config.compute.global_batch % world == 0
     if cluster.nodes * cluster.devices > 1 and is_even:
         cluster.nodes, cluster.devices = world // local, local
+    return config
 
 
 def _launched_elsewhere(cluster: ClusterConfig) -> Iterator[str]:
