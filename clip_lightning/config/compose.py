@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, parts, presets, recipes
+from clip_lightning.config.checks.cluster import take_torchrun_world
 from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
