@@ -57,7 +57,7 @@ class ClassifierBuilder:
         if self._encoded_for is None or self._encoded_for[0] is not tokenizer or self._encoded_for[1] != classes:
             hashes = self._encode(tokenizer, [self.classnames[k] for k in classes])
             self._hashes_C = torch.zeros(len(self.classnames), dtype=torch.int64, device=device)
-            self._hashes_C[classes[:num_counted]] = torch.tensor(hashes[:num_counted], device=device)
+            self._hashes_C[classes[:num_counted]] = torch.tensor(hashes[:num_counted], dtype=torch.int64, device=device)
             all_reduce_sum(self._hashes_C)
             self._encoded_for = tokenizer, classes
         features_PD = torch.cat(

@@ -46,6 +46,7 @@ def places(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
 def hits_within(depth: int, ahead_B: Tensor, tied_B: Tensor) -> Tensor:
     """Probability in units of 1 / UNIT that the correct class is among the best `depth`: int64 [B]."""
     free_B = (depth - ahead_B).clamp(min=0)
+    tied_B = tied_B.clamp(min=1)  # 0 where the logit is NaN
     return (UNIT * torch.minimum(free_B, tied_B) + tied_B // 2) // tied_B
 
 

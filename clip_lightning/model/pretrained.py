@@ -48,7 +48,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             is_torch = file.read(4) in _TORCH_FILES
-        content = torch.load(path, map_location="cpu", weights_only=True) if is_torch else load_file(path)
+            file.seek(0)
+            # The open file, since torch.load takes a name's suffix for the format.
+            content = torch.load(file, map_location="cpu", weights_only=True) if is_torch else load_file(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds Python objects besides tensors, and loading them could run code; save the weights alone, "
