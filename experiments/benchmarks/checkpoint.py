@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import CheckpointFolder
 from clip_lightning.reliability.shards import on_host
 from clip_lightning.training.optimizer import build_optimizer
-from experiments.benchmarks.alternation import Row, parser, report
+from experiments.benchmarks.alternation import Row, parser, run
 
 
 def state() -> dict[str, Any]:
@@ -61,8 +62,7 @@ def main() -> None:
     """Prints and writes the ratio."""
     found = parser("Stall of a background save against a synchronous one.")
     found.add_argument("--folder", type=Path, metavar="DIR", help="disk to write to instead of the temporary one")
-    settings = found.parse_args()
-    report(rows(settings), settings.json)
+    run("experiments.benchmarks.checkpoint", found, lambda settings: {"stall": partial(rows, settings)})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ from clip_lightning.data.layouts.layout import build_layout
 from clip_lightning.data.layouts.tar_index import index_tar
 from clip_lightning.errors import run_command
 from clip_lightning.tokenizer import build_tokenizer
-from experiments.benchmarks.alternation import Row, alternate, arguments, report
+from experiments.benchmarks.alternation import Cases, Row, alternate, parser, run
 
 SIZE = 224
 CAPTIONS = ("a photo of a temple by the water", "flowers", "the roof of an old house in the mountains, in summer")
@@ -206,22 +206,33 @@ def loader(paths: list[Path], per_shard: int, batch: int, rounds: int) -> Row:
     )
 
 
-def run(settings: argparse.Namespace) -> Iterator[Row]:
+def cases(settings: argparse.Namespace) -> Cases:
     """All comparisons."""
     quick = settings.quick
-    rounds = 5 if quick else 15
-    count = 32 if quick else 128
-    yield transform("transform", photographs(count, None, 90), rounds)
-    yield transform("transform_512", photographs(count, 512, 95), rounds)
+    rounds, count, per_shard = (5, 32, 512) if quick else (15, 128, 2048)
+    return {
+        "transform": lambda: [transform("transform", photographs(count, None, 90), rounds)],
+        "transform_512": lambda: [transform("transform_512", photographs(count, 512, 95), rounds)],
+        "reader": lambda: with_small_tars(reader, 4000 if quick else 10_000, rounds),
+        "index": lambda: with_small_tars(
+            lambda paths, rounds: index(paths[0], rounds), 4000 if quick else 10_000, rounds
+        ),
+        "loader": lambda: with_photographs(per_shard, 3 if quick else 7),
+    }
+
+
+def with_small_tars(measure: Callable[[list[Path], int], Row], per_shard: int, rounds: int) -> Iterator[Row]:
+    """A comparison on two tars of small images."""
     with tempfile.TemporaryDirectory() as folder:
         small = [small_image(number) for number in range(256)]
-        tars = write_shards(Path(folder) / "small", small, 2, 4000 if quick else 10_000)
-        yield reader(tars, rounds)
-        yield index(tars[0], rounds)
-        images = photographs(128, None, 90)
-        per_shard = 512 if quick else 2048
-        tars = write_shards(Path(folder) / "photographs", images, 4, per_shard)
-        yield loader(tars, per_shard, 128, 3 if quick else 7)
+        yield measure(write_shards(Path(folder) / "small", small, 2, per_shard), rounds)
+
+
+def with_photographs(per_shard: int, rounds: int) -> Iterator[Row]:
+    """The loaders on four tars of photographs."""
+    with tempfile.TemporaryDirectory() as folder:
+        tars = write_shards(Path(folder) / "photographs", photographs(128, None, 90), 4, per_shard)
+        yield loader(tars, per_shard, 128, rounds)
 
 
 def small_image(number: int) -> bytes:
@@ -236,10 +247,11 @@ def small_image(number: int) -> bytes:
 
 def main() -> None:
     """Prints and writes the ratios."""
-    settings = arguments("The path of the data, against open_clip, webdataset and tarfile.")
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    report(run(settings), settings.json)
+    run(
+        "experiments.benchmarks.data", parser("The path of the data, against open_clip, webdataset and tarfile."), cases
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_lightning.errors import run_command
+import timm
+from safetensors.torch import save_file
+
 from experiments.benchmarks.alternation import Row, parser, report
 from experiments.benchmarks.data import photographs, write_shards
 
@@ -29,7 +31,8 @@ def command(folder: Path, size: int, steps: int, *, cached: bool) -> list[str]:
     still = ["crop_scale=[1.0,1.0]", "crop_ratio=[1.0,1.0]"]
     return [
         sys.executable, "train.py", "model=pair", "model/vision=vit_small_patch16", "model/text=laion_384",
-        f"model.vision.image_size={size}", "model.vision.locked=true", "data=webdataset",
+        f"model.vision.image_size={size}", "model.vision.locked=true",
+        f"model.vision.pretrained={folder / 'vision.safetensors'}", "data=webdataset",
         f"data.path={folder / 'tars'}", "data.validation.num_samples=0", *(f"data.augment.{one}" for one in still),
         "compute=cpu_minutes", "compute.precision=bf16", f"compute.duration={steps} steps", "compute.warmup=0 steps",
         f"compute.global_batch={BATCH}", f"cluster.cache_locked={str(cached).lower()}", "cluster.workers=1",
@@ -53,13 +56,13 @@ def rows(settings: argparse.Namespace) -> Iterator[Row]:
     steps = per_epoch // BATCH
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        weights = timm.create_model("vit_small_patch16_224").state_dict()
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "vision.safetensors")
         write_shards(folder / "tars", photographs(64, None, 90), SHARDS, per_epoch // SHARDS)
         for size in (112, 224):
             start, first = (cpu_seconds(command(folder, size, number, cached=False)) for number in (1, steps + 1))
             seconds = {one: cpu_seconds(command(folder, size, epochs * steps, cached=one)) for one in (True, False)}
-            notes = (
-                f"{seconds[True]:.0f} and {seconds[False]:.0f} CPU s, {start:.0f} s of each for the start and a step"
-            )
+            notes = f"{seconds[True]:.0f} and {seconds[False]:.0f} CPU s, {start:.0f} s of it the start and a step"
             for name, spent in (("run", start), ("later_epochs", first)):
                 samples = BATCH * (epochs * steps - (1 if name == "run" else steps + 1))
                 rates = (samples / (seconds[one] - spent) for one in (True, False))
@@ -73,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -11,7 +11,8 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from clip_lightning.config.schema import LossConfig
 from clip_lightning.errors import run_command
 from clip_lightning.loss import LOSSES
-from experiments.benchmarks.alternation import Row, alternate, arguments, report
+from experiments.benchmarks.alternation import Cases, Row, alternate, parser, run
 
 WIDTH, CHUNK, MIB = 512, LossConfig.chunk, 2**20
 PEERS: dict[str, type] = {"softmax": ClipLoss, "sigmoid": SigLipLoss}
@@ -125,16 +126,24 @@ def large(sizes: list[int]) -> Iterator[dict[str, Any]]:
                 yield {"name": f"{name}_{num_pairs}_of_{ranks}", **found}
 
 
-def rows(settings: argparse.Namespace) -> Iterator[Row]:
+def cases(settings: argparse.Namespace) -> Cases:
     """All comparisons."""
     rounds = 2 if settings.quick else 5
-    for num_pairs in (16384,) if settings.quick else (8192, 16384, 32768):
-        yield memory_row("softmax", num_pairs)
-    for num_pairs in (8192,) if settings.quick else (8192, 16384, 32768):
-        yield time_row("softmax", num_pairs, rounds if num_pairs < 32768 else 2)
-    for num_pairs in (8192,) if settings.quick else (8192, 16384):
-        yield memory_row("sigmoid", num_pairs)
-        yield time_row("sigmoid", num_pairs, rounds)
+    found: dict[str, Callable[[], Iterable[Row]]] = {}
+    for name, memory, times in (("softmax", (16384,), (8192,)), ("sigmoid", (8192,), (8192,))):
+        largest = 32768 if name == "softmax" else 16384
+        every = [size for size in (8192, 16384, 32768) if size <= largest]
+        for num_pairs in memory if settings.quick else every:
+            found[f"{name}_memory_{num_pairs}"] = partial(one, memory_row, name, num_pairs)
+        for num_pairs in times if settings.quick else every:
+            few = rounds if num_pairs < 32768 else 2
+            found[f"{name}_time_{num_pairs}"] = partial(one, time_row, name, num_pairs, few)
+    return found
+
+
+def one(measure: Callable[..., Row], *arguments: Any) -> Iterator[Row]:
+    """The row of a case."""
+    yield measure(*arguments)
 
 
 def main() -> None:
@@ -144,9 +153,12 @@ def main() -> None:
         side, name, num_pairs, ranks = sys.argv[2:6]
         print(*peak(side, name, int(num_pairs), int(ranks)))
         return
-    settings = arguments("Losses against open_clip's: time and memory.")
-    extra = [] if settings.quick else list(large([32768, 65536, 131072, 262144]))
-    report(rows(settings), settings.json, extra)
+    run(
+        "experiments.benchmarks.loss",
+        parser("Losses against open_clip's: time and memory."),
+        cases,
+        lambda settings: [] if settings.quick else list(large([32768, 65536, 131072, 262144])),
+    )
 
 
 if __name__ == "__main__":

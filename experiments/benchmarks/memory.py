@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from clip_lightning.loss import SoftmaxLoss
 from clip_lightning.model.clip import build_clip
 from clip_lightning.parallel import fsdp
 from clip_lightning.training.optimizer import build_optimizer
-from experiments.benchmarks.alternation import Row, parser, report
+from experiments.benchmarks.alternation import Row, parser, run
 
 PAIRS = 2
 MODELS = {
@@ -88,22 +89,25 @@ def measure(world: int, model: str, strategy: str) -> dict[str, int]:
         return dict(json.loads((Path(folder) / "bytes.json").read_text()))
 
 
-def rows(settings: argparse.Namespace) -> Iterator[Row]:
-    """All comparisons; more is better, so each side is one over its MiB."""
-    for model in MODELS:
-        for world in (2, 4) if settings.quick else (2, 4, 8):
-            whole, sharded = (measure(world, model, strategy) for strategy in ("ddp", "fsdp"))
-            for kind in KINDS:
-                note = f"{sharded[kind] / 2**20:,.0f} against {whole[kind] / 2**20:,.0f} MiB"
-                rates = 2**20 / sharded[kind], 2**20 / whole[kind]
-                yield Row(f"{model}_{world}_{kind}", *rates, rounds=1, note=note, unit="1/MiB")
+def rows(settings: argparse.Namespace, model: str) -> Iterator[Row]:
+    """The comparisons of one model; more is better, so each side is one over its MiB."""
+    for world in (2, 4) if settings.quick else (2, 4, 8):
+        whole, sharded = (measure(world, model, strategy) for strategy in ("ddp", "fsdp"))
+        for kind in KINDS:
+            note = f"{sharded[kind] / 2**20:,.0f} against {whole[kind] / 2**20:,.0f} MiB"
+            rates = 2**20 / sharded[kind], 2**20 / whole[kind]
+            yield Row(f"{model}_{world}_{kind}", *rates, rounds=1, note=note, unit="1/MiB")
 
 
 def main() -> None:
     """Prints and writes the ratios."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    settings = parser("Memory of a rank under FSDP2 against DDP.").parse_args()
-    report(rows(settings), settings.json)
+    flags = parser("Memory of a rank under FSDP2 against DDP.")
+    run(
+        "experiments.benchmarks.memory",
+        flags,
+        lambda settings: {name: partial(rows, settings, name) for name in MODELS},
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import logging
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.errors import run_command
 from clip_lightning.model.named import load
 from clip_lightning.training.clip_module import ClipModule
-from experiments.benchmarks.alternation import Row, parser, report
+from experiments.benchmarks.alternation import Row, parser, run
 from experiments.benchmarks.train_step import BETA2, DEVICE, END, EPS, WEIGHT_DECAY, Case, clock, draw
 
 MODEL = "vit_s16"
@@ -110,8 +111,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     flags = parser("Steps of a phase against a step in full (the column `theirs`).")
     flags.add_argument("--batch", type=int, default=32, help="pairs in a step")
-    settings = flags.parse_args()
-    report(rows(settings), settings.json)
+    run("experiments.benchmarks.phases", flags, lambda settings: {"phases": partial(rows, settings)})
 
 
 if __name__ == "__main__":

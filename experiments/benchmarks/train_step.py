@@ -5,15 +5,18 @@
 Same weights, captions (of COCO's lengths: mean 14 tokens, 95 % under 20), batches and eager mode on both sides; theirs
 as its command line sets it: AdamW unfused, 77 tokens. Beside it open_clip with fused AdamW, and full-length captions,
 where there is nothing to cut. Sides take turns step by step; the first step, in which libraries allocate and choose
-kernels, stands apart. CPU seconds of one thread (seconds of the device on a GPU), medians.
+kernels, is reported apart. Two models are in memory at a time. CPU seconds of one thread (seconds of the device on a
+GPU), medians.
 """
 
 import argparse
+import ctypes
 import logging
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,27 +35,29 @@ from clip_lightning.errors import run_command
 from clip_lightning.model.convert.open_clip import convert
 from clip_lightning.model.named import load
 from clip_lightning.training.clip_module import ClipModule
-from experiments.benchmarks.alternation import Row, parser, report
+from experiments.benchmarks.alternation import Cases, Row, parser, run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LEARNING_RATE, BETA2, EPS, WEIGHT_DECAY = 1e-5, 0.98, 1e-6, 0.2
 START, END, CONTEXT, PIXELS = 49406, 49407, 77, 224
+M_MMAP_THRESHOLD = -3  # glibc: larger blocks are returned to the system when they are freed
 PEERS = {"vit_b32": "ViT-B-32-quickgelu", "vit_s32": "ViT-S-32", "rn50": "RN50-quickgelu"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a named model, fp32 or bf16, and whether captions fill the context."""
+    """One comparison: a named model, fp32 or bf16, whether captions fill the context, and the peer's AdamW."""
 
     model: str
     precision: str
     batch: int
     full_length: bool = False
+    fused_peer: bool = False
 
     @property
     def name(self) -> str:
         """As in the ratios."""
-        return f"{self.model}_{self.precision}" + ("_full_length" if self.full_length else "")
+        return f"{self.model}_{self.precision}{'_full_length' * self.full_length}{'_fused_peer' * self.fused_peer}"
 
 
 @dataclass
@@ -68,11 +73,10 @@ class Times:
 
 
 class Peer:
-    """open_clip's model, taught by open_clip's step."""
+    """open_clip's model, trained by open_clip's step."""
 
-    def __init__(self, case: Case, state: dict[str, Tensor], fused: bool) -> None:
+    def __init__(self, case: Case) -> None:
         self.model = open_clip.create_model(PEERS[case.model], output_dict=True).to(DEVICE)
-        self.model.load_state_dict(state)
         named = list(self.model.named_parameters())
         without = [p for n, p in named if p.ndim < 2 or any(part in n for part in ("bn", "ln", "bias", "logit_scale"))]
         left_out = {id(p) for p in without}
@@ -80,7 +84,7 @@ class Peer:
             {"params": without, "weight_decay": 0.0},
             {"params": [p for _, p in named if id(p) not in left_out], "weight_decay": WEIGHT_DECAY},
         ]
-        kind: dict[str, Any] = {"fused": True} if fused else {}
+        kind: dict[str, Any] = {"fused": True} if case.fused_peer else {}
         self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, BETA2), eps=EPS, **kind)
         self.times = Times()
         self.arguments = SimpleNamespace(
@@ -124,17 +128,16 @@ class _OneBatch:
 
 
 class Turns(IterableDataset[Batch]):
-    """Our batches; before each is handed out, the peers have done their step on it."""
+    """Our batches; before each is returned, the peer has done its step on it."""
 
-    def __init__(self, case: Case, peers: list[Peer], num_steps: int, mean: Tensor, std: Tensor) -> None:
-        self.case, self.peers, self.num_steps, self.mean, self.std = case, peers, num_steps, mean, std
+    def __init__(self, case: Case, peer: Peer, num_steps: int, mean: Tensor, std: Tensor) -> None:
+        self.case, self.peer, self.num_steps, self.mean, self.std = case, peer, num_steps, mean, std
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(self.num_steps):
             batch = draw(self.case, number)
             images = (batch.images.float() / 255 - self.mean) / self.std  # their loader does this
-            for peer in self.peers:
-                peer.step(images, batch.tokens)
+            self.peer.step(images, batch.tokens)
             longest = -(-int(batch.lengths.max()) // 8) * 8  # our loader pads to the longest, in eights
             yield batch._replace(tokens=batch.tokens[:, : min(longest, CONTEXT)])
 
@@ -180,7 +183,11 @@ def clock() -> float:
 
 
 def compare(case: Case, num_steps: int) -> Iterator[Row]:
-    """Steps of all sides in turn."""
+    """Steps of both sides in turn."""
+    torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
     model, loss = load(case.model)
     settings = ComputeConfig(
         name="benchmark",
@@ -199,52 +206,39 @@ def compare(case: Case, num_steps: int) -> Iterator[Row]:
     )
     samples = num_steps * case.batch
     module = _Timed(config, Lengths(samples, samples))
-    state = open_clip.create_model(PEERS[case.model]).state_dict()
-    module.model.load_state_dict(convert(state))
-    is_dear = case.full_length or case.precision == "fp32"  # dear, and the fused peer is seen elsewhere
-    peers = [Peer(case, state, fused) for fused in ((False,) if is_dear else (False, True))]
+    peer = Peer(case)
+    module.model.load_state_dict(convert(peer.model.state_dict()))
     times = module.times = Times()
     trainer = Trainer(
         accelerator=DEVICE.type, devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    turns = Turns(case, peers, num_steps, module.model.vision.mean.clone(), module.model.vision.std.clone())
+    turns = Turns(case, peer, num_steps, module.model.vision.mean.clone(), module.model.vision.std.clone())
     trainer.fit(module, DataLoader(turns, batch_size=None))
-    for peer, suffix in zip(peers, ("", "_fused_peer"), strict=False):
-        note = (
-            f"batch {case.batch}; first step {times.seconds[0]:.1f} and {peer.times.seconds[0]:.1f} s; "
-            f"last loss {float(times.losses[-1]):.6f} and {float(peer.times.losses[-1]):.6f}"
-        )
-        rates = times.rate(case.batch), peer.times.rate(case.batch)
-        yield Row(case.name + suffix, *rates, rounds=num_steps - 1, note=note)
+    note = (
+        f"batch {case.batch}; first step {times.seconds[0]:.1f} and {peer.times.seconds[0]:.1f} s; "
+        f"last loss {float(times.losses[-1]):.6f} and {float(peer.times.losses[-1]):.6f}"
+    )
+    yield Row(case.name, times.rate(case.batch), peer.times.rate(case.batch), rounds=num_steps - 1, note=note)
 
 
-def rows(settings: argparse.Namespace) -> Iterator[Row]:
+def cases(settings: argparse.Namespace) -> Cases:
     """All comparisons."""
-    cases = [
-        Case("vit_b32", "bf16", settings.batch),
-        Case("vit_b32", "fp32", settings.batch),
-        Case("vit_s32", "bf16", settings.batch),
-        Case("rn50", "bf16", settings.batch),
-        Case("vit_b32", "bf16", settings.batch, full_length=True),
-    ]
+    batch, num_steps = settings.batch, 3 if settings.quick else 8
+    listed = []
+    for model in PEERS:
+        listed += [Case(model, "bf16", batch), Case(model, "bf16", batch, fused_peer=True)]
+    listed += [Case("vit_b32", "fp32", batch), Case("vit_b32", "bf16", batch, full_length=True)]
     if not settings.quick:
-        cases += [Case(model, "bf16", settings.batch, full_length=True) for model in ("vit_s32", "rn50")]
-    for case in cases:
-        if settings.only is None or settings.only == case.name:
-            yield from compare(case, 3 if settings.quick else 8)
+        listed += [Case(model, "bf16", batch, full_length=True) for model in ("vit_s32", "rn50")]
+    return {case.name: partial(compare, case, num_steps) for case in listed}
 
 
 def main() -> None:
     """Prints and writes the ratios."""
-    torch.set_num_threads(1)
-    for name in ("lightning.pytorch", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     flags = parser("The training step against open_clip's.")
     flags.add_argument("--batch", type=int, default=32, help="pairs in a step")
-    flags.add_argument("--only", metavar="NAME", help="one comparison, such as vit_s32_bf16")
-    settings = flags.parse_args()
-    report(rows(settings), settings.json)
+    run("experiments.benchmarks.train_step", flags, cases)
 
 
 if __name__ == "__main__":
