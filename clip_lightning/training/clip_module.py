@@ -27,7 +27,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
-from clip_lightning.loss import LossOutput, build_loss, needs_teacher
+from clip_lightning.loss import LossOutput, build_loss, needs_pair_keys, needs_teacher
 from clip_lightning.model.clip import CLIP, Features, build_clip
 from clip_lightning.parallel.fsdp import ShardedStrategy, full_tensor
 from clip_lightning.reliability.nan_guard import SEARCHING, build_guard
@@ -38,6 +38,7 @@ from clip_lightning.training.ema import EmaWeights
 from clip_lightning.training.gradient_cache import cached_gradients, split
 from clip_lightning.training.length_groups import plan_groups
 from clip_lightning.training.optimizer import build_optimizer, step_unless
+from clip_lightning.training.pair_keys import pair_keys
 from clip_lightning.training.prepare import prepare_model
 from clip_lightning.training.sample_randomness import sample_keys
 from clip_lightning.training.schedule import build_schedule
@@ -57,6 +58,7 @@ class Pairs(NamedTuple):
         keys: [b], of random draws.
         lengths_on_host: [b], the lengths once more, on the CPU.
         samples_on_host: [b, 3], which samples they are for locked towers, on the CPU.
+        sample_ids: [b].
     """
 
     images: Tensor
@@ -65,6 +67,7 @@ class Pairs(NamedTuple):
     keys: Tensor
     lengths_on_host: Tensor
     samples_on_host: Tensor
+    sample_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,8 @@ class ClipModule(LightningModule):
             )
         epochs = batch.positions // self.lengths.epoch_samples
         keys = sample_keys(self.config.compute.seed, epochs, batch.sample_ids)
-        return Pairs(batch.images, batch.tokens, batch.lengths, keys, self.lengths_on_host, self._samples_on_host)
+        on_host = self.lengths_on_host, self._samples_on_host
+        return Pairs(batch.images, batch.tokens, batch.lengths, keys, *on_host, batch.sample_ids)
 
     def _gradients(self, pairs: Pairs) -> LossOutput:
         """Puts the gradient of the global batch's loss into the parameters.
@@ -323,6 +327,8 @@ class ClipModule(LightningModule):
         if self.teacher is not None:
             targets = self.teacher.features(*pairs[:3], batch=micro_batch, autocast=self.autocast())
             loss = partial(loss, **targets)
+        if needs_pair_keys(self.loss):
+            loss = partial(loss, pair_keys=pair_keys(pairs.tokens, pairs.lengths, pairs.sample_ids))
         if micro_batch < len(pairs.images):
             pieces = [Pairs(*piece) for piece in split(pairs, micro_batch)]
             return cached_gradients(

@@ -36,11 +36,12 @@ def plan_groups(lengths: Tensor, device: torch.device) -> GroupPlan:
     bounds = [values[last - 1] for last in _cheapest_cuts(values, counts)]
     order = torch.argsort(lengths, stable=True)
     ends = torch.searchsorted(lengths[order], torch.tensor(bounds), right=True).tolist()
-    groups = [
-        (order[first:last].to(device, non_blocking=True), int(bound))
-        for first, last, bound in zip([0, *ends[:-1]], ends, bounds, strict=True)
-    ]
-    return GroupPlan(groups, torch.argsort(order).to(device, non_blocking=True))
+    both = torch.stack([order, torch.argsort(order)])
+    if device.type == "cuda":
+        both = both.pin_memory()  # a copy from other memory may wait for the device
+    order, back = both.to(device, non_blocking=True)
+    groups = [(order[first:last], int(bound)) for first, last, bound in zip([0, *ends[:-1]], ends, bounds, strict=True)]
+    return GroupPlan(groups, back)
 
 
 def apply(text: Any, config: TextConfig, step: CurrentStep) -> bool:
