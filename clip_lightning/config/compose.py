@@ -37,8 +37,8 @@ CONF = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 SCHEMAS: dict[str, type] = {"train": Config, "evaluate": EvaluateConfig}
 # Groups whose option may stand for another one, and the key that names that one.
 _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.loss"}
-# Set while a run works: processes that it starts compose the same run, and not the sweep it may be part of.
-_RANK_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
+# Arguments for processes that a run starts: they are ranks of that run, not of the sweep it may be part of.
+ARGUMENTS_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
 
 # Exit codes of a run that a signal has stopped (128 + SIGINT, SIGUSR2, SIGTERM): its sweep stops as well.
 TOLD_TO_STOP = (130, 140, 143)
@@ -136,7 +136,7 @@ def main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None 
         task: called with the checked config and the arguments that made it; returns the exit code.
         sweep: runs the cells of a sweep; without it they are tasks one after the other.
     """
-    inherited = os.environ.get(_RANK_VARIABLE)
+    inherited = os.environ.get(ARGUMENTS_VARIABLE)
     argv = json.loads(inherited) if inherited else argv
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -193,11 +193,11 @@ def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None
 
 def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
     config = load(config_name, argv)
-    os.environ[_RANK_VARIABLE] = json.dumps(list(argv))
+    os.environ[ARGUMENTS_VARIABLE] = json.dumps(list(argv))
     try:
         return task(config, argv)
     finally:
-        del os.environ[_RANK_VARIABLE]
+        del os.environ[ARGUMENTS_VARIABLE]
 
 
 def _swept(config_name: str, words: Sequence[str], grammar: overrides.Grammar) -> list[Override]:

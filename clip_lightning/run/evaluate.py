@@ -19,9 +19,10 @@ from clip_lightning.records import Record, RecordWriter, read_records, write_par
 from clip_lightning.reliability import provenance
 from clip_lightning.run import launch
 from clip_lightning.run.console.summary import score_table
+from clip_lightning.run.evaluators import build_evaluators
 from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.ranks import ranks
-from clip_lightning.run.session import evaluators, quiet_libraries
+from clip_lightning.run.trainer import quiet_libraries
 from clip_lightning.tokenizer import Tokenizer, load_tokenizer
 from clip_lightning.training.saved_model import (
     TOKENIZER,
@@ -72,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> int:
                     samples_seen=checkpoint.samples_seen,
                     weights="" if config.weights == "raw" else config.weights,
                 )
-                for evaluator in evaluators(saved, tasks, datamodule)
+                for evaluator in build_evaluators(saved, tasks, datamodule)
                 for record in evaluator.run(model, tokenizer, device)
             ]
         except AgreedError as error:

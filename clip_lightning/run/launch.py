@@ -1,10 +1,11 @@
-"""Which rank this process is, and what ranks that a launcher outside started (torchrun, srun) have to wait for.
+"""Which rank this process is, and how ranks that torchrun or srun started wait for rank 0.
 
-Lightning starts its ranks when rank 0 has checked everything; torchrun and srun start all at once. There the others
-wait for rank 0's word: before it they would index the same data and train the same tokenizer at the same time, or begin
-a run that rank 0 finds finished, or moves aside.
+Lightning starts its ranks after rank 0 has prepared the run; torchrun and srun start all ranks at once. Those wait here
+until rank 0 has indexed the data, trained the tokenizer and written the config: otherwise they would do the same work
+at the same time, or start a run that rank 0 finds finished or moves aside.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,21 +18,25 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from clip_lightning.config import compose
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import NodeError, UserError
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
 from clip_lightning.slurm import tasks as slurm_tasks
 from clip_lightning.slurm.environment import SlurmEnvironment
 
-_WORD, _HEARD = "clip_lightning/word", "clip_lightning/heard"
-# Tells the ranks that Lightning starts which directory rank 0 has made.
-_RUN_VARIABLE = "CLIP_LIGHTNING_RUN"
-# Data may be indexed for hours; where rank 0 fails, the others hear it.
-_PATIENCE = timedelta(days=1)
+# The config of the newest start, in the run's directory; the ranks of that start read it.
+START_CONFIG = "start.yaml"
+# Keys of the store: the run's directory, empty where there is nothing to train; how many ranks have read it.
+_DIRECTORY, _NUM_READ = "clip_lightning/directory", "clip_lightning/num_read"
+# The run's directory, for ranks that Lightning starts.
+_DIRECTORY_VARIABLE = "CLIP_LIGHTNING_RUN"
+# Indexing may take hours. A rank 0 that fails sends an empty directory before.
+_PREPARATION_TIMEOUT = timedelta(days=1)
 
 
 class _Place(NamedTuple):
-    """Of this process among the ranks that a launcher outside started."""
+    """Of this process among the ranks that torchrun or srun started."""
 
     rank: int
     local_rank: int
@@ -47,33 +52,18 @@ def rank_of_process() -> int:
     return task.rank if task else 0
 
 
-def starts_again_on_error() -> bool:
-    """Whether a run that leaves as it was asked to, with that signal's code, would be started again at once."""
+def restarts_on_error() -> bool:
+    """Whether the launcher would restart at once a run that exits with a signal's exit code."""
     return _is_torchrun()
 
 
 def is_restart() -> bool:
-    """Whether a launcher started this run again by itself, so that `fresh=true` has been obeyed already."""
+    """Whether a launcher restarted this run by itself, so that `fresh=true` has been applied already."""
     return any(int(os.environ.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("TORCHELASTIC", "SLURM"))
 
 
-@contextmanager
-def leading() -> Iterator[None]:
-    """Around all that rank 0 does; where it leaves without a word, by an error too, the others hear that and leave."""
-    store = _store()  # the others may look for it from now on
-    try:
-        yield
-    finally:
-        if store is not None and _RUN_VARIABLE not in os.environ:
-            store.set(_WORD, "")
-            # Rank 0 may be the store's server, and stays for ranks that are not there yet.
-            end = time.monotonic() + FIRST_STEP_TIMEOUT.total_seconds()
-            while store.add(_HEARD, 0) < _place().num_ranks - 1 and time.monotonic() < end:
-                time.sleep(0.05)
-
-
 def are_started_outside() -> bool:
-    """Whether torchrun or srun has started several ranks; otherwise Lightning starts those of this machine."""
+    """Whether torchrun or srun has started several ranks; otherwise Lightning starts those of this node."""
     return _is_torchrun() or _task() is not None
 
 
@@ -83,44 +73,62 @@ def local_rank() -> int:
 
 
 def check_launched(cluster: ClusterConfig) -> None:
-    """Raises UserError where ranks on other machines would be waited for that nothing starts."""
+    """Raises UserError where the run needs ranks on other nodes that nothing starts."""
     if cluster.nodes > 1 and not are_started_outside():
         raise UserError(
-            f"cluster.nodes={cluster.nodes}: nothing starts processes on other machines from here; submit a job "
+            f"cluster.nodes={cluster.nodes}: nothing starts processes on other nodes from here; submit a job "
             "(cluster=slurm_8x8, slurm/README.md), start the ranks by srun or torchrun, or write cluster.nodes=1"
         )
 
 
-def announce(path: Path) -> None:
-    """Rank 0's word to the others: the directory in which they train."""
-    os.environ[_RUN_VARIABLE] = str(path)
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Around all that rank 0 does. If it exits before `release_ranks`, the waiting ranks exit too, with code 0."""
+    store = _store()  # the other ranks connect to it from here on
+    try:
+        yield
+    finally:
+        if store is not None and _DIRECTORY_VARIABLE not in os.environ:
+            store.set(_DIRECTORY, "")
+            # The store may live in this process: wait for ranks that have not connected yet.
+            end = time.monotonic() + FIRST_STEP_TIMEOUT.total_seconds()
+            while store.add(_NUM_READ, 0) < _place().num_ranks - 1 and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+def release_ranks(path: Path) -> None:
+    """Rank 0 has prepared the run in `path`: its other ranks read their config there and begin."""
+    os.environ[_DIRECTORY_VARIABLE] = str(path)
+    os.environ[compose.ARGUMENTS_VARIABLE] = json.dumps(["--frozen", str(path / START_CONFIG)])
     if (store := _store()) is not None:
-        store.set(_WORD, str(path))
+        store.set(_DIRECTORY, str(path))
 
 
-def directory(path: Path) -> Path | None:
-    """Where rank 0 trains, on the other ranks; None where it does not.
+def wait_for_rank_zero(path: Path) -> Path | None:
+    """The run's directory, on ranks other than 0, when rank 0 has prepared it; None where there is nothing to train.
 
     Args:
-        path: where the config leads, for ranks that are told nothing else.
-    Raises: NodeError where rank 0 is gone, or was never there.
+        path: the directory by this rank's own config, for ranks whose rank 0 cannot send one.
+
+    Raises:
+        NodeError: rank 0 is gone, or was never there.
     """
     try:
         if (store := _store()) is None:
-            return Path(os.environ.get(_RUN_VARIABLE, path))
-        store.wait([_WORD], _PATIENCE)
-        word = store.get(_WORD).decode()
-        store.add(_HEARD, 1)
+            return Path(os.environ.get(_DIRECTORY_VARIABLE, path))
+        store.wait([_DIRECTORY], _PREPARATION_TIMEOUT)
+        directory = store.get(_DIRECTORY).decode()
+        store.add(_NUM_READ, 1)
     except (RuntimeError, dist.DistError) as error:
-        raise NodeError("rank 0 was lost before it said where to train; what it printed says why") from error
-    return Path(word) if word else None
+        raise NodeError("rank 0 was lost while it prepared the run; its own output gives the reason") from error
+    return Path(directory) if directory else None
 
 
-def meet(on_gpu: bool) -> None:
-    """Makes the process group of ranks that stand already, which Lightning then finds.
+def connect_ranks(on_gpu: bool) -> None:
+    """Makes the process group of ranks that torchrun or srun started; Lightning finds it.
 
     torchrun 2.14 keeps its store from one attempt to the next, and a restarted rank that looks there for its peers
-    finds the addresses of the dead: every attempt has keys of its own here.
+    finds the addresses of the dead ones: every attempt has keys of its own here.
     """
     if (store := _store()) is not None and not dist.is_initialized():
         place = _place()
@@ -139,7 +147,7 @@ def _is_torchrun() -> bool:
 
 
 def _task() -> slurm_tasks.Step | None:
-    """The task of srun that this rank is; None where another launcher started it, or there is but one."""
+    """The task of srun that this rank is; None where another launcher started it, or there is only one."""
     task = None if {"RANK", "LOCAL_RANK"} & os.environ.keys() else slurm_tasks.step()
     return task if task is not None and task.num_tasks > 1 else None
 
@@ -152,19 +160,19 @@ def _place() -> _Place:
 
 @cache
 def _store() -> dist.Store | None:
-    """The store at which the ranks of this attempt meet; kept, since rank 0 may be its server.
+    """The store that connects the ranks of this attempt; cached, since it may live in rank 0's process.
 
-    None where the ranks are Lightning's to start.
+    None where Lightning starts the ranks.
     """
     if _is_torchrun():
         store, _, _ = next(dist.rendezvous("env://"))
         return dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     if (task := _task()) is None:
         return None
-    at = SlurmEnvironment(task)
+    environment = SlurmEnvironment(task)
     return dist.TCPStore(
-        at.main_address,
-        at.main_port,
+        environment.main_address,
+        environment.main_port,
         is_master=task.rank == 0,
         timeout=FIRST_STEP_TIMEOUT,
         wait_for_workers=False,

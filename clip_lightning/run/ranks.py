@@ -26,7 +26,7 @@ def ranks(cluster: ClusterConfig) -> Iterator[torch.device]:
     device = torch.device("cuda" if on_gpu else "cpu")
     if launch.are_started_outside():
         check_tasks(cluster, num_visible_gpus(cluster.accelerator))
-        launch.meet(on_gpu)
+        launch.connect_ranks(on_gpu)
         device = torch.device("cuda", launch.local_rank()) if on_gpu else device
         torch.set_num_threads(cluster.threads or cores_per_rank(cluster.devices))
     elif cluster.nodes * cluster.devices > 1:

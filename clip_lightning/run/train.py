@@ -1,150 +1,131 @@
-"""A training run from a checked config to its end table. Only rank 0 makes directories, writes and prints."""
+"""A training run: `train` is the same function on every rank. What only rank 0 does goes through `run`."""
 
-import json
-import time
+import gc
+import shutil
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
 
-from clip_lightning.config import compose, identity
+import torch
+from lightning.pytorch import Trainer
+
 from clip_lightning.config.schema import Config
-from clip_lightning.evaluation.tasks import warnings_of
-from clip_lightning.formatting import count
+from clip_lightning.data.order.skip_windows import SkipWindow
+from clip_lightning.distributed import exchange
 from clip_lightning.model.attention import choose_attention
-from clip_lightning.reliability import provenance
-from clip_lightning.reliability.atomic_files import write_atomically
-from clip_lightning.reliability.checkpoint import CheckpointFolder
+from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
+from clip_lightning.reliability import monitored_barrier
 from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
-from clip_lightning.reliability.preemption import StopSignals, leave_after
-from clip_lightning.reliability.run_paths import directory_of, move_aside
-from clip_lightning.reliability.status import read_json, write_status
-from clip_lightning.run import failure, launch
-from clip_lightning.run.console.banner import BannerFacts, banner
-from clip_lightning.run.console.progress import Screen, screen
-from clip_lightning.run.console.summary import Summary, end_table, last_value
-from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory
-from clip_lightning.run.figures import write_figures
-from clip_lightning.run.follow import follow
-from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
-from clip_lightning.run.plan.dry_run import dry_run
-from clip_lightning.run.plan.preflight import Plan, Preflight, preflight
-from clip_lightning.run.reporter import Reporter
-from clip_lightning.run.session import Session, quiet_libraries
-from clip_lightning.run.tokenizer import prepare_tokenizer
-from clip_lightning.run.tracker import open_tracker
-from clip_lightning.slurm.tasks import check_tasks, note_progress
-from clip_lightning.training.saved_model import config_of_resume
+from clip_lightning.reliability.nan_guard import DivergenceError
+from clip_lightning.reliability.preemption import PreemptionCallback
+from clip_lightning.run import callbacks, launch
+from clip_lightning.run.console.throughput import Throughput
+from clip_lightning.run.divergence import roll_back
+from clip_lightning.run.evaluators import build_evaluators
+from clip_lightning.run.figures import example_predictions
+from clip_lightning.run.hardware import uses_gpu
+from clip_lightning.run.rank_zero import OtherRank, Outcome, open_run
+from clip_lightning.run.trainer import quiet_libraries, take_signals, trainer_arguments
+from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.zero_shot_callback import ZeroShotCallback
+
+LOCKED = "locked"  # folder of the features of locked towers, until the run is finished
+NO_WINDOWS: tuple[SkipWindow, ...] = ()
 
 
 def train(config: Config, argv: Sequence[str] = ()) -> int:
     """Trains, resumes, or reports a run that is finished; returns the exit code.
 
+    A divergence that rolls back begins another fit, as a process that resumes would.
+
     Args:
         config: resolved and checked.
         argv: the arguments of the command that made it.
-    Raises: UserError for what the user can mend.
+
+    Raises:
+        UserError: what the user can fix.
     """
-    begun = time.perf_counter()
     quiet_libraries()
     choose_attention(config.compute.precision, uses_gpu(config.cluster.accelerator))
-    path, gpus = directory_of(config, argv), num_visible_gpus(config.cluster.accelerator)
-    if rank := launch.rank_of_process():
-        if (given := launch.directory(path)) is None:  # rank 0 waits until this is heard
+    with open_run(config, argv) as run:  # rank 0 prepares the run; the others wait, and read the config it has written
+        if run is None:
             return 0
-        check_tasks(config.cluster, gpus)
-        with failure.noted(given, rank):
-            return follow(config, given)
-    try:
-        with launch.leading():
-            check_tasks(config.cluster, gpus)
-            return _start(config, argv, path, begun)
-    except KeyboardInterrupt:
-        print("left before training began")
-        return 130
+        config, path, data, lengths = run.config, run.path, run.data, run.lengths
+        every, windows, seconds = lengths.checkpoint_every, NO_WINDOWS, run.seconds_before
+        checkpoint = CheckpointCallback(run.checkpoints, every=every, resume=run.resume, about=run.about or {})
+        checkpoint.sink, checkpoint.on_saved = run.evaluation, run.saved
+        checkpoint.minutes = config.cluster.checkpoint_minutes
+        record_collectives(path)
+        with run.signals:
+            launch.connect_ranks(uses_gpu(config.cluster.accelerator))
+            while True:
+                module = ClipModule(config, lengths)
+                module.skip_windows = windows
+                if config.cluster.cache_locked:
+                    module.locked.keep_in(path / LOCKED, int(data.layout.shard_sizes.sum()))
+                throughput, evaluation = _measuring(run, checkpoint, seconds)
+                trainer = Trainer(
+                    # Numbers of training are written before the checkpoint at their place: a run that is killed in
+                    # between resumes from an older one and repeats them instead of missing them. An evaluation comes
+                    # after it; the next start runs one that was missed.
+                    callbacks=[
+                        *(
+                            [] if windows else [callbacks.node_health(config, data)]
+                        ),  # the nodes of a rollback are known
+                        callbacks.SkipWindowLog(run),
+                        throughput,
+                        PreemptionCallback(run.signals, checkpoint),
+                        CollectiveTimeout(config.cluster.timeout_minutes),
+                        checkpoint,
+                        evaluation,
+                    ],
+                    logger=False,
+                    default_root_dir=path,
+                    **trainer_arguments(config, path),
+                )
+                take_signals(trainer)
+                try:
+                    with monitored_barrier.on_failure():
+                        trainer.fit(module, datamodule=data)
+                    break
+                except DivergenceError as divergence:
+                    known, margin = module.skip_windows, lengths.rollback_margin
+                    rollback = roll_back(divergence, known, config.compute, margin, checkpoint, path)
+                finally:
+                    data.write_bad_samples(path / "bad_samples.jsonl")
+                run.rollback(rollback)
+                windows, seconds = rollback.windows, throughput.elapsed()
+                # Two models may not fit into memory; loader processes end with their loader.
+                del module, trainer, evaluation, throughput
+                data.trainer = None
+                gc.collect()
+                torch.cuda.empty_cache()
+            module.to(trainer.strategy.root_device)
+            is_complete, shown = module.samples_seen >= lengths.total, []
+            if is_complete:
+                shutil.rmtree(path / LOCKED, ignore_errors=True)
+                evaluation.evaluate(module)
+                shown = example_predictions(module, run.tokenizer, run.tasks, config.model.vision.image_size)
+            bad_samples: Counter[str] = sum(exchange(data.bad_samples), Counter())
+        return run.end(Outcome(module.samples_seen, is_complete, "", throughput.seconds, bad_samples, shown))
+    return 0
 
 
-def _start(config: Config, argv: Sequence[str], path: Path, begun: float) -> int:
-    """Rank 0, which finds whether there is anything to train."""
-    fresh = config.fresh and not launch.is_restart()
-    if read_json(path / "status.json").get("status") == "finished" and not (fresh or config.dry_run):
-        print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
-        return 0
-    if config.dry_run:
-        return dry_run(config, lambda found: _banner(config, argv, found, "dry run", begun))
-    launch.check_launched(config.cluster)
-    found = preflight(config if fresh else config_of_resume(config, path))
-    if fresh and (aside := move_aside(path)):
-        print(f"the earlier run is kept in {aside}")
-    patience = RESTART_PATIENCE if launch.is_restart() else 0.0
-    with closing(RunDirectory(path, patience)) as directory, closing(screen()) as shown, failure.noted(path, 0):
-        return _lead(config, argv, found, directory, shown, begun)
-
-
-def _lead(
-    config: Config, argv: Sequence[str], found: Preflight, directory: RunDirectory, screen: Screen, begun: float
-) -> int:
-    """Rank 0 of a run whose directory stands."""
-    path, pairs, lengths, versions = directory.path, found.datamodule, found.lengths, provenance.versions()
-    data = {"fingerprint": pairs.fingerprint, "num_samples": pairs.num_samples}
-    directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
-    keep = {"keep_last": config.cluster.keep_last, "keep_every": lengths.keep_every, "reach": lengths.rollback_margin}
-    folder = CheckpointFolder(directory.checkpoints, **keep, notify=screen.say)
-    resume = folder.newest()
-    samples_seen = resume.samples_seen if resume else 0
-    write_status(path, "running", samples_seen=samples_seen, total_samples=lengths.total)
-    state = f"resumed at {count(samples_seen)} samples" if resume else directory.state
-    screen.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks)]))
-    tokenizer = prepare_tokenizer(config, path / "tokenizer", pairs)
-    session = Session(config_of_resume(config, path), path, pairs, lengths, found.tasks, tokenizer)
-    about = {"science": identity.science(config), "data": data, "config": compose.dump(config), "versions": versions}
-    checkpoint = CheckpointCallback(folder, every=lengths.checkpoint_every, resume=resume, about=about)
-    checkpoint.minutes = config.cluster.checkpoint_minutes
-    checkpoint.on_saved = note_progress
-    costs = Costs(found.training_flops, total_peak_flops(config.cluster))
-    time_left = leave_after(config.cluster)
-    signals = StopSignals(None if time_left is None else time_left - (time.perf_counter() - begun))
-    launch.announce(path)
-    with closing(open_tracker(config, path, found.wandb, directory.tracker_id(), screen.say)) as tracker:
-        tracker.resume_at(samples_seen)
-        seconds_before = last_value(tracker.records(), "seconds") or 0.0
-        outcome = session.run(checkpoint, costs, Reporter(path, tracker, screen), signals, seconds_before)
-        records = tracker.records()
-    if signals.received and not outcome.complete and outcome.samples_seen != samples_seen:
-        note_progress(signals.received.name)
-    screen.close()
-    summary = Summary(
-        run=path.name,
-        path=path,
-        status="finished" if outcome.complete else "stopped",
-        reason="" if outcome.complete else signals.reason,
-        samples=outcome.samples_seen,
-        total_samples=lengths.total,
-        seconds=outcome.seconds,
-        parameters=found.parameters,
-        science=identity.science_hash(config),
-        num_devices=config.cluster.nodes * config.cluster.devices,
-        gpu=uses_gpu(config.cluster.accelerator),
-        restarts=directory.num_starts - 1,
-        records=records,
-        bad_samples=outcome.bad_samples,
+def _measuring(run: OtherRank, checkpoint: CheckpointCallback, seconds: float) -> tuple[Throughput, ZeroShotCallback]:
+    """The callbacks that measure one fit; throughput leaves out the time of evaluation and saving."""
+    evaluation = ZeroShotCallback(
+        build_evaluators(run.config, run.tasks, run.data),
+        run.tokenizer,
+        run.evaluation,
+        every=run.lengths.eval_every,
+        total_samples=run.lengths.total,
+        is_recorded=run.is_evaluated,
     )
-    table = end_table(summary, argv)
-    write_atomically(path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
-    write_atomically(path / "summary.txt", table + "\n")
-    write_figures(path / "figures", records, outcome.shown)
-    write_status(path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
-    print(f"\n{table}")
-    return 0 if outcome.complete or launch.starts_again_on_error() else signals.exit_code
-
-
-def _banner(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
-    facts = BannerFacts(
-        run=directory_of(config, argv).name,
-        state=state,
-        commit=str(provenance.commit()),
-        device=device_name(config.cluster.accelerator),
-        seconds=time.perf_counter() - begun,
-        argv=argv,
+    throughput = Throughput(
+        run.interval,
+        run.data,
+        run.costs,
+        every=run.lengths.log_every,
+        pauses=lambda: evaluation.seconds + checkpoint.seconds,
+        seconds_before=seconds,
     )
-    return banner(config, found, facts)
+    return throughput, evaluation

@@ -43,7 +43,7 @@ def banner(config: Config, found: Plan, facts: BannerFacts) -> str:
         f"{head}{' ' * max(2, WIDTH - len(head) - len(run))}{run}",
         f"science  {_science(config, found)}",
         *_phases(found),
-        f"machine  {_machine(config, found, facts)}",
+        f"hardware {_hardware(config, found, facts)}",
         f"changed  {_changed(config, facts.argv)}",
         f"checks   config, {found.num_checks} preflight: passed in {facts.seconds:.1f} s",
     ]
@@ -55,9 +55,11 @@ def changed(config: Config, argv: Sequence[str]) -> list[str]:
     if "--frozen" in argv:
         return []
     options = [word for word in argv if word.startswith("-") or "." not in word.partition("=")[0]]
+    if len(options) == len(argv):
+        return []
     try:
         before = compose.load("train", options, check=False)
-    except UserError:  # the options alone are no run: a key that they leave open is among the settings
+    except UserError:  # the options alone may leave a key open that the settings fill
         return [word for word in argv if word not in options]
     lines = identity.diff(asdict(before), asdict(config))
     return [line.replace(":", "", 1) for line in lines if line.partition(":")[0] not in _NO_SETTINGS]
@@ -91,7 +93,7 @@ def _phases(found: Plan) -> list[str]:
     return ["phases   " + " | ".join(shown)]
 
 
-def _machine(config: Config, found: Plan, facts: BannerFacts) -> str:
+def _hardware(config: Config, found: Plan, facts: BannerFacts) -> str:
     cluster = config.cluster
     ranks = cluster.nodes * cluster.devices
     share = config.compute.global_batch // ranks

@@ -21,7 +21,7 @@ from clip_lightning.run.hardware import Device, device_of, uses_gpu
 from clip_lightning.run.plan.memory import Memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, plan
 from clip_lightning.run.plan.step_benchmark import INSTEAD, StepBenchmark, benchmark_step
-from clip_lightning.run.session import quiet_libraries
+from clip_lightning.run.trainer import quiet_libraries
 
 # Published contrastive training reaches 9 to 39 % of an A100's peak: open_clip's runs (LAION scaling-laws-openclip,
 # trained_models_info.csv), NVIDIA NeMo's table for CLIP.

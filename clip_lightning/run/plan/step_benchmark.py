@@ -23,7 +23,7 @@ from clip_lightning.model.flops import count_flops
 from clip_lightning.run.hardware import Device, main_memory, peak_memory_gib, uses_gpu
 from clip_lightning.run.plan.memory import estimate_memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, build_on_meta
-from clip_lightning.run.session import build_trainer
+from clip_lightning.run.trainer import take_signals, trainer_arguments
 from clip_lightning.training.clip_module import ClipModule
 
 # A step on a CPU is given so many FLOPs, half a minute of two cores at 30 GFLOP/s; on a GPU it is whole.
@@ -71,7 +71,8 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
     module = ClipModule(small, found.lengths)
     clock = _Clock()
     with TemporaryDirectory() as folder:
-        trainer = build_trainer(small, [clock], Path(folder))
+        trainer = Trainer(callbacks=[clock], logger=False, **trainer_arguments(small, Path(folder)))
+        take_signals(trainer)
         try:
             trainer.fit(module, train_dataloaders=DataLoader(_Repeated(_fake_batch(small)), batch_size=None))
         except torch.OutOfMemoryError:

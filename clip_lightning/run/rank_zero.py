@@ -1,0 +1,346 @@
+"""What rank 0 of a run does besides training: directory, records, loggers, console, status, summary, figures.
+
+Every rank has one object and calls it in the same places. `RankZero` does the work; `OtherRank`, its base class, waits
+until rank 0 has prepared the run, reads the config that rank 0 has written, and does nothing from then on.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_lightning.config import compose, identity
+from clip_lightning.config.lengths import Lengths, resolve_lengths
+from clip_lightning.config.schema import Config
+from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.data.order.skip_windows import SkipWindow
+from clip_lightning.errors import AgreedError
+from clip_lightning.evaluation.predictions import Prediction
+from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks, warnings_of
+from clip_lightning.formatting import count
+from clip_lightning.records import Record
+from clip_lightning.reliability import provenance
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder
+from clip_lightning.reliability.preemption import StopSignals, leave_after
+from clip_lightning.reliability.run_paths import directory_of, move_aside
+from clip_lightning.reliability.status import read_json, write_status
+from clip_lightning.run import failure, launch
+from clip_lightning.run.console.banner import BannerFacts, banner
+from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines, screen
+from clip_lightning.run.console.summary import Summary, end_table, last_value
+from clip_lightning.run.console.throughput import Costs
+from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory
+from clip_lightning.run.divergence import Rollback
+from clip_lightning.run.figures import write_figures
+from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
+from clip_lightning.run.plan.dry_run import dry_run
+from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
+from clip_lightning.run.tracker import open_tracker
+from clip_lightning.run.tokenizer import prepare_tokenizer
+from clip_lightning.slurm import tasks as slurm_tasks
+from clip_lightning.training.saved_model import config_of_resume
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run ended.
+
+    Attributes:
+        stopped_by: callbacks that stopped training; a run that they stop is finished.
+        seconds: of all starts together.
+        bad_samples: number by cause, of all ranks, in this start.
+        shown: example predictions of a finished run.
+    """
+
+    samples_seen: int
+    is_finished: bool
+    stopped_by: str
+    seconds: float
+    bad_samples: Counter[str]
+    shown: list[Prediction]
+
+
+class OtherRank:
+    """A rank other than 0: the same inputs, no output.
+
+    Attributes:
+        config: of this start.
+        path: the run's directory.
+        data, tasks, lengths, tokenizer: what the run trains on and is measured by.
+        checkpoints: the folder of them.
+        resume: the checkpoint that the run resumes from; rank 0 sends it to the others.
+        about: what a checkpoint's manifest says of the run.
+        costs: FLOPs of samples, for the throughput.
+        seconds_before: of earlier starts.
+        signals: ask the run to stop.
+    """
+
+    resume: Checkpoint | None = None
+    about: dict[str, object] | None = None
+    costs = Costs(lambda texts: 0.0, None)
+    seconds_before = 0.0
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        data: ContrastiveDataModule,
+        tasks: list[ZeroShotTask],
+        lengths: Lengths,
+    ) -> None:
+        self.config, self.path, self.data, self.tasks, self.lengths = config, path, data, tasks, lengths
+        self.tokenizer = data.tokenizer = prepare_tokenizer(config, path / "tokenizer", data)
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
+        self.signals = StopSignals()
+
+    @classmethod
+    def join(cls, path: Path) -> "OtherRank":
+        """The rank of a run that rank 0 has prepared in `path`."""
+        config = config_of_resume(compose.read(path / launch.START_CONFIG), path)
+        data = build_datamodule(config)
+        tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
+        return cls(config, path, data, tasks, resolve_lengths(config, data.num_samples))
+
+    def interval(self, interval: Interval, records: list[Record]) -> None:
+        """Writes and prints the numbers of an interval."""
+
+    def evaluation(self, records: list[Record]) -> None:
+        """Writes and prints the records of an evaluation."""
+
+    def saved(self) -> None:
+        """Reports a checkpoint to slurm/train.sbatch."""
+
+    def is_evaluated(self, samples_seen: int) -> bool:
+        """Whether there are records of an evaluation at this place."""
+        return False
+
+    def rollback(self, rollback: Rollback) -> None:
+        """Removes the records after the checkpoint that the run goes back to, and prints why."""
+
+    def skip_windows(self, windows: Sequence[SkipWindow]) -> None:
+        """Writes the windows that the run skips, at every start."""
+
+    def end(self, outcome: Outcome) -> int:
+        """Writes and prints the summary; returns the exit code.
+
+        It is 0 on ranks other than 0 even when a signal stopped the run: a launcher kills all ranks when one exits
+        with an error, and rank 0 may still be writing.
+        """
+        return 0
+
+
+class RankZero(OtherRank):
+    """Rank 0 of a run, with the run's directory open."""
+
+    def __init__(
+        self,
+        config: Config,
+        argv: Sequence[str],
+        found: Preflight,
+        directory: RunDirectory,
+        shown: Screen,
+        begun: float,
+    ) -> None:
+        """Args.
+
+        argv: the arguments of the command.
+        found: what the preflight has built and counted.
+        begun: `time.perf_counter()` at the start of the process's work.
+        """
+        path, lengths = directory.path, found.lengths
+        data = {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples}
+        versions = provenance.versions()
+        directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
+        write_atomically(path / launch.START_CONFIG, compose.dump(config))
+        checkpoints = CheckpointFolder(
+            directory.checkpoints,
+            keep_last=config.cluster.keep_last,
+            keep_every=lengths.keep_every,
+            reach=lengths.rollback_margin,
+            notify=shown.say,
+        )
+        self.resume = checkpoints.newest()
+        self._begun_at = self.resume.samples_seen if self.resume else 0
+        write_status(path, "running", samples_seen=self._begun_at, total_samples=lengths.total)
+        state = f"resumed at {count(self._begun_at)} samples" if self.resume else directory.state
+        state = "interrupted" if state == "running" else state
+        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks)]))
+        super().__init__(config, path, found.datamodule, found.tasks, lengths)
+        self.config = config_of_resume(config, path)
+        self.checkpoints = checkpoints
+        self.about = {
+            "science": identity.science(config),
+            "data": data,
+            "config": compose.dump(config),
+            "versions": versions,
+        }
+        self.costs = Costs(found.training_flops, total_peak_flops(config.cluster))
+        time_left = leave_after(config.cluster)
+        self.signals = StopSignals(None if time_left is None else time_left - (time.perf_counter() - begun))
+        self.argv, self.found, self.screen = argv, found, shown
+        self._num_restarts, self._num_skipped, self._is_closed = directory.num_starts - 1, 0.0, False
+        launch.release_ranks(path)
+        self.tracker = open_tracker(config, path, found.wandb, directory.tracker_id(), shown.say)
+        self.tracker.resume_at(self._begun_at)
+        self.seconds_before = last_value(self.tracker.records(), "seconds") or 0.0
+
+    def interval(self, interval: Interval, records: list[Record]) -> None:
+        """Writes and prints the numbers of an interval, and one line where steps were skipped."""
+        self.tracker.write(records)
+        self.screen.interval(interval)
+        skipped = next((record.value for record in records if record.what == "skipped_steps"), 0.0)
+        if skipped > self._num_skipped:
+            new = skipped - self._num_skipped
+            self.screen.say(f"skipped {new:.0f} steps: loss or gradient was not finite ({skipped:.0f} so far)")
+        self._num_skipped = skipped
+        with suppress(OSError):  # on a full disk an old status remains; the checkpoints have the place
+            write_status(self.path, "running", samples_seen=interval.samples_seen, total_samples=interval.total_samples)
+
+    def evaluation(self, records: list[Record]) -> None:
+        """Writes an evaluation and prints a line per task."""
+        self.tracker.write(records)
+        for line in evaluation_lines(records):
+            self.screen.say(line)
+
+    def saved(self) -> None:
+        """Reports a checkpoint to slurm/train.sbatch."""
+        slurm_tasks.note_progress()
+
+    def is_evaluated(self, samples_seen: int) -> bool:
+        """Whether there are records of an evaluation at this place: the time it took is written last."""
+        return any(
+            record.what == "evaluation_seconds" and record.samples_seen == samples_seen
+            for record in self.tracker.records()
+        )
+
+    def rollback(self, rollback: Rollback) -> None:
+        """Removes the records after the checkpoint that the run goes back to, and prints why."""
+        self.tracker.resume_at(rollback.samples_seen)
+        self.screen.say(rollback.line)
+
+    def skip_windows(self, windows: Sequence[SkipWindow]) -> None:
+        """Writes those without a record yet: a kill may have come between a checkpoint and its record."""
+        if windows:
+            records = [
+                Record(what="skip_windows", value=float(begin), n=end - begin, split="train", samples_seen=samples_seen)
+                for samples_seen, begin, end in windows
+            ]
+            known = {(record.what, record.value, record.n) for record in self.tracker.records()}
+            self.tracker.write(record for record in records if (record.what, record.value, record.n) not in known)
+
+    def end(self, outcome: Outcome) -> int:
+        """Writes and prints the summary; returns the exit code."""
+        records = self.tracker.records()
+        self.close()
+        signals, config = self.signals, self.config
+        if signals.received and not outcome.is_finished and outcome.samples_seen != self._begun_at:
+            slurm_tasks.note_progress(signals.received.name)
+        reason = outcome.stopped_by if outcome.is_finished else signals.reason or "training ended early"
+        summary = Summary(
+            run=self.path.name,
+            path=self.path,
+            status="finished" if outcome.is_finished else "stopped",
+            reason=reason,
+            samples=outcome.samples_seen,
+            total_samples=self.lengths.total,
+            seconds=outcome.seconds,
+            parameters=self.found.parameters,
+            science=identity.science_hash(config),
+            num_devices=config.cluster.nodes * config.cluster.devices,
+            gpu=uses_gpu(config.cluster.accelerator),
+            restarts=self._num_restarts,
+            records=records,
+            bad_samples=outcome.bad_samples,
+        )
+        table = end_table(summary, self.argv)
+        write_atomically(self.path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
+        write_atomically(self.path / "summary.txt", table + "\n")
+        write_figures(self.path / "figures", records, outcome.shown)
+        write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
+        print(f"\n{table}")
+        return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
+
+    def close(self) -> None:
+        """Writes what is left of the records and releases the terminal; may be called twice."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.tracker.close()
+            self.screen.close()
+
+
+@contextmanager
+def open_run(config: Config, argv: Sequence[str]) -> Iterator[OtherRank | None]:
+    """This rank's part of a run, prepared by rank 0; None where there is nothing to train.
+
+    Args:
+        config: resolved and checked; ranks other than 0 replace it by the one that rank 0 has written.
+        argv: the arguments of the command.
+
+    Raises:
+        UserError: the run cannot start; on ranks other than 0 only what rank 0 does not report.
+    """
+    begun = time.perf_counter()
+    path, gpus = directory_of(config, argv), num_visible_gpus(config.cluster.accelerator)
+    if rank := launch.rank_of_process():
+        prepared = launch.wait_for_rank_zero(path)
+        if prepared is None:
+            yield None
+            return
+        slurm_tasks.check_tasks(config.cluster, gpus)
+        with failure.noted(prepared, rank), suppress(AgreedError):
+            yield OtherRank.join(prepared)
+        if slurm_tasks.step():
+            # If rank 0 exits first, with its signal's code, srun ends the others, and the job gets the highest code.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
+    try:
+        with launch.rank_zero_first():
+            slurm_tasks.check_tasks(config.cluster, gpus)
+            if config.dry_run:
+                dry_run(config, lambda plan: _banner(config, argv, plan, "dry run", begun))
+            if config.dry_run or _is_finished(config, path):
+                yield None
+                return
+            launch.check_launched(config.cluster)
+            found = preflight(config if _starts_over(config) else config_of_resume(config, path))
+            if _starts_over(config) and (aside := move_aside(path)):
+                print(f"the earlier run is kept in {aside}")
+            patience = RESTART_PATIENCE if launch.is_restart() else 0.0
+            with ExitStack() as opened:
+                directory = opened.enter_context(closing(RunDirectory(path, patience)))
+                shown = opened.enter_context(closing(screen()))
+                opened.enter_context(failure.noted(path, 0))
+                yield opened.enter_context(closing(RankZero(config, argv, found, directory, shown, begun)))
+    except KeyboardInterrupt:
+        print("stopped before training began")
+        sys.exit(130)
+
+
+def _starts_over(config: Config) -> bool:
+    return config.fresh and not launch.is_restart()
+
+
+def _is_finished(config: Config, path: Path) -> bool:
+    """Whether the run is finished and is not to start over; prints its summary then."""
+    if _starts_over(config) or read_json(path / "status.json").get("status") != "finished":
+        return False
+    print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
+    return True
+
+
+def _banner(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
+    facts = BannerFacts(
+        run=directory_of(config, argv).name,
+        state=state,
+        commit=str(provenance.commit()),
+        device=device_name(config.cluster.accelerator),
+        seconds=time.perf_counter() - begun,
+        argv=argv,
+    )
+    return banner(config, found, facts)
