@@ -145,6 +145,16 @@ def read_records(path: Path) -> list[Record]:
     return [Record(**{k: _number(k, v) for k, v in row.items() if k in names}) for row in rows]
 
 
+def metric_name(record: Record) -> str:
+    """The name of a number in loggers and in `trainer.callback_metrics`: train/loss, cifar10/acc1, ema/cifar10/acc1.
+
+    The validation loss has one name whatever its number of candidates, which the record's own name holds.
+    """
+    what = {"learning_rate": "lr", "gradient_norm": "grad_norm"}.get(record.what, record.what)
+    what = "loss" if what.startswith("val_loss_") else what
+    return "/".join(part for part in (record.weights, record.task or "train", what) if part)
+
+
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per record, one column per field."""
     return pd.DataFrame([asdict(record) for record in records], columns=[field.name for field in fields(Record)])

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, no hub, no tracker, and where the real photographs are, if they are."""
+"""What all tests share: one thread a process, no hub, no logger, and where the real photographs are, if they are."""
 
 import contextlib
 import os

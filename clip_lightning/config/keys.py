@@ -30,7 +30,7 @@ _SYNONYMS = {
     "num_workers": "cluster.workers",
     "accum_freq": "cluster.micro_batch",
     "grad_clip": "compute.gradient_clip",
-    "wandb": "tracker",
+    "wandb": "logger",
     "temperature": "loss.logit_scale_init",
     "dataset": "data",
     "arch": "model",

@@ -61,6 +61,6 @@ def resolve_lengths(config: Config, epoch_samples: int) -> Lengths:
         checkpoint_every=samples(config.cluster.checkpoint_every),
         keep_every=samples(config.cluster.keep_every) if config.cluster.keep_every else 0,
         eval_every=samples(config.eval.every),
-        log_every=max(batch, samples(config.tracker.log_every)),
+        log_every=max(batch, samples(config.cluster.log_every)),
         rollback_margin=samples(config.compute.rollback_margin) if config.compute.on_divergence == "rollback" else 0,
     )

@@ -5,11 +5,13 @@ Each rank copies and writes what it holds, so that nothing is gathered. Restorin
 device and the optimizer exists, before the loader is made: what the loader yields follows from `samples_seen` alone.
 """
 
+import copy
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_lightning.errors import AgreedCheckpointError, AgreedError, UserError
@@ -216,6 +218,9 @@ class CheckpointCallback(Callback):
             optimizer.load_state_dict(optimizer_laid_out(state, optimizer))
         trainer.precision_plugin.load_state_dict(training["precision"])
         pl_module.on_load_checkpoint(training["module"])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if state := training.get("callbacks", {}).get(callback.state_key):
+                callback.load_state_dict(copy.deepcopy(state))
 
     def _report(self, what: str, names: Collection[str]) -> None:
         """Reports what `allow_changed` changes, on rank 0."""
@@ -243,8 +248,26 @@ def _state(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
             "parameter_names": [parameter_names(optimizer, pl_module) for optimizer in trainer.optimizers],
             "precision": trainer.precision_plugin.state_dict(),
             "module": module,
+            "callbacks": _callback_states(trainer),
         },
     }
+
+
+def _callback_states(trainer: Trainer) -> dict[str, Any]:
+    """The state of every callback, the user's too, as Lightning saves it; one that is not plain values is left out.
+
+    Checkpoints are read without executing pickled code, which could not restore other objects.
+    """
+    states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    return {key: state for key, state in states.items() if state and _is_plain(state)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, torch.Tensor)
 
 
 def _parts(state: dict[str, Any], rank: int) -> dict[str, Any]:

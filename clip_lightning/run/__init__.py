@@ -1,1 +1,1 @@
-"""Assembles a run from the other rooms: its directory, its trackers, what it prints, training, and evaluation."""
+"""Assembles a run from the other packages: directory, records and loggers, console, training, evaluation."""

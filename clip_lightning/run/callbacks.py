@@ -1,25 +1,29 @@
 """Callbacks of a run that belong to no other package. The list of all callbacks, in order, is in `run/train.py`."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.loader import LARGEST_PIECE, PREFETCHED_PIECES
+from clip_lightning.data.order.skip_windows import SkipWindow
+from clip_lightning.errors import UserError
 from clip_lightning.reliability.node_health import NodeHealth
-from clip_lightning.run.rank_zero import OtherRank
+from clip_lightning.run import objects
 from clip_lightning.training.clip_module import ClipModule
 
 
 class SkipWindowLog(Callback):
     """Writes which windows of the data the restored run skips."""
 
-    def __init__(self, run: OtherRank) -> None:
-        self.run = run
+    def __init__(self, write: Callable[[Sequence[SkipWindow]], None]) -> None:
+        self.write = write
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
         """Writes them, once they are restored."""
-        self.run.skip_windows(pl_module.skip_windows)
+        self.write(pl_module.skip_windows)
 
 
 def node_health(config: Config, data: ContrastiveDataModule) -> NodeHealth:
@@ -33,3 +37,34 @@ def node_health(config: Config, data: ContrastiveDataModule) -> NodeHealth:
     piece = min(share, LARGEST_PIECE) * 3 * config.model.vision.image_size**2
     in_flight = config.cluster.workers * (PREFETCHED_PIECES + 1)
     return NodeHealth(in_flight * piece, read_a_sample)
+
+
+def user_callbacks(config: Config) -> list[Callback]:
+    """The callbacks that `callbacks` names, in its order. Raises: UserError where one cannot be made."""
+    made = [objects.build(value, f"callbacks.{name}") for name, value in config.callbacks.items() if value is not None]
+    for name, callback in zip(
+        (name for name, value in config.callbacks.items() if value is not None), made, strict=True
+    ):
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks.{name} is a {type(callback).__name__}, not a Lightning Callback; set its _target_"
+            )
+    return made
+
+
+def check_callbacks(config: Config) -> None:
+    """Raises UserError where a callback or an argument of the Trainer names what cannot be imported or is not taken."""
+    for name, value in config.callbacks.items():
+        objects.check(value, f"callbacks.{name}")
+    objects.check(config.trainer, "trainer")
+
+
+def stop_reason(trainer: Trainer, callbacks: Sequence[Callback]) -> str:
+    """Which of the user's callbacks stopped training, and why where it says so; empty where none did."""
+    if not trainer.should_stop or not callbacks:
+        return ""
+    for callback in callbacks:
+        if message := getattr(callback, "stopping_reason_message", None):
+            first_sentences = str(message).replace(" Signaling Trainer to stop.", "").rstrip(".")
+            return f"{type(callback).__name__}: {first_sentences}"
+    return f"stopped by a callback ({', '.join(type(callback).__name__ for callback in callbacks)})"

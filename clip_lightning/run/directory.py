@@ -2,7 +2,8 @@
 
     config.yaml  git.txt  patch.diff  versions.json   frozen at the first start
     data.json            fingerprint of the data and number of pairs
-    starts.jsonl         one line per start: when, where, which code, what machine settings differ from config.yaml
+    starts.jsonl         one line per start: time, host, code, command, settings that differ from config.yaml
+    start.yaml           config of the newest start, which its other ranks read
     status.json          submitted, running, finished, stopped or failed, and why
     failure.txt          traceback of the newest start, if it failed
     divergence.jsonl     steps and sample ids of every divergence, if there was one
@@ -14,7 +15,6 @@ Rank 0 alone writes here. `runs/latest` points to the run that began last.
 
 import json
 import socket
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,9 +45,9 @@ class RunDirectory:
     def __init__(self, path: Path, patience: float = 0.0) -> None:
         """Makes and locks the directory.
 
-        Args: patience: seconds to wait for another process to let go of it.
+        Args: patience: seconds to wait for another process to release it.
         Raises:
-            UserError: another process is at work in it, or it cannot be made.
+            UserError: another process works in it, or it cannot be made.
         """
         self.path = path
         try:
@@ -64,7 +64,7 @@ class RunDirectory:
 
     @property
     def num_starts(self) -> int:
-        """How often training began or went on here."""
+        """How often a run has started or resumed here."""
         starts = self.path / "starts.jsonl"
         return len(starts.read_text(encoding="utf-8").splitlines()) if starts.exists() else 0
 
@@ -77,13 +77,14 @@ class RunDirectory:
         data: dict[str, Any],
         argv: Sequence[str] = (),
     ) -> None:
-        """Freezes a new run's config, code and data, or compares them with an earlier start's; notes this start.
+        """Freezes a new run's config, code and data, or compares them with an earlier start's; records this start.
 
         Args:
             data: `fingerprint` and `num_samples` of the data.
             argv: the arguments of the command.
-        Raises: DataError when the data is no longer what the run began with, UserError when the directory was given
-            the name of another run.
+        Raises:
+            DataError: the data differs from that of the first start.
+            UserError: the directory holds another run.
         """
         frozen = self.path / "config.yaml"
         changed: list[str] = []
@@ -99,13 +100,13 @@ class RunDirectory:
             if changed and "data" not in allowed:
                 raise DataError(
                     f"{self.path}: the data is not what this run began with ({', '.join(changed)}); put the earlier "
-                    "data back, go on with this data by allow_changed=[data], or start over with fresh=true"
+                    "data back, continue with this data by allow_changed=[data], or start over with fresh=true"
                 )
             changes = identity.diff(identity.science(before), identity.science(config))
             if science := [change for change in changes if change.split(":")[0] not in allowed]:
                 names = ",".join(change.split(":")[0] for change in changes)
                 raise UserError(
-                    f"{self.path} holds another run ({'; '.join(science)}); rename it, go on as this run by "
+                    f"{self.path} holds another run ({'; '.join(science)}); rename it, continue as this run by "
                     f"allow_changed=[{names}], or write fresh=true"
                 )
             changed += identity.diff(asdict(before), asdict(config))
@@ -125,15 +126,8 @@ class RunDirectory:
         before = read_json(self.path / "data.json")
         return [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]]
 
-    def tracker_id(self) -> str:
-        """This run's name for its tracker, made once: two users may have runs of one science."""
-        file = self.path / "wandb_id.txt"
-        if not file.exists():
-            write_atomically(file, uuid.uuid4().hex[:12] + "\n")
-        return file.read_text(encoding="utf-8").strip()
-
     def close(self) -> None:
-        """Gives the directory free."""
+        """Releases the lock."""
         if self._lock is not None:
             lock.release(self._lock)
             self._lock = None

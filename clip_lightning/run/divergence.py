@@ -1,11 +1,11 @@
-"""What a run does when its guard says that it diverges: stop with the sample ids saved, or go back and pass them over.
+"""What a run does when its guard finds a divergence: stop and save the sample ids, or roll back and skip the samples.
 
-It goes back to the newest checkpoint of before the steps that decided, less a margin, and trains on as it did, which
-gives the same bits, to that place; from there on it reads what stands behind them, plus the margin (PaLM, arXiv
-2204.02311, section 5.1: restarted about 100 steps before a spike, 200 to 500 batches passed over; such a spike came
-from data and weights together, and did not come back with other data). Learning rate and length of the run follow the
-samples that are trained on; what is passed over is not among them. All of it is a function of the steps alone, so
-that a run which is killed anywhere comes to the same end.
+It rolls back to the newest checkpoint before the steps that decided, less a margin, and trains again to that place,
+which gives the same bits; from there it reads the samples behind them, plus the margin (PaLM, arXiv 2204.02311, section
+5.1: restarted about 100 steps before a spike, skipped 200 to 500 batches; such a spike came from data and weights
+together, and did not appear again with other data). Learning rate and length of the run follow the samples that are
+trained on, without those skipped. All of it is a function of the steps alone, so that a run which is killed at any time
+ends alike.
 """
 
 import json
@@ -29,9 +29,9 @@ class Rollback(NamedTuple):
     """What the next fit begins with.
 
     Attributes:
-        samples_seen: of the checkpoint that it goes back to; 0 without one.
-        windows: that the run passes over, the new one among them.
-        line: says it all, for the screen.
+        samples_seen: of the checkpoint that it resumes; 0 without one.
+        windows: that the run skips, the new one among them.
+        line: a summary for the console.
     """
 
     samples_seen: int
@@ -47,36 +47,36 @@ def roll_back(
     checkpoint: CheckpointCallback,
     path: Path,
 ) -> Rollback:
-    """Writes the divergence down, and lets the next fit go back. To be called on every rank.
+    """Records the divergence, and prepares the next fit. To be called on every rank.
 
     Args:
-        before: windows that are passed over already.
-        margin: samples to pass over before and after the steps themselves.
-        checkpoint: takes the next fit back.
+        before: windows that are skipped already.
+        margin: samples to skip before and after the steps themselves.
+        checkpoint: restores the next fit.
         path: the run's directory.
-    Raises: DivergenceError, with the file's name and a mend, where it is to stop.
+    Raises: DivergenceError, with the file's name and a fix, where the run is to stop.
     """
-    goes_back = compute.on_divergence == "rollback" and len(before) < compute.rollback_limit
+    rolls_back = compute.on_divergence == "rollback" and len(before) < compute.rollback_limit
     samples = [
         max(0, divergence.steps[0].samples_seen - margin),
         divergence.steps[-1].samples_seen + compute.global_batch + margin,
     ]
     window = SkipWindow(samples[0], *positions_of(np.array(samples, np.int64), before).tolist())
-    _write(path / FILE_NAME, divergence, window if goes_back else None)
+    _write(path / FILE_NAME, divergence, window if rolls_back else None)
     what = divergence.problems[0]
-    if not goes_back:
-        mend = "pass over them with compute.on_divergence=rollback"
+    if not rolls_back:
+        fix = "skip them with compute.on_divergence=rollback"
         if compute.on_divergence == "rollback":
             what = f"{what}, after compute.rollback_limit={compute.rollback_limit} rollbacks"
-            mend = "allow more rollbacks"
+            fix = "allow more rollbacks"
         raise DivergenceError(
             f"{what}; the sample ids are in {path / FILE_NAME}: look at them, lower compute.learning_rate, set "
-            f"compute.gradient_clip=1.0, or {mend}",
+            f"compute.gradient_clip=1.0, or {fix}",
             divergence.steps,
         )
     place = checkpoint.go_back(window.samples_seen)
     line = (
-        f"rollback {len(before) + 1} of {compute.rollback_limit} to {place:,} samples: {what}; passes over the "
+        f"rollback {len(before) + 1} of {compute.rollback_limit} to {place:,} samples: {what}; skips the "
         f"{window.end - window.begin:,} samples from position {window.begin:,} on (ids of those steps in {FILE_NAME})"
     )
     return Rollback(place, (*before, window), line)
@@ -101,7 +101,7 @@ def _write(path: Path, divergence: DivergenceError, window: SkipWindow | None) -
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
     if dist.is_initialized():
-        dist.barrier()  # a rank that leaves takes the others along
+        dist.barrier()  # a rank that exits with an error ends the others
 
 
 def _plain(value: float) -> float | str:

@@ -1,4 +1,4 @@
-"""What is left of a run that failed: its reason in `status.json`, and the traceback of what was no user's mistake."""
+"""What a run that fails writes: its reason into `status.json`, and the traceback of an unexpected error."""
 
 import traceback
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from clip_lightning.run.directory import FAILURE
 
 @contextmanager
 def noted(path: Path, rank: int) -> Iterator[None]:
-    """Notes in the run's directory why its body failed, and lets the error pass; the first rank to fail is heard.
+    """Writes into the run's directory why its body failed, and re-raises; only the first rank that fails writes.
 
     Args:
         path: the run's directory.
@@ -26,7 +26,7 @@ def noted(path: Path, rank: int) -> Iterator[None]:
         raise
     except Exception as error:
         first_line = (str(error).strip() or "no message").split("\n")[0]
-        with suppress(OSError):  # a full disk takes no note, and must not hide the cause
+        with suppress(OSError):  # a full disk must not hide the cause
             with suppress(FileExistsError), (path / FAILURE).open("x", encoding="utf-8") as stream:
                 stream.write(f"rank {rank}\n{''.join(traceback.format_exception(error))}")
             write_status(

@@ -32,7 +32,7 @@ PEAK_FLOPS = {
     "MI300X": 1307.4e12,
     "MI250X": 383e12,
 }
-# Of an H100's 80 GB, what its driver leaves to a process.
+# Of an H100's 80 GB, what a process can use.
 H100_BYTES = 79 * 2**30
 
 
@@ -47,7 +47,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Whether `cluster.accelerator` means a GPU on this machine."""
+    """Whether `cluster.accelerator` means a GPU on this node."""
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
@@ -69,7 +69,7 @@ def num_cores() -> int:
 
 
 def cores_per_rank(num_local_ranks: int) -> int:
-    """Cores of one rank: what a SLURM job asks for each of its tasks, otherwise an even share of this machine's."""
+    """Cores of one rank: what a SLURM job requests for each of its tasks, otherwise an even share of this node's."""
     asked = os.environ.get("SLURM_CPUS_PER_TASK") if "SLURM_STEP_ID" in os.environ else None
     return int(asked) if asked else max(1, num_cores() // num_local_ranks)
 
@@ -83,7 +83,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def total_peak_flops(cluster: ClusterConfig) -> float | None:
-    """The bf16 peak of all of a run's devices together, FLOP/s; None where it is neither stated nor known."""
+    """The bf16 peak of all of a run's devices together, FLOP/s; None where it is neither set nor known."""
     peak = device_of(cluster).peak_flops
     return peak * cluster.nodes * cluster.devices if peak else None
 
@@ -94,7 +94,7 @@ class Device(NamedTuple):
     Attributes:
         memory_bytes: that a process may fill; of a CPU its part of the main memory.
         peak_flops: dense 16-bit peak, FLOP/s.
-        is_here: whether it is this machine's, so that a step can be tried and measured.
+        is_here: whether this node has it, so that a step can be measured.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Device(NamedTuple):
 
 
 def device_of(cluster: ClusterConfig) -> Device:
-    """The device that a run is planned for: as `cluster` states it, otherwise this machine's, or an H100."""
+    """The device that a run is planned for: as `cluster` states it, otherwise this node's, or an H100."""
     gpu, name = uses_gpu(cluster.accelerator), device_name(cluster.accelerator)
     is_stated = bool(cluster.device_memory_gib or cluster.device_peak_tflops)
     memory: float | None = None
@@ -127,6 +127,6 @@ def device_of(cluster: ClusterConfig) -> Device:
 
 
 def main_memory(line: str) -> float:
-    """Bytes of this machine's main memory: "MemTotal" all of it, "MemAvailable" what is free or can be made so."""
+    """Bytes of this node's main memory: "MemTotal" all of it, "MemAvailable" what is free or can be made so."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     return 1024 * float(dict(words.split(":") for words in lines)[line].split()[0])

@@ -5,11 +5,12 @@ until rank 0 has prepared the run, reads the config that rank 0 has written, and
 """
 
 import json
+import shlex
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,11 @@ from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
+from clip_lightning.run.loggers import Loggers, build_loggers
 from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
-from clip_lightning.run.tracker import open_tracker
+from clip_lightning.run.rank_watch import watch_ranks
+from clip_lightning.run.run_records import RunRecords
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
 from clip_lightning.training.saved_model import config_of_resume
@@ -75,10 +78,11 @@ class OtherRank:
         data, tasks, lengths, tokenizer: what the run trains on and is measured by.
         checkpoints: the folder of them.
         resume: the checkpoint that the run resumes from; rank 0 sends it to the others.
-        about: what a checkpoint's manifest says of the run.
+        about: what a checkpoint's manifest contains of the run.
         costs: FLOPs of samples, for the throughput.
         seconds_before: of earlier starts.
         signals: ask the run to stop.
+        loggers: Lightning's, for what other callbacks log; only rank 0's write.
     """
 
     resume: Checkpoint | None = None
@@ -98,6 +102,7 @@ class OtherRank:
         self.tokenizer = data.tokenizer = prepare_tokenizer(config, path / "tokenizer", data)
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_last=config.cluster.keep_last)
         self.signals = StopSignals()
+        self.loggers = build_loggers(config, path)
 
     @classmethod
     def join(cls, path: Path) -> "OtherRank":
@@ -106,6 +111,9 @@ class OtherRank:
         data = build_datamodule(config)
         tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
         return cls(config, path, data, tasks, resolve_lengths(config, data.num_samples))
+
+    def say(self, text: str) -> None:
+        """Prints lines."""
 
     def interval(self, interval: Interval, records: list[Record]) -> None:
         """Writes and prints the numbers of an interval."""
@@ -184,15 +192,23 @@ class RankZero(OtherRank):
         time_left = leave_after(config.cluster)
         self.signals = StopSignals(None if time_left is None else time_left - (time.perf_counter() - begun))
         self.argv, self.found, self.screen = argv, found, shown
-        self._num_restarts, self._num_skipped, self._is_closed = directory.num_starts - 1, 0.0, False
+        self._num_restarts, self._is_closed = directory.num_starts - 1, False
         launch.release_ranks(path)
-        self.tracker = open_tracker(config, path, found.wandb, directory.tracker_id(), shown.say)
-        self.tracker.resume_at(self._begun_at)
-        self.seconds_before = last_value(self.tracker.records(), "seconds") or 0.0
+        self.records = RunRecords(config, path, shown.say)
+        self.records.resume_at(self._begun_at)
+        records = self.records.read()
+        self.seconds_before = last_value(records, "seconds") or 0.0
+        self._num_skipped = last_value(records, "skipped_steps") or 0.0
+        watch_ranks(path, shlex.join(["python", "train.py", *argv]), shown.say)
+        self._log = Loggers(self.loggers, path, config, shown.say)
+
+    def say(self, text: str) -> None:
+        """Prints lines."""
+        self.screen.say(text)
 
     def interval(self, interval: Interval, records: list[Record]) -> None:
         """Writes and prints the numbers of an interval, and one line where steps were skipped."""
-        self.tracker.write(records)
+        self._write(records)
         self.screen.interval(interval)
         skipped = next((record.value for record in records if record.what == "skipped_steps"), 0.0)
         if skipped > self._num_skipped:
@@ -204,7 +220,7 @@ class RankZero(OtherRank):
 
     def evaluation(self, records: list[Record]) -> None:
         """Writes an evaluation and prints a line per task."""
-        self.tracker.write(records)
+        self._write(records)
         for line in evaluation_lines(records):
             self.screen.say(line)
 
@@ -216,12 +232,12 @@ class RankZero(OtherRank):
         """Whether there are records of an evaluation at this place: the time it took is written last."""
         return any(
             record.what == "evaluation_seconds" and record.samples_seen == samples_seen
-            for record in self.tracker.records()
+            for record in self.records.read()
         )
 
     def rollback(self, rollback: Rollback) -> None:
         """Removes the records after the checkpoint that the run goes back to, and prints why."""
-        self.tracker.resume_at(rollback.samples_seen)
+        self.records.resume_at(rollback.samples_seen)
         self.screen.say(rollback.line)
 
     def skip_windows(self, windows: Sequence[SkipWindow]) -> None:
@@ -231,12 +247,12 @@ class RankZero(OtherRank):
                 Record(what="skip_windows", value=float(begin), n=end - begin, split="train", samples_seen=samples_seen)
                 for samples_seen, begin, end in windows
             ]
-            known = {(record.what, record.value, record.n) for record in self.tracker.records()}
-            self.tracker.write(record for record in records if (record.what, record.value, record.n) not in known)
+            known = {(record.what, record.value, record.n) for record in self.records.read()}
+            self._write(record for record in records if (record.what, record.value, record.n) not in known)
 
     def end(self, outcome: Outcome) -> int:
         """Writes and prints the summary; returns the exit code."""
-        records = self.tracker.records()
+        records = self.records.read()
         self.close()
         signals, config = self.signals, self.config
         if signals.received and not outcome.is_finished and outcome.samples_seen != self._begun_at:
@@ -266,11 +282,15 @@ class RankZero(OtherRank):
         print(f"\n{table}")
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
 
+    def _write(self, records: Iterable[Record]) -> None:
+        self._log.write(self.records.write(records))
+
     def close(self) -> None:
         """Writes what is left of the records and releases the terminal; may be called twice."""
         if not self._is_closed:
             self._is_closed = True
-            self.tracker.close()
+            self.records.close()
+            self._log.finish()
             self.screen.close()
 
 

@@ -23,6 +23,7 @@ from clip_lightning.run.divergence import roll_back
 from clip_lightning.run.evaluators import build_evaluators
 from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import uses_gpu
+from clip_lightning.run.loggers import use_samples_as_steps
 from clip_lightning.run.rank_zero import OtherRank, Outcome, open_run
 from clip_lightning.run.trainer import quiet_libraries, take_signals, trainer_arguments
 from clip_lightning.training.clip_module import ClipModule
@@ -63,24 +64,26 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 if config.cluster.cache_locked:
                     module.locked.keep_in(path / LOCKED, int(data.layout.shard_sizes.sum()))
                 throughput, evaluation = _measuring(run, checkpoint, seconds)
+                node_health = [] if windows else [callbacks.node_health(config, data)]  # once per start
+                users_own = callbacks.user_callbacks(config)
+                use_samples_as_steps(run.loggers, module)
                 trainer = Trainer(
                     # Numbers of training are written before the checkpoint at their place: a run that is killed in
                     # between resumes from an older one and repeats them instead of missing them. An evaluation comes
                     # after it; the next start runs one that was missed.
                     callbacks=[
-                        *(
-                            [] if windows else [callbacks.node_health(config, data)]
-                        ),  # the nodes of a rollback are known
-                        callbacks.SkipWindowLog(run),
+                        *node_health,
+                        callbacks.SkipWindowLog(run.skip_windows),
                         throughput,
                         PreemptionCallback(run.signals, checkpoint),
                         CollectiveTimeout(config.cluster.timeout_minutes),
                         checkpoint,
                         evaluation,
+                        *users_own,
                     ],
-                    logger=False,
+                    logger=run.loggers,
                     default_root_dir=path,
-                    **trainer_arguments(config, path),
+                    **trainer_arguments(config, lengths, path, users_own),
                 )
                 take_signals(trainer)
                 try:
@@ -101,12 +104,14 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 torch.cuda.empty_cache()
             module.to(trainer.strategy.root_device)
             is_complete, shown = module.samples_seen >= lengths.total, []
-            if is_complete:
+            stopped_by = "" if is_complete or run.signals.received else callbacks.stop_reason(trainer, users_own)
+            is_finished = is_complete or bool(stopped_by)
+            if is_finished:
                 shutil.rmtree(path / LOCKED, ignore_errors=True)
                 evaluation.evaluate(module)
                 shown = example_predictions(module, run.tokenizer, run.tasks, config.model.vision.image_size)
             bad_samples: Counter[str] = sum(exchange(data.bad_samples), Counter())
-        return run.end(Outcome(module.samples_seen, is_complete, "", throughput.seconds, bad_samples, shown))
+        return run.end(Outcome(module.samples_seen, is_finished, stopped_by, throughput.seconds, bad_samples, shown))
     return 0
 
 

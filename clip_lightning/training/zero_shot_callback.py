@@ -15,10 +15,11 @@ from lightning.pytorch import Callback, Trainer
 
 from clip_lightning.distributed import all_reduce_sum
 from clip_lightning.model.clip import CLIP
-from clip_lightning.records import EMA, Record
+from clip_lightning.records import EMA, Record, metric_name
 from clip_lightning.reliability.out_of_memory import out_of_memory_as
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.validation_hooks import run_validation_hooks
 
 
 class Evaluator(Protocol):
@@ -26,15 +27,6 @@ class Evaluator(Protocol):
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
         """Measures the model; the model and every random state are unchanged afterwards."""
-
-
-def metric_name(record: Record) -> str:
-    """The name in `trainer.callback_metrics` of a record: `cifar10/acc1`, `validation/loss`, `ema/cifar10/acc1`.
-
-    The validation loss has one name whatever its number of candidates, which the record's own name holds.
-    """
-    what = "loss" if record.what.startswith("val_loss_") else record.what
-    return "/".join(part for part in (record.weights, record.task, what) if part)
 
 
 class ZeroShotCallback(Callback):
@@ -81,7 +73,7 @@ class ZeroShotCallback(Callback):
         if not all_reduce_sum(torch.tensor([float(is_recorded)], device=pl_module.device)):
             if pl_module.ema is not None:
                 pl_module.ema.begin()
-            self.evaluate(pl_module)
+            self._evaluate_in(trainer, pl_module)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,12 +81,12 @@ class ZeroShotCallback(Callback):
         """Evaluates when the step passed a multiple of `every`, unless the run is about to stop."""
         before, self._samples_before = self._samples_before, pl_module.samples_seen
         if self._is_due(before, pl_module.samples_seen) and not trainer.should_stop:
-            self.evaluate(pl_module)
+            self._evaluate_in(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
         """Evaluates a run that is complete."""
         if pl_module.samples_seen >= self.total_samples:
-            self.evaluate(pl_module)
+            self._evaluate_in(trainer, pl_module)
 
     def evaluate(self, pl_module: ClipModule) -> list[Record]:
         """Evaluates now, unless the newest evaluation was at the same samples; returns the newest records."""
@@ -115,6 +107,13 @@ class ZeroShotCallback(Callback):
             spent = Record(what="evaluation_seconds", value=seconds, samples_seen=pl_module.samples_seen)
             self.sink([*self.latest, spent])
         return self.latest
+
+    def _evaluate_in(self, trainer: Trainer, pl_module: ClipModule) -> None:
+        """Evaluates inside a fit, once per place, and runs the other callbacks' hooks of a validation."""
+        if self._evaluated_at == pl_module.samples_seen:
+            return
+        self.evaluate(pl_module)
+        run_validation_hooks(trainer, pl_module)
 
     def _is_due(self, before: int, after: int) -> bool:
         return bool(self.every) and before // self.every < after // self.every

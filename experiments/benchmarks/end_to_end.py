@@ -84,7 +84,7 @@ def our_command(data: Path, folder: Path, length: Length, context: int) -> list[
         f"compute.duration={length.steps} steps", f"compute.warmup={length.warmup} steps",
         f"compute.global_batch={BATCH}", f"compute.learning_rate={LEARNING_RATE}", f"optimizer.beta2={BETA2}",
         f"optimizer.eps={EPS}", f"optimizer.weight_decay={WEIGHT_DECAY}", f"compute.gradient_clip={CLIP_NORM}",
-        "cluster.workers=1", "cluster.threads=2", "eval=none", "tracker=none", f"runs={folder / 'runs'}",
+        "cluster.workers=1", "cluster.threads=2", "eval=none", "logger=none", f"runs={folder / 'runs'}",
     ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_an_experiment_needs_no_plus_and_the_command_line_wins_over_it() -> None
 
 def test_debug_wins_over_the_experiment() -> None:
     config = load("experiment=study", "debug=overfit")
-    assert (config.debug.overfit_samples, config.tracker.name) == (256, "none")
+    assert (config.debug.overfit_samples, config.logger["wandb"]) == (256, None)
     assert load("debug=fast_dev_run").compute.duration == "1 steps"
 
 
@@ -264,7 +264,7 @@ def test_flags_answer_without_running(arguments: list[str], expected: str, tmp_p
 
 
 def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
-    command = [sys.executable, "train.py", "tracker=wandbb", "evall=none"]
+    command = [sys.executable, "train.py", "logger=wandbb", "evall=none"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean wandb?" in done.stderr

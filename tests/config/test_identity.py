@@ -67,7 +67,7 @@ def test_science_changes_the_hash(config: Config, change: Callable[[Config], obj
         lambda c: setattr(c.cluster, "devices", 8),
         lambda c: setattr(c.cluster, "micro_batch", 8),
         lambda c: setattr(c.eval, "every", "1%"),
-        lambda c: setattr(c.tracker, "project", "other"),
+        lambda c: c.logger.update(csv={"_target_": "lightning.pytorch.loggers.CSVLogger"}),
         lambda c: setattr(c.debug, "profile", True),
         lambda c: setattr(c, "runs", "elsewhere"),
         lambda c: setattr(c, "experiment", "study"),

@@ -10,7 +10,7 @@ from tests.support.small_run import GLOBAL_BATCH, small_config
 def test_every_duration_is_a_whole_number_of_steps() -> None:
     config = small_config(duration="2 epochs", on_divergence="rollback", rollback_margin="3 steps")
     config.eval.every, config.cluster.checkpoint_every, config.cluster.keep_every = "25%", "5 steps", "50%"
-    config.tracker.log_every = "1 samples"
+    config.cluster.log_every = "1 samples"
     lengths = resolve_lengths(config, epoch_samples=490)
     total = 41 * GLOBAL_BATCH
     assert lengths == Lengths(

@@ -17,7 +17,7 @@ def command(root: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_run_gets_its_three_figures_again(root: Path, tmp_path: Path) -> None:
-    settings = ["compute.duration=2 steps", "compute.global_batch=32", "compute.warmup=0 samples", "tracker=none"]
+    settings = ["compute.duration=2 steps", "compute.global_batch=32", "compute.warmup=0 samples", "logger=none"]
     small = ["data.validation.num_samples=32", "eval.tasks=[handwritten_digits]"]
     trained = command(root, "train.py", f"runs={tmp_path}", *settings, *small)
     assert trained.returncode == 0, trained.stderr

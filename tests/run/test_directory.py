@@ -26,7 +26,7 @@ COMMIT = Commit("abc1234", (" M a.py",), "diff --git a/a.py\n")
 
 @pytest.fixture
 def config(tmp_path: Path) -> Any:
-    return compose.load("train", [f"runs={tmp_path}", "tracker=none"])
+    return compose.load("train", [f"runs={tmp_path}", "logger=none"])
 
 
 def begin(config: Any, data: dict[str, Any] = DATA) -> RunDirectory:

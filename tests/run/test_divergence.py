@@ -123,7 +123,7 @@ def test_a_run_goes_back_only_so_often(start: Start, tmp_path: Path) -> None:
 @pytest.mark.ci
 def test_two_ranks_go_back_together_for_what_one_has_met(start: Start, small: list[str], tmp_path: Path) -> None:
     of_rank_1 = [step * 16 + k for step in (6, 7, 8) for k in range(8, 16)]
-    argv = [*NAN, *ROLLBACK, "cluster=ddp", "cluster.devices=2", "tracker.log_every=4 steps"]
+    argv = [*NAN, *ROLLBACK, "cluster=ddp", "cluster.devices=2", "cluster.log_every=4 steps"]
     whole = start(tmp_path / "whole", of_rank_1, *argv)
     assert whole.wait() == 0, whole.text()
     assert "rollback 1 of 3 to 64 samples" in whole.text()

@@ -99,6 +99,19 @@ def worker(parent: int, rank: int) -> int:
     raise AssertionError(f"process {parent} has no rank {rank}")
 
 
+def test_the_death_of_a_rank_is_one_line_and_the_status(runner: Any, tmp_path: Path, small: list[str]) -> None:
+    child = runner.start("train.py", f"runs={tmp_path}", *small, "cluster=ddp", "compute.duration=4000 steps")
+    child.wait_for("sample 64/")
+    os.kill(worker(child.pid, 1), signal.SIGKILL)
+    assert child.wait() == 1, child.text()
+    (line,) = (line for line in child.text().splitlines() if line.startswith("rank 1 was killed by SIGKILL"))
+    assert "python train.py" in line
+    assert "Traceback" not in child.text()
+    status = json.loads((tmp_path / "latest" / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["reason"].startswith("rank 1 was killed by SIGKILL")
+
+
 @pytest.mark.ci
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(
     uninterrupted: Path, tmp_path: Path, root: Path, small: list[str]

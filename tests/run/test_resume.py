@@ -73,6 +73,16 @@ def test_kill_and_resume_is_bit_equal(runner: Any, uninterrupted: Path, tmp_path
     assert (summary["status"], summary["samples"], summary["restarts"]) == ("finished", 128, 4)
 
 
+def test_after_a_resume_a_row_covers_its_whole_interval(runner: Any, tmp_path: Path) -> None:
+    every = "cluster.log_every=4 steps"
+    runner.train(tmp_path / "whole", every)
+    runner.train(tmp_path / "cut", every, "trainer.limit_train_batches=3")
+    runner.train(tmp_path / "cut", every)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert whole.keys() == {64, 128}
+    assert {samples: cut[samples] for samples in whole} == whole
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str], number: int
@@ -128,7 +138,7 @@ def test_the_default_run_has_the_same_first_fifty_losses_on_two_ranks(runner: An
     """As it stands in conf, to 1e-5: what magnifies rounding (a pick of near ties, say) does not belong there."""
     found = []
     for name, machine in (("one", []), ("two", ["cluster=ddp", "cluster.devices=2"])):
-        settings = ["compute.precision=fp32", "tracker=none", "tracker.log_every=1 steps", "eval=none"]
+        settings = ["compute.precision=fp32", "logger=none", "cluster.log_every=1 steps", "eval=none"]
         child = runner.start("train.py", f"runs={tmp_path / name}", *settings, *machine)
         child.wait_for("sample 6.4k/")
         child.kill(signal.SIGINT)

@@ -156,7 +156,7 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path
 
 
 def test_what_is_wrong_before_the_first_step_is_told_all_at_once(runner: Any, tmp_path: Path) -> None:
-    bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "tracker=wandb", "tracker.mode=online"]
+    bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "logger=wandb", "logger.wandb.mode=online"]
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
     child = runner.start("train.py", f"runs={tmp_path / 'runs'}", *bad, env=nobody)
     assert child.wait() == 2, child.text()
@@ -181,7 +181,7 @@ def test_an_unexpected_error_keeps_its_traceback_and_sample_ids(runner: Any, tmp
     )
     child = runner.start(
         "train.py", f"runs={tmp_path / 'runs'}", "compute.duration=2 steps", "compute.global_batch=16", "eval=none",
-        "tracker=none", "data.validation.num_samples=0", "cluster.workers=0", "loss._target_=broken_loss.Broken",
+        "logger=none", "data.validation.num_samples=0", "cluster.workers=0", "loss._target_=broken_loss.Broken",
         env={"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert child.wait() == 1

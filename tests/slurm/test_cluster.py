@@ -183,7 +183,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_ends_with_the_same_wei
     cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]
 ) -> None:
     limit = ["cluster.time_limit_minutes=3", "cluster.slurm.signal_seconds=60", "cluster.slurm.requeue=true"]
-    argv = [f"runs={tmp_path}", *small, *TWO_NODES, *limit, "tracker=wandb", "tracker.mode=offline"]
+    argv = [f"runs={tmp_path}", *small, *TWO_NODES, *limit, "logger=wandb", "logger.wandb.mode=offline"]
     job = cluster.submit(*argv, SECONDS_PER_STEP="20")
     cluster.wait(job)
     run = run_in(tmp_path)

@@ -32,7 +32,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    argv = [f"runs={tmp_path / 'runs'}", "cluster=slurm_debug", "cluster.accelerator=cpu", "tracker=none"]
+    argv = [f"runs={tmp_path / 'runs'}", "cluster=slurm_debug", "cluster.accelerator=cpu", "logger=none"]
     config: Config = compose.load("train", argv, check=False)
     return config
 

@@ -18,8 +18,8 @@ SMALL = [
     "compute.global_batch=16",
     "cluster.workers=0",
     "cluster.checkpoint_every=2 steps",
-    "tracker=none",
-    "tracker.log_every=1 steps",
+    "logger=none",
+    "cluster.log_every=1 steps",
     "eval=none",
     "data.validation.num_samples=0",
 ]

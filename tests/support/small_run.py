@@ -76,7 +76,7 @@ def teacher_run(folder: Path) -> Path:
     """The directory of a finished run: another width, other weights, and larger images than the small model's."""
     config = small_config(seed=5)
     config.model.embed_dim, config.model.vision.image_size = 24, 2 * IMAGE_SIZE
-    config.data.name, config.data.kind, config.eval.name, config.tracker.name = "stream", "scenes", "none", "none"
+    config.data.name, config.data.kind, config.eval.name = "stream", "scenes", "none"
     weights = small_module(config).model.state_dict()
     folder.mkdir()
     (folder / "config.yaml").write_text(compose.dump(config))

@@ -6,9 +6,10 @@ A sentence names key, value, rule and fix. What needs the data, the towers or th
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clip_lightning.config import identity, keys, phases
-from clip_lightning.config.checks import cluster, data, lengths, model, optimizer, paths, ranges
+from clip_lightning.config.checks import cluster, data, lengths, model, optimizer, paths, ranges, trainer
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.targets import target_problem
@@ -22,6 +23,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
         return [*problems, *_run_folder(config)]
     problems += [*model.problems(config), *_names(config), *data.problems(config.data), *paths.problems(config)]
     problems += [*_allowed(config.allow_changed), *phases.problems(config), *optimizer.problems(config)]
+    problems += [*trainer.problems(config.trainer), *_objects({"callbacks": config.callbacks, "logger": config.logger})]
     if not any(key.startswith(("compute.", "cluster.")) for key in wrong):
         problems += lengths.problems(config)
     return problems
@@ -33,6 +35,17 @@ def _targets(config: Config | EvaluateConfig) -> Iterator[str]:
     for key in keys.table(schema):
         if key.endswith("._target_") and (problem := target_problem(ranges.get(config, key), key)):
             yield problem
+
+
+def _objects(groups: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Whether each named callback and logger has an import path whose package can be found; null switches one off."""
+    for group, named in groups.items():
+        for name, given in named.items():
+            key = f"{group}.{name}"
+            if given is not None and not (isinstance(given, dict) and isinstance(given.get("_target_"), str)):
+                yield f"{key} needs {key}._target_, the import path of its class"
+            elif given is not None and (problem := target_problem(given["_target_"], f"{key}._target_")):
+                yield problem
 
 
 def _run_folder(config: EvaluateConfig) -> Iterator[str]:

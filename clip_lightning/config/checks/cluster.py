@@ -28,8 +28,6 @@ def problems(config: Config | EvaluateConfig) -> Iterator[str]:
     for folder in config.eval.folders:
         if not Path(folder).is_dir():
             yield f"eval.folders: {folder} does not exist; name folders in CLIP_benchmark's layout"
-    if isinstance(config, Config) and config.tracker.name == "none" and config.tracker.mode != "auto":
-        yield f"tracker.mode={config.tracker.mode} has no effect with tracker=none; leave it out or write tracker=wandb"
 
 
 def _shards(cluster: ClusterConfig) -> Iterator[str]:

@@ -40,7 +40,6 @@ __all__ = [
     "SlurmConfig",
     "TextConfig",
     "TokenizerConfig",
-    "TrackerConfig",
     "ValidationConfig",
     "VisionConfig",
 ]
@@ -58,17 +57,6 @@ class EvalConfig:
 
 
 @dataclass
-class TrackerConfig:
-    """Where numbers are shown besides the run's own records."""
-
-    name: str = key(MISSING, "wandb, none", choices=("wandb", "none"))
-    mode: str = key("auto", "auto, online, offline", choices=("auto", "online", "offline"))
-    project: str = key("clip_lightning", "W&B project")
-    entity: str | None = key(None, "W&B team or user")
-    log_every: str = key("1%", "duration between logged lines", duration=True)
-
-
-@dataclass
 class DebugConfig:
     """Settings for looking into a run."""
 
@@ -76,7 +64,6 @@ class DebugConfig:
     overfit_samples: int = key(
         0, "> 0: the run sees only the first so many samples, in every epoch", minimum=0, hash_default=False
     )
-    profile: bool = key(False, "torch profiler trace into the run's directory", science=False)
 
 
 @dataclass
@@ -90,7 +77,6 @@ class Config:
     loss: LossConfig = part(LossConfig, science=True)
     cluster: ClusterConfig = part(ClusterConfig, science=False)
     eval: EvalConfig = part(EvalConfig, science=False)
-    tracker: TrackerConfig = part(TrackerConfig, science=False)
     debug: DebugConfig = part(DebugConfig, science=True)
     callbacks: dict[str, Any] = key(
         {}, "name: {_target_: import path, further arguments} of Lightning callbacks", science=False

@@ -65,6 +65,7 @@ class ClusterConfig:
     checkpoint_minutes: float | None = key(
         30.0, "longest time between checkpoints, by rank 0's clock; null: by checkpoint_every only", above=0
     )
+    log_every: str = key("1%", "duration between printed and logged numbers of training", duration=True)
     keep_last: int = key(2, "newest checkpoints kept", above=0)
     keep_every: str | None = key(
         None, "duration; the first checkpoint past each multiple is never removed; null: none", duration=True

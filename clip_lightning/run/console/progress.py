@@ -1,6 +1,6 @@
-"""What a run shows while it trains: the card, then a bar on a terminal or a line per interval elsewhere.
+"""What a run prints while it trains: the banner, then a bar on a terminal or a line per interval elsewhere.
 
-Both show the same fields. Values come in as fractions, samples and seconds; percent and k, M, B are made here.
+Both show the same fields.
 """
 
 import sys
@@ -23,7 +23,7 @@ class Interval:
         samples_per_second: over the interval, evaluation and saving left out.
         data_wait: share of the interval's time spent waiting for the loader, 0..1.
         mfu: model FLOPs utilisation, 0..1; None where the device's peak is not known.
-        flops_per_second: forward and backward of the towers, of all ranks; padding counts as no work.
+        flops_per_second: forward and backward of the towers, of all ranks; padding is not counted.
         seconds_left: estimate to the end of training.
     """
 
@@ -50,7 +50,7 @@ class Screen(Protocol):
         """Shows where training is."""
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
 
 
 class Lines:
@@ -72,7 +72,7 @@ class Lines:
 
 
 class Bar:
-    """A bar on a terminal; what is said stands above it."""
+    """A bar on a terminal; lines are printed above it."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -93,7 +93,7 @@ class Bar:
         self._progress.update(self._task, completed=numbers.samples_seen, description=interval_line(numbers))
 
     def close(self) -> None:
-        """Stops the bar where it stands."""
+        """Stops the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

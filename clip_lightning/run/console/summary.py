@@ -16,12 +16,12 @@ SCORES = ("acc1", "acc5", "mean_per_class")
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         status: finished, stopped, failed; `reason` says why in a few words.
         seconds: of all starts together.
-        device_hours: devices times hours; `gpu` says what they are.
+        num_devices: of all nodes; `gpu`: whether they are GPUs.
         records: all records of the run.
         bad_samples: number by cause.
     """

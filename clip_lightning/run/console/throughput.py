@@ -6,6 +6,7 @@ Nothing is read from the device between two logged lines; time spent in evaluati
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from clip_lightning.training.clip_module import ClipModule
 
 @dataclass(frozen=True)
 class Costs:
-    """What one sample costs, and what the machine could do.
+    """What one sample costs, and the peak of the hardware.
 
     Attributes:
         training_flops: forward and backward of both towers, for texts [phases, 3] as in `Plan.training_flops`.
@@ -33,7 +34,7 @@ class Costs:
 
 
 class Throughput(Callback):
-    """Gives an `Interval` and records every `every` samples, and at the end of training; goes before other callbacks.
+    """Reports an `Interval` and records every `every` samples, and at the end of training; the first of the callbacks.
 
     Attributes:
         seconds: of the run so far, all starts together, evaluation and saving included.
@@ -52,21 +53,34 @@ class Throughput(Callback):
         """Args.
 
         sink: is called on rank 0.
-        pauses: seconds so far in which training stood still on purpose.
+        pauses: seconds so far of evaluation and saving, when training pauses.
         seconds_before: of earlier starts, up to the checkpoint that was resumed.
         """
         self.sink, self.datamodule, self.costs, self.every, self.pauses = sink, datamodule, costs, every, pauses
         self.seconds = seconds_before
         self._before = seconds_before
         self._begun = self._interval_begun = self._batch_ended = 0.0
+        self._sums, self._steps = torch.zeros(2), 0
         self._begun_at = self._samples_before = self._interval_samples = 0
         self._batch: Batch | None = None
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the interval that has begun: a checkpoint keeps them, so that its row covers all its steps."""
+        return {"sums": self._sums, "steps": self._steps} if self._steps else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the interval of the checkpoint."""
+        self._restored = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
         """Starts the clocks."""
         self._begun = time.perf_counter()
         self._begun_at = self._samples_before = pl_module.samples_seen
         self._begin_interval(pl_module)
+        if self._restored:
+            self._sums += self._restored["sums"].to(self._sums)
+            self._steps = self._restored["steps"]
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, batch: Batch, batch_idx: int
@@ -78,7 +92,7 @@ class Throughput(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Adds up this step; gives the numbers when it went past a multiple of `every`."""
+        """Adds up this step; reports when it passed a multiple of `every`."""
         step = pl_module.last_step
         self._sums += torch.stack([step.loss.detach().float().reshape(()), step.accuracy.detach().float().reshape(())])
         self._steps += 1
@@ -91,9 +105,11 @@ class Throughput(Callback):
         self._batch_ended = self._clock()
 
     def on_train_end(self, trainer: Trainer, pl_module: ClipModule) -> None:  # type: ignore[override]
-        """Gives what was left of an interval."""
+        """Reports the rest of an interval, and keeps its sums for the checkpoint that a later start resumes."""
         if self._steps:
+            sums, steps = self._sums, self._steps
             self._report(pl_module)
+            self._sums, self._steps = sums, steps
 
     def on_exception(self, trainer: Trainer, pl_module: ClipModule, exception: BaseException) -> None:  # type: ignore[override]
         """Adds to an error's traceback where this rank was in the data."""
@@ -107,7 +123,7 @@ class Throughput(Callback):
 
     def _report(self, module: ClipModule) -> None:
         step = module.last_step
-        module.guard.flush()  # the device is waited for here anyway
+        module.guard.flush()  # reading the numbers below waits for the device anyway
         counts = torch.tensor([self._cut, self.datamodule.bad_samples.total()], dtype=torch.float64)
         counts = torch.cat([counts, self._texts.flatten()]).to(self._sums.device)
         numbers = torch.cat([self._sums.double() / self._steps, counts])

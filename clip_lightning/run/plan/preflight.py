@@ -20,8 +20,9 @@ from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
+from clip_lightning.run.callbacks import check_callbacks
+from clip_lightning.run.loggers import check_loggers
 from clip_lightning.run.plan.memory import Memory, estimate_memory, num_parameters
-from clip_lightning.run.tracker import wandb_mode
 from clip_lightning.tokenizer import build_tokenizer
 from clip_lightning.training.batch_invariance import check_draws
 from clip_lightning.training.teacher import find_teacher
@@ -82,7 +83,6 @@ class Preflight(Plan):
 
     datamodule: ContrastiveDataModule
     tasks: list[ZeroShotTask]
-    wandb: tuple[str, str]
 
 
 def preflight(config: Config) -> Preflight:
@@ -106,7 +106,8 @@ def plan(config: Config) -> Plan:
     model = attempts.run(lambda: build_on_meta(config))
     attempts.run(lambda: build_loss(config.loss))
     teacher = attempts.run(lambda: find_teacher(config)) if config.loss.teacher else None
-    tracking = attempts.run(lambda: wandb_mode(config.tracker))
+    attempts.run(lambda: check_loggers(config))
+    attempts.run(lambda: check_callbacks(config))
     if config.model.text.tokenizer.kind != "trained":
         attempts.run(lambda: build_tokenizer(config.model.text, None, None))
     pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
@@ -115,7 +116,7 @@ def plan(config: Config) -> Plan:
     if flops:  # a size that a tower cannot take is told already
         attempts.run(lambda: check_draws(config, phases))
     attempts.finish()
-    if model is None or flops is None or pairs is None or lengths is None or tracking is None or tasks is None:
+    if model is None or flops is None or pairs is None or lengths is None or tasks is None:
         raise AssertionError("every attempt that told no problem has a result")
     counted = Plan(
         epoch_samples=pairs,
@@ -129,7 +130,7 @@ def plan(config: Config) -> Plan:
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=attempts.count,
     )
-    return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks, wandb=tracking) if datamodule else counted
+    return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks) if datamodule else counted
 
 
 def _lengths_and_phases(config: Config, epoch_samples: int) -> tuple[Lengths, list[Phase]]:

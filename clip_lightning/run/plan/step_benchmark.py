@@ -71,7 +71,7 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
     module = ClipModule(small, found.lengths)
     clock = _Clock()
     with TemporaryDirectory() as folder:
-        trainer = Trainer(callbacks=[clock], logger=False, **trainer_arguments(small, Path(folder)))
+        trainer = Trainer(callbacks=[clock], logger=False, **trainer_arguments(small, found.lengths, Path(folder)))
         take_signals(trainer)
         try:
             trainer.fit(module, train_dataloaders=DataLoader(_Repeated(_fake_batch(small)), batch_size=None))
@@ -143,7 +143,7 @@ def _on_one_device(config: Config, flops: float) -> tuple[Config, int]:
     small.cluster.nodes = small.cluster.devices = 1
     small.cluster.strategy = "single"
     small.cluster.micro_batch = micro_batch if pieces > 1 else None
-    small.debug.profile = False
+    small.trainer, small.callbacks = {}, {}
     return small, pieces
 
 

@@ -191,4 +191,4 @@ def _settings_of_run(run: Path) -> list[str]:
     starts = run / "starts.jsonl"
     lines = starts.read_text(encoding="utf-8").splitlines() if starts.exists() else []
     command = json.loads(lines[-1])["command"] if lines else []
-    return [shlex.quote(word) for word in command if not word.startswith(("runs=", "tracker"))]
+    return [shlex.quote(word) for word in command if not word.startswith(("runs=", "logger"))]

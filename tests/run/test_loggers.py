@@ -4,18 +4,20 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
 from clip_lightning.config import compose
-from clip_lightning.config.schema import TrackerConfig
 from clip_lightning.errors import UserError
 from clip_lightning.records import Record, read_records
-from clip_lightning.run import tracker
-from clip_lightning.run.tracker import open_tracker, wandb_mode
+from clip_lightning.run import wandb_logger
+from clip_lightning.run.loggers import Loggers, build_loggers, check_loggers
+from clip_lightning.run.run_records import RunRecords
+from clip_lightning.run.wandb_logger import resolve_mode
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,25 @@ def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def rows(num: int) -> list[Record]:
     return [Record(what="loss", value=float(k), samples_seen=k * 16) for k in range(1, num + 1)]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[..., list[str]]:
+    """Writes rows through the records and the loggers of a command; gives what they printed."""
+
+    def write(*argv: str) -> list[str]:
+        said: list[str] = []
+        config = compose.load("train", list(argv))
+        records = RunRecords(config, tmp_path, said.append)
+        loggers = Loggers(build_loggers(config, tmp_path), tmp_path, config, said.append)
+        begin = time.monotonic()
+        loggers.write(records.write(rows(3)))
+        assert time.monotonic() - begin < wandb_logger.INIT_SECONDS, "training waited for the server"
+        records.close()
+        loggers.finish()
+        return said
+
+    return write
 
 
 def wandb_records(path: Path) -> list[Any]:
@@ -50,31 +71,29 @@ def wandb_records(path: Path) -> list[Any]:
 
 
 def test_auto_is_online_where_somebody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wandb_mode(TrackerConfig(name="wandb")) == ("offline", "not logged in")
+    assert resolve_mode("auto") == ("offline", "not logged in")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password abc\n")
-    assert wandb_mode(TrackerConfig(name="wandb"))[0] == "online"
+    assert resolve_mode("auto")[0] == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert wandb_mode(TrackerConfig(name="wandb"))[0] == "offline"
+    assert resolve_mode("auto")[0] == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "abc")
-    assert wandb_mode(TrackerConfig(name="wandb"))[0] == "online"
-    assert wandb_mode(TrackerConfig(name="wandb", mode="offline"))[0] == "offline"
-    assert wandb_mode(TrackerConfig(name="none"))[0] == "off"
+    assert resolve_mode("auto")[0] == "online"
+    assert resolve_mode("offline")[0] == "offline"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert wandb_mode(TrackerConfig(name="wandb"))[0] == "offline"
+    assert resolve_mode("auto")[0] == "offline"
 
 
 def test_online_without_a_login_is_refused() -> None:
     with pytest.raises(UserError, match="nobody is logged in"):
-        wandb_mode(TrackerConfig(name="wandb", mode="online"))
+        resolve_mode("online")
 
 
-def test_without_a_tracker_every_number_is_a_record(tmp_path: Path) -> None:
-    config = compose.load("train", ["tracker=none"])
-    opened = open_tracker(config, tmp_path, ("off", ""), "id", print)
-    opened.write(rows(4))
-    opened.resume_at(32)
-    opened.write([Record(what="loss", value=9.0, samples_seen=48)])
-    opened.close()
+def test_without_a_logger_every_number_is_a_record(tmp_path: Path) -> None:
+    records = RunRecords(compose.load("train", ["logger=none"]), tmp_path)
+    records.write(rows(4))
+    records.resume_at(32)
+    records.write([Record(what="loss", value=9.0, samples_seen=48)])
+    records.close()
     for name in ("metrics.jsonl", "records.parquet"):
         found = read_records(tmp_path / name)
         assert [(record.samples_seen, record.value) for record in found] == [(16, 1.0), (32, 2.0), (48, 9.0)]
@@ -82,16 +101,41 @@ def test_without_a_tracker_every_number_is_a_record(tmp_path: Path) -> None:
         assert all(len(record.science) == 8 and "torch" in record.versions for record in found)
 
 
+def test_a_logger_that_fails_costs_one_warning(tmp_path: Path) -> None:
+    class Failing(CSVLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            raise ConnectionError("no server")
+
+    said: list[str] = []
+    config = compose.load("train", ["logger=none"])
+    loggers = Loggers([Failing(tmp_path), CSVLogger(tmp_path, name="csv")], tmp_path, config, said.append)
+    loggers.write(rows(3))
+    loggers.finish()
+    (warning,) = said
+    assert "Failing" in warning
+    assert len((tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["logger.mine._target_=no_such_package.Logger"], "logger.mine._target_"),
+        (["logger=csv", "logger.csv.names=x"], "logger.csv.names"),
+        (["logger.wandb.mode=sometimes"], "logger.wandb.mode=sometimes"),
+    ],
+)
+def test_a_wrong_logger_is_refused(argv: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_loggers(compose.load("train", argv))
+
+
 @pytest.mark.slow
 def test_offline_wandb_holds_the_numbers_over_samples_and_no_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., list[str]]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", secret := "0123456789abcdef" * 2 + "01234567")
-    said: list[str] = []
-    config = compose.load("train", [])
-    opened = open_tracker(config, tmp_path, ("offline", "tracker.mode=offline"), "id123", said.append)
-    opened.write(rows(3))
-    opened.close()
+    (tmp_path / "wandb_id.txt").write_text("id123\n")
+    said = opened("logger.wandb.mode=offline")
     assert len(said) == 1
     assert "wandb sync" in said[0]
     (file,) = tmp_path.glob("wandb/offline-run-*/run-id123.wandb")
@@ -115,19 +159,18 @@ def silent_server() -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "hangs"])
 def test_a_server_that_fails_costs_a_warning_and_no_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str, is_silent: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    opened: Callable[..., list[str]],
+    silent_server: str,
+    is_silent: bool,
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "01234567")
     monkeypatch.setenv("WANDB_BASE_URL", silent_server if is_silent else "http://127.0.0.1:9")
-    monkeypatch.setattr(tracker, "INIT_SECONDS", 3)
-    said: list[str] = []
-    config = compose.load("train", [])
-    opened = open_tracker(config, tmp_path, ("online", ""), "id456", said.append)
-    begin = time.monotonic()
-    opened.write(rows(3))
-    assert time.monotonic() - begin < tracker.INIT_SECONDS, "training waited for the server"
-    opened.close()
+    monkeypatch.setattr(wandb_logger, "INIT_SECONDS", 3)
+    (tmp_path / "wandb_id.txt").write_text("id456\n")
+    said = opened()
     assert len(said) == 1
-    assert "W&B goes on offline" in said[0]
+    assert "W&B continues offline" in said[0]
     assert len(read_records(tmp_path / "metrics.jsonl")) == 3
     assert list(tmp_path.glob("wandb/offline-run-*/run-id456.wandb"))
