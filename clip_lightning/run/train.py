@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch import Trainer
 
+from clip_lightning import compat
 from clip_lightning.config.schema import Config
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import exchange
@@ -25,8 +26,9 @@ from clip_lightning.run.figures import example_predictions
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.loggers import use_samples_as_steps
 from clip_lightning.run.rank_zero import OtherRank, Outcome, open_run
-from clip_lightning.run.trainer import quiet_libraries, take_signals, trainer_arguments
+from clip_lightning.run.trainer import quiet_libraries, trainer_arguments
 from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.repeated_captions import RepeatedCaptions
 from clip_lightning.training.zero_shot_callback import ZeroShotCallback
 
 LOCKED = "locked"  # folder of the features of locked towers, until the run is finished
@@ -75,6 +77,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                         *node_health,
                         callbacks.SkipWindowLog(run.skip_windows),
                         throughput,
+                        RepeatedCaptions(run.say),
                         PreemptionCallback(run.signals, checkpoint),
                         CollectiveTimeout(config.cluster.timeout_minutes),
                         checkpoint,
@@ -85,7 +88,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                     default_root_dir=path,
                     **trainer_arguments(config, lengths, path, users_own),
                 )
-                take_signals(trainer)
+                compat.disable_signal_handling(trainer)
                 try:
                     with monitored_barrier.on_failure():
                         trainer.fit(module, datamodule=data)
