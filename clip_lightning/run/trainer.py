@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -62,16 +62,6 @@ def trainer_arguments(
         "limit_val_batches": 0,
         **given,
     }
-
-
-def take_signals(trainer: Trainer) -> None:
-    """Leaves signals to `reliability.preemption`.
-
-    Lightning's handlers would end a fit that has not begun with exit code 0, and ask all ranks before every step
-    whether a signal came, which waits for the device.
-    """
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def quiet_libraries() -> None:

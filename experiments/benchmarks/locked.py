@@ -36,7 +36,7 @@ def command(folder: Path, size: int, steps: int, *, cached: bool) -> list[str]:
         f"data.path={folder / 'tars'}", "data.validation.num_samples=0", *(f"data.augment.{one}" for one in still),
         "compute=cpu_minutes", "compute.precision=bf16", f"compute.duration={steps} steps", "compute.warmup=0 steps",
         f"compute.global_batch={BATCH}", f"cluster.cache_locked={str(cached).lower()}", "cluster.workers=1",
-        "cluster.threads=1", "eval=none", "tracker=none", f"runs={folder / f'{size}-{steps}-{cached}'}",
+        "cluster.threads=1", "eval=none", "logger=none", f"runs={folder / f'{size}-{steps}-{cached}'}",
     ]  # fmt: skip
 
 

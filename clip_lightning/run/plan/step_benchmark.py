@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from clip_lightning import compat
 from clip_lightning.config.phases import phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.batches import Batch
@@ -23,7 +24,7 @@ from clip_lightning.model.flops import count_flops
 from clip_lightning.run.hardware import Device, main_memory, peak_memory_gib, uses_gpu
 from clip_lightning.run.plan.memory import estimate_memory, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, build_on_meta
-from clip_lightning.run.trainer import take_signals, trainer_arguments
+from clip_lightning.run.trainer import trainer_arguments
 from clip_lightning.training.clip_module import ClipModule
 
 # A step on a CPU is given so many FLOPs, half a minute of two cores at 30 GFLOP/s; on a GPU it is whole.
@@ -72,7 +73,7 @@ def benchmark_step(config: Config, found: Plan, device: Device) -> StepBenchmark
     clock = _Clock()
     with TemporaryDirectory() as folder:
         trainer = Trainer(callbacks=[clock], logger=False, **trainer_arguments(small, found.lengths, Path(folder)))
-        take_signals(trainer)
+        compat.disable_signal_handling(trainer)
         try:
             trainer.fit(module, train_dataloaders=DataLoader(_Repeated(_fake_batch(small)), batch_size=None))
         except torch.OutOfMemoryError:
