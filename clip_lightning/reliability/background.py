@@ -1,4 +1,4 @@
-"""One piece of work at a time in a thread of its own, whose result and error are asked for later."""
+"""One piece of work at a time in a thread of its own; its result or error is read later."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ _Result = TypeVar("_Result")
 
 
 class Background(Generic[_Result]):
-    """Work that has begun.
+    """Work that runs in a thread.
 
-    The thread does not hold a process that leaves: what it leaves half-done must be no harm.
+    The thread is a daemon: a process that exits does not wait for it, so unfinished work must do no harm.
 
     Attributes:
-        seconds: that the work took, once it is done.
+        seconds: duration of the work once it is done.
     """
 
     def __init__(self, work: Callable[[], _Result]) -> None:
@@ -26,15 +26,15 @@ class Background(Generic[_Result]):
 
     @property
     def is_done(self) -> bool:
-        """Whether `result` would not wait."""
+        """Whether `result` returns at once."""
         return not self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Waits, but not for ever."""
+        """Waits for the work, at most so many seconds."""
         self._thread.join(seconds)
 
     def result(self) -> _Result:
-        """Waits for the work; raises what it raised."""
+        """Waits for the work and returns its result; raises the error it raised."""
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -1,10 +1,10 @@
-"""Checkpoints on disk: written whole or not at all, chosen by what verifies and never by name or date.
+"""Checkpoints on disk: complete or absent, and chosen by their checksums, never by name or date.
 
 A checkpoint is a folder named by its samples seen. Its files are written into a temporary folder beside it and synced,
-the manifest with sizes and checksums last, and then the folder is renamed: whatever instant a process dies at, what
-stands under a final name is complete. Of a sharded state every rank writes the rows it holds, beside rank 0's tree; the
-files are torch's, of tensors and plain values, and not DCP's, whose index is a pickle that runs what it names.
-Knows no model and no Trainer; `checkpoint_callback` brings the state here.
+the manifest with sizes and checksums last, and then the folder is renamed: a folder with a final name is complete,
+whenever a process dies. Of a sharded state every rank writes the rows it holds, beside rank 0's tree. The files are
+written by torch.save and hold tensors and plain values; DCP's index is a pickle that can run code.
+This module depends on no model and no Trainer; `checkpoint_callback` collects the state.
 """
 
 import errno
@@ -35,7 +35,7 @@ _TEMPORARY = ".writing-"
 _REPLACED = ".replaced-"
 _SHARD = ".shard-"
 _FORMAT = 1
-# Space asked for beyond the state itself: the file format's own bytes, and what else is written meanwhile.
+# Space required beyond the state itself: bytes of the file format, and of other files written at the same time.
 _SPACE_FACTOR, _SPACE_EXTRA = 1.05, 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 2**20
@@ -43,7 +43,7 @@ _PROBE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were found as the manifest has them."""
+    """A checkpoint whose files match its manifest."""
 
     path: Path
     samples_seen: int
@@ -51,15 +51,15 @@ class Checkpoint:
     files: tuple[str, ...]
 
     def load(self, part: str) -> Any:
-        """The object saved as `part`, its tensors whole, on the CPU.
+        """The object saved as `part`, its tensors complete, on the CPU.
 
         Raises:
-            CheckpointError: there is no such part, or it holds something else.
+            CheckpointError: the part is missing or cannot be read.
         """
         return whole(self.saved(part))
 
     def saved(self, part: str) -> Any:
-        """As `load`, but what ranks saved in shards is `SavedRows`, and nothing is read before it is used.
+        """As `load`, but sharded tensors are `SavedRows`, and nothing is read before it is used.
 
         Only tensors and plain values are ever unpickled.
         """
@@ -91,10 +91,10 @@ class CheckpointFolder:
         """Args.
 
         path: the folder; made when the first checkpoint is written.
-        keep_last: older checkpoints beyond so many are removed after each save.
-        keep_every: samples; the first checkpoint at or past each multiple is never removed. 0: none is kept for that.
-        reach: samples; beyond `keep_last`, one checkpoint stays that is at least so much older than the newest.
-        notify: is told, in a sentence each, of damaged checkpoints and of a full disk.
+        keep_last: number of newest checkpoints kept after each save.
+        keep_every: samples; the first checkpoint at or past each multiple is never removed. 0: off.
+        reach: samples; one more checkpoint is kept that is at least so much older than the newest.
+        notify: receives a sentence for each damaged checkpoint and each failed save.
         """
         self.path, self.notify = path, notify
         self.keep_last, self.keep_every, self.reach = keep_last, keep_every, reach
@@ -105,14 +105,14 @@ class CheckpointFolder:
         """Writes a checkpoint, then removes old ones.
 
         Args:
-            samples_seen: where the run is.
+            samples_seen: position of the run.
             parts: name -> tensors and plain values in dictionaries and lists, of this rank.
-            about: plain values that are kept in the manifest; rank 0's count.
-            ranks: that write this checkpoint together; each calls this.
+            about: plain values for the manifest; those of rank 0 are used.
+            ranks: the ranks that write this checkpoint together; each calls this function.
 
         Returns:
-            Its folder, on every rank; None when it cannot be written, even after old ones were removed. What stood
-            before still stands, and training can go on.
+            Its folder, on every rank; None when it cannot be written, even after old ones were removed. The earlier
+            checkpoints are unchanged, and training can continue.
         """
         ranks = ranks or RankGroup()
         problem = self._attempt(samples_seen, parts, about, ranks, self.keep_last)
@@ -124,13 +124,13 @@ class CheckpointFolder:
             return self.path / name_of(samples_seen)
         if ranks.rank == 0:
             self.notify(
-                f"warning: no checkpoint at {samples_seen:,} samples, {self.path} takes none ({problem.told}); "
-                f"training goes on; the newest checkpoint is {next(iter(self.numbers()), None) or 'none'}"
+                f"warning: no checkpoint at {samples_seen:,} samples, {self.path} cannot take it ({problem.message}); "
+                f"training continues; the newest checkpoint is {next(iter(self.numbers()), None) or 'none'}"
             )
         return None
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged newer ones are named and passed over. None without any.
+        """The newest checkpoint that verifies; damaged newer ones are reported and skipped. None if there is none.
 
         Args: at_most: samples seen beyond which checkpoints do not count.
         """
@@ -144,7 +144,7 @@ class CheckpointFolder:
         return None
 
     def remove_after(self, samples_seen: int) -> None:
-        """Removes the checkpoints of more samples: a run that went back takes another course from there."""
+        """Removes the checkpoints of more samples, after a rollback."""
         for number in self.numbers():
             if number > samples_seen:
                 self._remove(self._folder_of(number))
@@ -189,7 +189,7 @@ class CheckpointFolder:
             )
 
     def remove_temporary(self) -> None:
-        """Removes what a killed process left unfinished; what cannot go now, since NFS keeps open files, goes later."""
+        """Removes unfinished files of a killed process; files that NFS still keeps open are removed later."""
         for child in self.path.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(child, ignore_errors=True)
         for child in self.path.glob(f"{_REPLACED}*"):
@@ -208,9 +208,9 @@ class CheckpointFolder:
             return problem
         files: dict[str, Any] = {}
         answers = ranks.exchange((files, _problem(lambda: _write(temporary, parts, files))))
-        problem = next((told for _, told in answers if told), None)
+        problem = next((found for _, found in answers if found), None)
         if ranks.rank == 0:
-            all_files = {name: written for found, _ in answers for name, written in found.items()}
+            all_files = {name: written for written_files, _ in answers for name, written in written_files.items()}
             manifest = {"format": _FORMAT, "samples_seen": samples_seen, "about": dict(about), "files": all_files}
             problem = problem or _problem(lambda: self._finish(temporary, manifest))
             if problem:
@@ -219,7 +219,7 @@ class CheckpointFolder:
         return answer
 
     def _prepare(self, temporary: Path, size: int, keep: int) -> None:
-        """An empty folder, and room for so many bytes of tensors; for that all but `keep` checkpoints may go."""
+        """Makes an empty folder, and room for so many bytes of tensors by removing all but `keep` checkpoints."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.remove_temporary()
         if keep < self.keep_last:
@@ -244,19 +244,21 @@ class CheckpointFolder:
         self.remove_temporary()
 
     def _tidy(self) -> None:
-        """Removes old checkpoints; the new one stands whether or not that can be done."""
+        """Removes old checkpoints; a failure is only reported, since the new one is complete."""
         try:
             self._prune(self.keep_last)
         except OSError as error:
-            self.notify(f"warning: an old checkpoint stays for now ({error.strerror or error}: {error.filename})")
+            self.notify(
+                f"warning: an old checkpoint cannot be removed now ({error.strerror or error}: {error.filename})"
+            )
 
     def _prune(self, keep: int) -> None:
-        """Removes all but the newest `keep`, what `keep_every` and `reach` ask for, and the newest that verifies."""
+        """Removes all but the newest `keep`, the newest that verifies, and those for `keep_every` and `reach`."""
         numbers = self.numbers()
         kept = numbers[:keep]
         if self.reach and numbers:
             old = [number for number in numbers if number <= numbers[0] - self.reach][:1]
-            # Its successor as well: without it none would come of age, and the old one would stay for ever.
+            # Its successor as well: otherwise none would ever replace it.
             kept += old + [number for number in numbers if not old or number > old[0]][-1:]
         if not any(_verifies(self._folder_of(number)) for number in kept):
             kept += [number for number in numbers[keep:] if _verifies(self._folder_of(number))][:1]
@@ -279,28 +281,28 @@ class CheckpointFolder:
         return {number for multiple, number in first.items() if multiple > 0}
 
     def _remove(self, folder: Path) -> None:
-        """Out of sight first, so that a half-removed checkpoint never stands under a final name."""
+        """Renames the folder first, so that a half-removed checkpoint never has a final name."""
         hidden = folder.rename(self.path / f"{_TEMPORARY}removing-{folder.name}-{time.time_ns()}")
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """The checkpoint in a folder, after every file was compared with the manifest.
+    """The checkpoint in a folder, after comparing every file with the manifest.
 
     Args:
-        verify: False where another rank has compared them.
+        verify: False if another rank has compared them.
 
     Raises:
-        CheckpointError: it is missing, no checkpoint, or damaged.
+        CheckpointError: it is missing, damaged, or not a checkpoint.
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise CheckpointError(f"{path} is no checkpoint (it has no {MANIFEST})")
+        raise CheckpointError(f"{path} is not a checkpoint (it has no {MANIFEST})")
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         files, samples_seen, about = content["files"], int(content["samples_seen"]), dict(content["about"])
         if content["format"] != _FORMAT:
-            raise CheckpointError(f"{path}: format {content['format']} is not known here; this version reads {_FORMAT}")
+            raise CheckpointError(f"{path}: format {content['format']} is unknown; this version reads {_FORMAT}")
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda name: fingerprint(path / name), files)) if verify else list(files.values())
         damaged = [name for name, now in zip(files, found, strict=True) if now != files[name]]
@@ -322,14 +324,14 @@ def name_of(samples_seen: int) -> str:
 
 
 class _Problem(NamedTuple):
-    """told: what the disk has against it. is_full: whether room would help."""
+    """message: the error of the disk. is_full: whether free space would help."""
 
-    told: str
+    message: str
     is_full: bool
 
 
 def _problem(work: Callable[[], None]) -> _Problem | None:
-    """What is wrong; None where the work was done."""
+    """The error of the work; None if it succeeded."""
     try:
         work()
     except OSError as error:

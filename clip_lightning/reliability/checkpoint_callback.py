@@ -1,8 +1,8 @@
 """Saves and restores a training run: what goes into a checkpoint, and when.
 
-Training stands still while a copy of the state is made in the host's memory; a thread writes it while training goes on.
-Each rank copies and writes what it holds, so that nothing is gathered. Restoring happens once the model stands on its
-device and the optimizer exists, before the loader is made: what the loader yields follows from `samples_seen` alone.
+Training waits while a copy of the state is made in the host's memory; a thread writes it while training continues. Each
+rank copies and writes what it holds, so that nothing is gathered. The state is restored when the model is on its device
+and the optimizer exists, before the loader is made: what the loader yields follows from `samples_seen` alone.
 """
 
 import copy
@@ -24,16 +24,16 @@ from clip_lightning.reliability.replica_check import check_replicas
 from clip_lightning.reliability.shards import laid_out, on_host, own_rows
 
 WEIGHTS, TRAINING = "weights", "training"
-# How long a run that fails waits for a checkpoint that is being written: other ranks may be gone.
+# How long a failed run waits for a checkpoint that is being written: other ranks may have exited.
 LAST_WAIT_SECONDS = 60
 
 
 class CheckpointCallback(Callback):
-    """Writes a checkpoint at a cadence in samples and where training ends, asked to or not.
+    """Writes checkpoints at a cadence in samples and in minutes, and where training ends.
 
     Attributes:
-        seconds: for which training stood still for checkpoints so far, to be left out of throughput.
-        restored: the checkpoint that this start continues, or None.
+        seconds: for which training has waited for checkpoints, to be left out of throughput.
+        restored: the checkpoint that this start resumes from, or None.
         sink: takes the records of each checkpoint that was written, on rank 0.
     """
 
@@ -51,7 +51,7 @@ class CheckpointCallback(Callback):
 
         every: samples between checkpoints; 0: not by samples.
         minutes: longest time between checkpoints, by rank 0's clock; None: not by time.
-        resume: the checkpoint to go on from; only rank 0's counts.
+        resume: the checkpoint to resume from; only rank 0's is used.
         about: plain values for the manifest: science, data fingerprint, versions.
         on_saved: called on rank 0 after each checkpoint that was written.
         """
@@ -78,13 +78,13 @@ class CheckpointCallback(Callback):
         self._is_due = True
 
     def go_back(self, at_most: int) -> int:
-        """Lets the next fit begin at the newest checkpoint of at most so many samples. To be called on every rank.
+        """Makes the next fit start from the newest checkpoint of at most so many samples. To be called on every rank.
 
-        Nothing is written over that checkpoint, which may be the only good one: a run that is killed before its next
-        one comes to the same divergence once more, and goes back alike.
+        That checkpoint is not overwritten, since it may be the only good one: a run that is killed before its next
+        one reaches the same divergence again, and goes back again.
 
-        Returns: its samples; 0: the run begins anew, since the place is before its first checkpoint.
-        Raises: AgreedCheckpointError on every rank where there should be a checkpoint, and none verifies.
+        Returns: its samples; 0: the run starts over, since the place is before its first checkpoint.
+        Raises: AgreedCheckpointError on every rank if there should be a checkpoint and none verifies.
         """
         self._finish()
         self.restored, place = None, 0
@@ -105,7 +105,7 @@ class CheckpointCallback(Callback):
         return place
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores weights, optimizer and the module's own state on every rank, and tells the loader where to begin."""
+        """Restores weights, optimizer and the module's own state on every rank, and sets the loader's position."""
         self._ranks = RankGroup.connected()
         path = self._ranks.exchange(self.restored.path if self.restored else None)[0]
         if path is not None:
@@ -121,7 +121,7 @@ class CheckpointCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves when the step went past a multiple of `every`; not amid steps out of order, but right after them."""
+        """Saves when the step passed a multiple of `every`; among skipped steps and spikes not before they end."""
         if self._writing is not None and self._writing.is_done:
             self._finish()
         before, self._samples_before = self._samples_before, _samples_seen(pl_module)
@@ -130,9 +130,9 @@ class CheckpointCallback(Callback):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves where training stops, complete or not, and waits until it is written.
+        """Saves where training stops, and waits until the checkpoint is written.
 
-        Raises: AgreedCheckpointError on every rank when it cannot be: what was learned since the newest would be lost.
+        Raises: AgreedCheckpointError on every rank if it cannot be written: the steps after the newest would be lost.
         """
         self.save(trainer, pl_module)
         self._finish()
@@ -140,19 +140,19 @@ class CheckpointCallback(Callback):
             newest = next(iter(self.folder.numbers()), None)
             raise AgreedCheckpointError(
                 f"{self.folder.path}: the last checkpoint, at {_samples_seen(pl_module):,} samples, could not be "
-                "written; make room and run the same command again: it goes on "
+                "written; make room and run the same command again: it resumes "
                 + (f"from {newest:,} samples" if newest else "from the start")
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lets a checkpoint that is being written become whole."""
+        """Waits for a checkpoint that is being written."""
         if self._writing is not None:
             self._writing.wait(LAST_WAIT_SECONDS)
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to save, unless this place is saved already; to be called on every rank.
+        """Starts to save, unless this position is saved already; to be called on every rank.
 
-        Raises: AgreedNodeError on every rank where they hold unlike weights.
+        Raises: AgreedNodeError on every rank if their weights differ.
         """
         start = time.perf_counter()
         self._is_due = False
@@ -168,7 +168,7 @@ class CheckpointCallback(Callback):
         self.seconds += self._stall
 
     def _finish(self) -> None:
-        """Waits for the checkpoint that is being written, and notes how it went."""
+        """Waits for the checkpoint that is being written, and records its times."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
@@ -238,7 +238,7 @@ def model_weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _state(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """All that a resume needs. The optimizer's state has parameters by number, under every strategy alike."""
+    """All that a resume needs. The optimizer's state numbers its parameters, in the same way under every strategy."""
     module: dict[str, Any] = {}
     pl_module.on_save_checkpoint(module)
     return {

@@ -1,6 +1,6 @@
 """The lock of a run's directory: one process at a time works in it.
 
-Anybody may read at any time whether a process holds it, without hindering the run.
+Any process can check at any time whether it is held, without blocking the run.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ LOCK = ".lock"
 
 
 def is_at_work(path: Path) -> bool:
-    """Whether a process holds a run's directory, on this machine or wherever the file system carries locks."""
+    """Whether a process holds the lock of a run's directory, on this node or another one of the file system."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY)
     except OSError:
@@ -31,7 +31,7 @@ def is_at_work(path: Path) -> bool:
         os.close(descriptor)
 
 
-# Descriptors of locks held here. A forked loader process would keep a lock after its parent's death: it closes them.
+# Descriptors of locks held by this process. A forked loader process closes them, or it would hold the lock too.
 _HELD: set[int] = set()
 
 

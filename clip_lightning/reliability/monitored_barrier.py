@@ -1,7 +1,7 @@
-"""Which rank it is that the others wait for, so that an error names a machine.
+"""A barrier that names the ranks which do not reach it, and their nodes.
 
-A collective that times out, or whose peer is gone, knows its own neighbour at best. The store at which the ranks met is
-asked instead: there every rank leaves a word, and who does not is known by its absence.
+A collective that times out, or whose peer has exited, knows its own neighbour at best. Here every rank sets a key in
+the store of torch.distributed; ranks without a key are missing.
 """
 
 import os
@@ -17,25 +17,25 @@ import torch.distributed as dist
 from clip_lightning import compat
 from clip_lightning.errors import AgreedNodeError, NodeError
 
-# The word of ranks that meet for the first time.
+# The key of ranks that meet for the first time.
 REPORTED = "reported"
 # Ranks that wait for the same rank give up within a step of one another.
 _ANSWER_PATIENCE = timedelta(seconds=20)
-# How a failed collective may sound: gloo raises a plain RuntimeError, whose words depend on where it was.
+# Messages of failed collectives: gloo raises a plain RuntimeError whose text depends on the place.
 _COLLECTIVE = re.compile(r"gloo|nccl|time-?out|timed out|connection|pair closure", re.IGNORECASE)
 
 
 def node_name() -> str:
-    """This machine's, as SLURM calls it where it runs the job."""
+    """Name of this node, as SLURM calls it inside a job."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def meet(done: str, patience: timedelta) -> None:
-    """Every rank leaves a word when it has `done` something, and waits for those of the others.
+    """Waits until every rank has `done` something.
 
     Raises:
-        AgreedNodeError: with the missing ranks, by node where they have met before, and the nodes of those that came.
-        NodeError: rank 0 is missing, and with it the store.
+        AgreedNodeError: names the missing ranks, their nodes if they met before, and the nodes of the others.
+        NodeError: rank 0, which holds the store, is missing.
     """
     store, size = compat.default_store(), dist.get_world_size()
     end = time.monotonic() + patience.total_seconds()
@@ -44,7 +44,7 @@ def meet(done: str, patience: timedelta) -> None:
         store.set(_key(done, dist.get_rank()), node_name())
         store.wait([_key(done, dist.get_rank())], patience)
     except (RuntimeError, dist.DistError) as error:
-        raise NodeError("rank 0, at whose store the ranks meet, does not answer") from error
+        raise NodeError("rank 0, which holds the store of the ranks, does not answer") from error
     for rank in range(size):
         try:
             store.wait([_key(done, rank)], timedelta(seconds=max(end - time.monotonic(), 0.01)))
@@ -61,7 +61,7 @@ def meet(done: str, patience: timedelta) -> None:
 
 @contextmanager
 def on_failure() -> Iterator[None]:
-    """Around what ranks do together: where a collective fails and ranks do not answer, the error is one of theirs.
+    """Around collectives: if one fails and ranks do not answer, the error names those ranks.
 
     Raises: as `meet`.
     """
@@ -74,7 +74,7 @@ def on_failure() -> Iterator[None]:
                 meet("answered after a collective failed", _ANSWER_PATIENCE)
             except NodeError as absent:
                 raise type(absent)(
-                    f"{absent}; what is missing hangs or is gone; the same command goes on from the newest checkpoint"
+                    f"{absent}; they hang or have exited; the same command resumes from the newest checkpoint"
                 ) from error
         raise
 

@@ -1,7 +1,7 @@
-"""Steps out of order: those that are not finite, which the optimizer skips on the device, and spikes. Counted here.
+"""Counts abnormal steps: those that are not finite, which the optimizer skips on the device, and spikes.
 
-The host learns of a step's numbers some steps later, when the device has long computed them, so that no step waits for
-it. Every rank reads the same numbers in the same order and comes to the same decision, whenever it reads them.
+The host reads a step's numbers some steps later, when the device has computed them, so that no step waits. Every rank
+reads the same numbers in the same order and makes the same decision.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ SEARCHING = 2.0  # state of a step that fp16's scale of the loss was too large f
 
 
 class Step(NamedTuple):
-    """A step out of order.
+    """An abnormal step.
 
     Attributes:
         samples_seen: before it.
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class DivergenceError(AgreedError):
-    """Too many steps in a row were out of order: those `steps`, the first of them to the one that decided."""
+    """Too many abnormal steps in a row: `steps`, from the first to the one that decided."""
 
     def __init__(self, problem: str, steps: list[Step]) -> None:
         super().__init__(problem)
@@ -51,23 +51,23 @@ class _Waiting(NamedTuple):
 
 
 class NanGuard:
-    """Counts steps out of order.
+    """Counts abnormal steps.
 
     Attributes:
-        num_skipped: steps skipped so far, those of the last `DELAY` steps not yet among them.
-        in_a_row: how many of them at the end.
-        row: the steps out of order at the end, spikes among them.
+        num_skipped: steps skipped so far, without those among the last `DELAY` steps.
+        in_a_row: how many of the newest steps in a row.
+        row: the newest abnormal steps in a row, spikes included.
     """
 
     def __init__(self, limit: int, spikes: SpikeDetector | None = None) -> None:
-        """Args: limit: skipped steps in a row that are a divergence. spikes: None: spikes are not looked for."""
+        """Args: limit: skipped steps in a row that are a divergence. spikes: None: spikes are not detected."""
         self.limit, self.spikes = limit, spikes
         self.num_skipped = self.in_a_row = 0
         self.row: list[Step] = []
         self._waiting: deque[_Waiting] = deque()
 
     def record(self, numbers: Tensor, samples_seen: int, sample_ids: Tensor, phase: int = 0) -> None:
-        """Takes a step's numbers.
+        """Records a step's numbers.
 
         Args:
             numbers: [3], on any device, equal on all ranks: its state (0, 1 where it was skipped, or `SEARCHING`),
@@ -88,17 +88,17 @@ class NanGuard:
             self._read(self._waiting.popleft())
 
     def flush(self) -> None:
-        """Reads what still waits; before a checkpoint and at the end. Raises as `record` does."""
+        """Reads the numbers not yet read, before a checkpoint and at the end. Raises as `record` does."""
         while self._waiting:
             self._read(self._waiting.popleft())
 
     def is_in_doubt(self) -> bool:
-        """Whether the newest steps are out of order, and may turn out to be a divergence. Raises as `record` does."""
+        """Whether the newest steps are abnormal, and may become a divergence. Raises as `record` does."""
         self.flush()
         return bool(self.row)
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides over the next steps, in plain values."""
+        """What decides about the next steps, in plain values."""
         return {
             "num_skipped": self.num_skipped,
             "in_a_row": self.in_a_row,
@@ -107,7 +107,7 @@ class NanGuard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restores a saved state."""
         self.num_skipped, self.in_a_row = state["num_skipped"], state["in_a_row"]
         self.row = [Step(*step) for step in state["row"]]
         if self.spikes is not None and state["spikes"] is not None:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to leave: they set a flag, and all ranks act on it together between two steps.
+"""Signals that stop a run: they set a flag, and all ranks act on it together between two steps.
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler), SIGUSR2 (a scheduler's warning; NCCL takes USR1) and SIGALRM (the run's own
-clock, before its time limit) mean the same: finish this step, save, leave. A second Ctrl-C leaves at once. Nothing is
+clock, before its time limit) mean the same: finish this step, save, exit. A second Ctrl-C exits at once. Nothing is
 saved and no collective is called inside a handler.
 """
 
@@ -21,9 +21,9 @@ from clip_lightning.reliability.checkpoint_callback import CheckpointCallback
 from clip_lightning.reliability.rank_group import control_group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
-# These come before a time limit, and leave it to the scheduler whether the run starts again.
+# Warnings before a time limit; the scheduler decides whether the run starts again.
 _WARNINGS = (signal.SIGUSR2, signal.SIGALRM)
-# A run that nothing warns leaves so much before its limit: a tenth of it, at most these seconds.
+# Without a warning a run stops a tenth of its limit before it, at most these seconds.
 _MOST_SECONDS_TO_SAVE = 300.0
 
 
@@ -31,11 +31,11 @@ class StopSignals:
     """While entered, the signals only set `received`.
 
     Attributes:
-        received: the signal that asked to stop, or None; the first one counts, but SIGTERM takes a warning's place.
+        received: the first signal to stop, or None; SIGTERM replaces a warning.
     """
 
     def __init__(self, leave_after: float | None = None) -> None:
-        """Args: leave_after: seconds from now, when the run asks itself to leave."""
+        """Args: leave_after: seconds from now after which the run stops itself."""
         self.received: signal.Signals | None = None
         self._leave_at = None if leave_after is None else time.monotonic() + leave_after
         self._before: dict[signal.Signals, Any] = {}
@@ -53,43 +53,43 @@ class StopSignals:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Sets the handlers (again): Lightning puts its own in their place when a fit begins."""
+        """Sets the handlers, again after Lightning has replaced them at the start of a fit."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as shells have it; 0 when none came."""
+        """128 + the signal, as in shells; 0 without a signal."""
         return 128 + self.received if self.received else 0
 
     @property
     def reason(self) -> str:
-        """Who asked, in a few words; empty when nobody did."""
+        """Why the run stops; empty without a signal."""
         if self.received == signal.SIGALRM:
             return "cluster.time_limit_minutes is near"
         return f"asked to by {self.received.name}" if self.received else ""
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nleft at once; the newest checkpoint stands\n")
+            os.write(sys.stderr.fileno(), b"\nexited at once; the newest checkpoint is complete\n")
             os._exit(128 + number)
-        # TERM after a warning is an order: scancel's, or that of the time limit itself.
+        # TERM after a warning comes from scancel or from the time limit itself, and takes precedence.
         if self.received is None or (number == signal.SIGTERM and self.received in _WARNINGS):
             self.received = signal.Signals(number)
 
 
 def leave_after(cluster: ClusterConfig) -> float | None:
-    """Seconds after its start at which a run has to leave, so that it has saved before its time limit; None without."""
+    """Seconds after its start at which a run stops, to save before its time limit; None without a limit."""
     if cluster.time_limit_minutes is None:
         return None
     limit = 60 * cluster.time_limit_minutes
-    if cluster.scheduler == "slurm":  # SLURM's warning comes first; this one is for where it does not get through
+    if cluster.scheduler == "slurm":  # SLURM's warning comes first; this one is for where it does not arrive
         return limit - cluster.slurm.signal_seconds
     return limit - min(limit / 10, _MOST_SECONDS_TO_SAVE)
 
 
 class PreemptionCallback(Callback):
-    """Stops training on all ranks after the same step once any of them was asked to.
+    """Stops training on all ranks after the same step once any of them received a signal.
 
     It also lets all ranks save after the same step once rank 0's newest checkpoint is too old. With several ranks both
     flags travel in a small all-reduce in the background, whose result is read one step later: no step waits for it, and
@@ -104,7 +104,7 @@ class PreemptionCallback(Callback):
         self._pending: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals back from Lightning, and opens the ranks' own channel on the CPU."""
+        """Sets the handlers again after Lightning, and makes the group for flags on the CPU."""
         self.signals.install()
         self._group = control_group()
 
@@ -120,7 +120,7 @@ class PreemptionCallback(Callback):
             self.checkpoint.request()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves no all-reduce open."""
+        """Completes the pending all-reduce."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

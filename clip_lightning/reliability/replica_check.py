@@ -1,8 +1,8 @@
-"""Whether ranks that should hold the same weights do: one that has drifted apart spoils a run without a word.
+"""Checks before each save that ranks which should hold the same weights do.
 
-A step that one rank took and the others left out, or a device that miscalculates, leaves unlike weights behind, and
-from then on gradients of different models are averaged. So the bits of every weight are summed where it lies, and the
-sums of ranks that hold the same rows compared before anything is saved: what is on the disk is right.
+A step that only one rank took, or a faulty device, makes weights differ, and from then on gradients of different
+models are averaged silently. So the bits of every weight are summed on its device, and the sums of ranks that hold the
+same rows are compared before anything is saved.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ class _Held(NamedTuple):
 def check_replicas(weights: Mapping[str, Tensor], ranks: RankGroup) -> None:
     """Compares weights by their bits; to be called on every rank, with the same names in the same order.
 
-    Raises: AgreedNodeError with the ranks that are not as most are, their nodes, and the first such weight.
+    Raises: AgreedNodeError with the ranks that differ from most, their nodes, and the first weight that differs.
     """
     if ranks.size == 1:
         return
@@ -49,8 +49,8 @@ def check_replicas(weights: Mapping[str, Tensor], ranks: RankGroup) -> None:
     named = ", ".join(f"rank {rank} (node {one.node})" for rank, one in apart)
     others = "rank 0's" if ranks.size == 2 else "those of most ranks"
     raise AgreedNodeError(
-        f"the weights of {named} are no longer {others} (first {name.removeprefix('model.')}); nothing was saved, the "
-        "same command goes on from the newest checkpoint; where it happens again, leave that node out"
+        f"the weights of {named} differ from {others} (first {name.removeprefix('model.')}); nothing was saved, the "
+        "same command resumes from the newest checkpoint; if it happens again, exclude that node"
     )
 
 

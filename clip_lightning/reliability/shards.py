@@ -42,7 +42,7 @@ class SavedRows:
 
 
 def on_host(tree: Any) -> Any:
-    """A copy of the tree on the CPU that training does not change any more; of a sharded tensor, this rank's rows."""
+    """A copy of the tree on the CPU; of a sharded tensor, this rank's rows."""
     return _mapped(tree, lambda _, tensor: _copy(tensor))
 
 
@@ -80,7 +80,7 @@ def with_rows(tree: Any, shards: list[Rows]) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """The tree with all `SavedRows` put together."""
+    """The tree with all `SavedRows` concatenated."""
     return _mapped(tree, lambda _, found: found.whole() if isinstance(found, SavedRows) else found)
 
 
@@ -88,7 +88,7 @@ def whole(tree: Any) -> Any:
 def laid_out(saved: Tensor | SavedRows, like: Tensor) -> Tensor:
     """A copy of a saved tensor as `like` lies: device, dtype, strides, and of a sharded one this rank's rows.
 
-    A fused optimizer takes it for granted that moments have the strides of their parameter.
+    A fused optimizer requires moments to have the strides of their parameter.
     """
     if not isinstance(like, DTensor):
         return torch.empty_like(like).copy_(saved.whole() if isinstance(saved, SavedRows) else saved)
@@ -127,7 +127,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _mapped(tree: Any, change: Callable[[KeyPath, Any], Any], path: KeyPath = ()) -> Any:
-    """The tree with every tensor exchanged; dictionaries and lists are new ones."""
+    """The tree with every tensor replaced; dictionaries and lists are new."""
     if isinstance(tree, Mapping):
         return {name: _mapped(part, change, (*path, name)) for name, part in tree.items()}
     if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""Is this loss out of the ordinary? A robust answer from the steps before it: median and median absolute deviation.
+"""Detects spikes of the loss and of the gradient norm by the median and median absolute deviation of earlier steps.
 
 Neither moves much when a few of the values that they are computed from are far off, as mean and variance do (Huber,
 "Robust Statistics", 1981, chapter 5), and a loss that falls smoothly lies below its own median. Only values above it
@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-# A loss that hardly moves has a deviation near 0, above which everything would be far: it counts as this share of
-# the median at least.
+# Lower bound of the deviation as a share of the median: a loss that hardly changes has one near 0.
 LEAST_DEVIATION = 1e-3
 
 
 class SpikeDetector:
-    """Judges the finite steps of a run, one after the other, by their loss and their gradient's norm.
+    """Classifies the finite steps of a run in order, by their loss and gradient norm.
 
-    Nothing is judged until `window` steps were seen. A spike is not taken in: a course that stays high stays a spike.
-    Steps of another phase of the run are forgotten: their losses are of another task.
+    No step is a spike before `window` steps are recorded. Spikes are not recorded: a loss that stays high stays a spike.
+    Steps of another phase of the run are dropped, since their losses are of another task.
     """
 
     def __init__(self, threshold: float, window: int, limit: int) -> None:
@@ -34,7 +33,7 @@ class SpikeDetector:
         self._ordinary: deque[tuple[float, float]] = deque(maxlen=window)
 
     def is_spike(self, loss: float, gradient_norm: float, phase: int = 0) -> bool:
-        """Judges a step; if it is ordinary, later ones are compared with it.
+        """Classifies a step; an ordinary one is recorded for later comparisons.
 
         Args: phase: of the step: where it begins.
         """
@@ -55,7 +54,7 @@ class SpikeDetector:
         return {"phase": self._phase, "ordinary": [list(step) for step in self._ordinary]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restores a saved state."""
         self._phase = state["phase"]
         self._ordinary.clear()
         self._ordinary.extend((loss, norm) for loss, norm in state["ordinary"])

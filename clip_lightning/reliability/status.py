@@ -1,7 +1,7 @@
-"""How a run's directory stands, read by anybody at any time: no torch, no lock that could hinder the run.
+"""The state of a run, readable by any process at any time, without torch and without blocking the run.
 
-`status.json` says what the run noted last; the lock says whether a process is still at work. A run that notes
-"running" and that nobody holds was interrupted.
+`status.json` holds the last status that the run wrote; the lock shows whether a process is running. A run with status
+"running" and without a lock was interrupted.
 """
 
 import json
@@ -14,7 +14,7 @@ from clip_lightning.reliability.lock import is_at_work
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file of ours; empty when there is none."""
+    """The dictionary in a JSON file; empty if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -29,7 +29,7 @@ def standing(path: Path) -> tuple[str, str]:
 
 
 def write_status(path: Path, status: str, reason: str = "", **numbers: int) -> None:
-    """Notes in a run's directory how it stands; numbers such as samples_seen stay until they are given anew."""
+    """Writes the status of a run; numbers such as samples_seen keep their values until they are set again."""
     before = read_json(path / "status.json")
     content = {**before, "status": status, "reason": reason, "time": now(), **numbers}
     write_atomically(path / "status.json", json.dumps(content, indent=1) + "\n")

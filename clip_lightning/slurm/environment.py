@@ -1,4 +1,4 @@
-"""How Lightning learns its ranks inside a SLURM job. Its own class would requeue jobs from inside a signal handler."""
+"""The ranks of a SLURM job for Lightning, whose own class would requeue jobs from inside a signal handler."""
 
 import os
 import re
@@ -24,7 +24,7 @@ class SlurmEnvironment(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Tasks stand when Python begins."""
+        """srun has started the tasks already."""
         return True
 
     @property
@@ -47,14 +47,14 @@ class SlurmEnvironment(ClusterEnvironment):
         return self.task.num_tasks
 
     def set_world_size(self, size: int) -> None:
-        """It is SLURM's to say."""
+        """SLURM decides."""
 
     def global_rank(self) -> int:
         """Of this task in its step."""
         return self.task.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is SLURM's to say."""
+        """SLURM decides."""
 
     def local_rank(self) -> int:
         """Of this task on its node."""

@@ -1,4 +1,4 @@
-"""What SLURM says about this process, and whether its tasks are the ranks that a config asks for.
+"""The SLURM step of this process, and whether its tasks are the ranks of the config.
 
 Read from the environment alone, without torch: it decides which rank this process is before anything else does.
 """

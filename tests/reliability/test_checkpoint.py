@@ -115,7 +115,7 @@ def test_an_old_checkpoint_that_cannot_go_costs_no_other(
         assert folder.save(300, parts(300), {})
     assert folder.numbers() == [300, 200, 100]
     (sentence,) = said
-    assert sentence.startswith("warning: an old checkpoint stays for now (Device or resource busy: ")
+    assert sentence.startswith("warning: an old checkpoint cannot be removed now (Device or resource busy: ")
     folder.save(400, parts(400), {})
     assert folder.numbers() == [400, 300]
 
@@ -147,7 +147,7 @@ def test_a_pickle_from_outside_is_refused(folder: CheckpointFolder, tmp_path: Pa
 
 
 def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_checkpoint(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps({"format": 99, "files": {}, "samples_seen": 1, "about": {}}))
     with pytest.raises(CheckpointError, match="format 99"):

@@ -1,4 +1,4 @@
-"""A sweep as it stands: which cells it has, and how far each is. Reads only, and imports no torch.
+"""The state of a sweep: its cells and the progress of each. Reads only, and imports no torch.
 
     runs/sweeps/<experiment or grid>-<hash of its cells>/
         sweep.json            the command, and of every cell its settings, arguments and run; stands before the first
@@ -101,7 +101,7 @@ def read(path: Path) -> SweepRecord:
     """
     content = read_json(path / FILE)
     if not content:
-        raise UserError(f"{path} is no sweep: it has no {FILE}; name a folder in runs/{SWEEPS}")
+        raise UserError(f"{path} is not a sweep: it has no {FILE}; name a folder in runs/{SWEEPS}")
     return SweepRecord(path.absolute(), content["command"], [SweepCell(**cell) for cell in content["cells"]])
 
 
@@ -154,7 +154,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
 
 
 def main() -> None:
-    """Shows how a sweep stands."""
+    """Shows the state of a sweep."""
     parser = argparse.ArgumentParser(prog="python -m clip_lightning.run.sweep", description="Sweeps of train.py -m.")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="a table of a sweep's cells, or of the runs in a folder")
