@@ -17,7 +17,7 @@ LEAST_DEVIATION = 1e-3
 class SpikeDetector:
     """Classifies the finite steps of a run in order, by their loss and gradient norm.
 
-    No step is a spike before `window` steps are recorded. Spikes are not recorded: a loss that stays high stays a spike.
+    No step is a spike before `window` steps are recorded. Spikes are not recorded: a loss that stays high stays one.
     Steps of another phase of the run are dropped, since their losses are of another task.
     """
 

@@ -247,6 +247,37 @@ def test_a_job_whose_node_dies_starts_again_and_ends_with_the_same_weights(
     assert_bit_equal(weights(run), weights(by_hand))
 
 
+# In place of train.py: counts its starts, saves if the second argument is "saves", crashes as often as the first says.
+CRASHING = """
+import os, pathlib, sys
+starts = pathlib.Path("starts.txt")
+num = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (num + 1))
+if sys.argv[2] == "saves":
+    pathlib.Path(os.environ["CLIP_LIGHTNING_SAVED"]).write_text("saved\\n")
+sys.exit(1 if num < int(sys.argv[1]) else 0)
+"""
+
+
+@pytest.mark.ci  # 1:30 min: each start waits for munge's cred_expire
+def test_crashes_are_requeued_while_starts_save_something_new_and_three_times_without(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    jobs = {}
+    for name, crashes in (("saves", 4), ("loses", 9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(CRASHING)
+        head = [*BY_HAND[1:], "--nodes=1", f"--chdir={tmp_path / name}", f"--output={tmp_path / name / 'output.txt'}"]
+        jobs[name] = cluster.sbatch(*head, TEMPLATE, str(crashes), name)
+    cluster.wait(jobs["loses"], "FAILED")
+    cluster.wait(jobs["saves"])
+    assert {name: len((tmp_path / name / "starts.txt").read_text()) for name in jobs} == {"saves": 5, "loses": 3}
+    printed = (tmp_path / "loses" / "output.txt").read_text()
+    assert printed.count("exit code 1; the job starts again") == 2
+    assert "3 starts in a row have saved nothing new" in printed
+    assert [path.name for path in tmp_path.glob("*/.saved*")] == []
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a node a small /dev/shm")
 def test_a_sick_node_is_named_before_the_first_step(cluster: Cluster, tmp_path: Path, small: list[str]) -> None:
     container = tmp_path / "container"
