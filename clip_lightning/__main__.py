@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from clip_lightning.config import compose
 from clip_lightning.config.schema import Config, EvaluateConfig
+from clip_lightning.errors import silent_broken_pipe
 
 _USAGE = "usage: clip-lightning {train,evaluate} [key=value ...]; clip-lightning train --help lists the keys"
 
@@ -20,13 +21,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args: argv: the command's name and its settings; by default those of the process.
     """
     name, *settings = (sys.argv[1:] if argv is None else argv) or [""]
-    if name == "train":
-        compose.main("train", settings, _train, _sweep)
-    if name == "evaluate":
-        compose.main("evaluate", settings, _evaluate)
-    is_help = name in ("--help", "-h")
-    print(_USAGE, file=sys.stdout if is_help else sys.stderr)
-    sys.exit(0 if is_help else 2)
+    with silent_broken_pipe():
+        if name == "train":
+            compose.main("train", settings, _train, _sweep)
+        if name == "evaluate":
+            compose.main("evaluate", settings, _evaluate)
+        is_help = name in ("--help", "-h")
+        print(_USAGE, file=sys.stdout if is_help else sys.stderr)
+        sys.exit(0 if is_help else 2)
 
 
 def _train(config: Config, arguments: Sequence[str]) -> int:

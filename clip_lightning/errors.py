@@ -1,20 +1,23 @@
-"""Leaf: the one family of errors that a user can mend. Everything else is a bug and keeps its traceback."""
+"""The one family of errors that a user can fix, and how commands end. Other exceptions are bugs and keep their
+traceback.
+"""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 _BROKEN_PIPE, _INTERRUPTED = 141, 130  # 128 + SIGPIPE, 128 + SIGINT: what a shell reports
 
 
 class UserError(Exception):
-    """One or more problems that the user can mend, each one sentence: key, value, rule, mend.
+    """One or more problems that the user can fix, each one sentence: key, value, rule, fix.
 
-    The entry files print the sentences and leave with `exit_code`; `HYDRA_FULL_ERROR=1` keeps the traceback.
+    The entry files print the sentences and exit with `exit_code`; `HYDRA_FULL_ERROR=1` keeps the traceback.
 
     Attributes:
-        exit_code: 2 for what the command got wrong, 1 for what data, checkpoints or machines have.
+        exit_code: 2 for a mistake in the command, 1 for a fault of data, checkpoints or hardware.
     """
 
     exit_code = 2
@@ -25,7 +28,7 @@ class UserError(Exception):
 
 
 class AgreedError(UserError):
-    """Every rank raises it at the same place, so that rank 0 alone needs to tell."""
+    """Every rank raises it at the same place, so that only rank 0 needs to report it."""
 
 
 class DataError(UserError):
@@ -35,42 +38,49 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """No usable checkpoint where one was asked for."""
+    """No usable checkpoint where one was requested."""
 
     exit_code = 1
 
 
 class AgreedCheckpointError(AgreedError, CheckpointError):
-    """Checkpoints fail every rank alike."""
+    """A checkpoint error that every rank raises."""
 
 
 class NodeError(UserError):
-    """A machine of the run, or a rank on it, is not fit for it: the sentence names it."""
+    """A node of the run, or a rank on it, cannot be used: the sentence names it."""
 
     exit_code = 1
 
 
 class AgreedNodeError(AgreedError, NodeError):
-    """All ranks that are left know of it."""
+    """A node error that every remaining rank raises."""
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs the `main` of a `python -m` command and exits with the code that it returns.
 
-    A `UserError` is printed without a traceback. A reader that has closed the pipe, as `| head` does, ends the command
-    silently.
+    A `UserError` is printed without a traceback.
     """
-    try:
+    with silent_broken_pipe():
         try:
             code = main() or 0
+        except UserError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        sys.exit(code)
+
+
+@contextmanager
+def silent_broken_pipe() -> Iterator[None]:
+    """Exits without a traceback where the reader of the output has closed its pipe, as `| head` does."""
+    try:
+        try:
+            yield
         finally:
             sys.stdout.flush()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the exit goes nowhere
-        code = _BROKEN_PIPE
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
-    sys.exit(code)
+        sys.exit(_BROKEN_PIPE)

@@ -66,9 +66,9 @@ def test_the_help_and_a_closed_pipe_need_no_torch(root: Path) -> None:
 
 def test_a_reader_that_stops_early_ends_a_command_silently(root: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(0, 2))
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "clip_lightning.data.index", str(tmp_path)]
-    done = subprocess.run(command, cwd=root, check=False, stdout=writer, stderr=subprocess.PIPE)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    for command in (["-m", "clip_lightning.data.index", str(tmp_path)], ["train.py", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, *command], cwd=root, check=False, stdout=writer, stderr=subprocess.PIPE)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, b"")
