@@ -32,7 +32,6 @@ def config_of(*settings: str) -> Config:
         f"compute.global_batch={BATCH}",
         "compute.warmup=2 steps",
         "compute.ema_decay=0.9",
-        "model.vision.patch_dropout=0.25",
         "cluster.workers=0",
         *settings,
     )
