@@ -1,13 +1,11 @@
 """The data of a run as Lightning takes it: batches of training pairs from any point of the run on, and held-out pairs.
 
-The whole state is `samples_seen`, and the windows that a run passes over. Positions are cut into steps of the global
-batch, steps into one slice per rank, and slices into pieces that one loader process makes; none of these cuts changes
-what stands at a position.
+The whole state is `samples_seen`, and the windows that a run skips. How positions are split over ranks and loader
+processes (see `loader`) does not change which sample is at a position.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from torch.utils.data import DataLoader
 from clip_lightning.config import lengths
 from clip_lightning.config.phases import Phase, phases_of
 from clip_lightning.config.schema import Config, DataConfig
-from clip_lightning.data.bad_samples import BadSampleLog
-from clip_lightning.data.batches import Batch, BatchMaker, FixedOrder
-from clip_lightning.data.layouts.layout import build_layout
+from clip_lightning.data.bad_samples import BadSampleLog, write_bad_samples
+from clip_lightning.data.batches import Batch, BatchMaker
+from clip_lightning.data.layouts.layout import build_layout, damaged_shards
 from clip_lightning.data.layouts.mixture import build_order
 from clip_lightning.data.loader import TrainingLoader, TrainingPieces, ValidationPieces
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -33,6 +31,7 @@ __all__ = ["Batch", "ContrastiveDataModule"]
 TOKENIZER_CAPTIONS = 100_000  # that a tokenizer of the run's own is trained on
 
 VALIDATION_BATCH = 256
+_CHECKED_PAIRS = 16  # validation pairs that are read before the run
 
 
 class ContrastiveDataModule(LightningDataModule):
@@ -40,14 +39,14 @@ class ContrastiveDataModule(LightningDataModule):
 
     Attributes:
         layout: the data.
-        order: what stands at which position.
+        order: which sample is at which position.
         num_samples: training pairs in an epoch.
         held_out: int64 [n], ids of the pairs that are never trained on.
         fingerprint: 16 hex digits that change when the data changes.
         tokenizer: of the run; made at the first loader where a whole config was given, else to be set before it.
         samples_seen: where the training loader begins; set it to resume.
         phases: sizes of training images and texts by samples seen; set it where a run has any.
-        skip_windows: windows of positions that the training loader leaves out.
+        skip_windows: windows of positions that the training loader skips.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class ContrastiveDataModule(LightningDataModule):
         self.phases: Sequence[Phase] = ()
         self.skip_windows: tuple[SkipWindow, ...] = ()
         self.layout = build_layout(data)
-        self._bad_sample_log = BadSampleLog(self.layout, data.max_bad_share)
         held_out = data.validation.num_samples if data.validation.path is None else 0
         order = build_order(self.layout, data, seed=seed, num_held_out=held_out, limit=overfit_samples)
         self.held_out = order.held_out()
@@ -95,6 +93,7 @@ class ContrastiveDataModule(LightningDataModule):
         self.order = order
         self.num_samples = order.num_samples
         self.fingerprint = self.layout.fingerprint()
+        self._set_validation()
         if config is not None:
             self.total_samples = lengths.total_samples(config, self.num_samples)
             sizes = {"total_samples": self.total_samples, "epoch_samples": self.num_samples}
@@ -121,21 +120,22 @@ class ContrastiveDataModule(LightningDataModule):
             yield from self.layout.readable_captions(sample_id)
 
     def train_dataloader(self) -> TrainingLoader:
-        """This rank's share of the rest of the run, from `samples_seen` on; its length is the number of steps left.
+        """This rank's share of the rest of the run, from `samples_seen` on; its length is in steps.
 
         Raises: DataError where the ranks cannot share a batch evenly.
         """
         rank, world = rank_and_world()
         if self.global_batch % world:
             raise DataError(f"compute.global_batch={self.global_batch} does not divide by {world} ranks.")
-        maker, start = self._maker(training=True), self.samples_seen
+        self._prepare_tokenizer()
+        maker, start = self._maker(), self.samples_seen
         return TrainingLoader(
             TrainingPieces(maker, start, self.global_batch, rank, world, self.skip_windows),
             max(0, (self.total_samples - start) // self.global_batch),
             self.order,
             workers=self.workers,
             ahead=self.data.cache.ahead,
-            bad_samples=self._bad_sample_log,
+            bad_samples=self._bad_sample_logs[0],
             # Lightning continues to count the batches of an epoch, which is the whole run, where a checkpoint stopped.
             num_before=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0,
         )
@@ -144,33 +144,79 @@ class ContrastiveDataModule(LightningDataModule):
         """This rank's share of the validation pairs, in a fixed order; empty where there are none.
 
         Shares are equally long, so that no rank of a sharded model waits for another's forward pass; what would be
-        missing from the last is taken twice, and told apart by its position.
+        missing from the last share is read twice, with the same position. A bad sample has a negative position.
         """
         rank, world = rank_and_world()
-        maker, num = self._validation
+        num = self.num_validation
         size = -(-num // world)
         first = min(rank * size, num - size)
         last = first + size
         starts = range(first, last, VALIDATION_BATCH)
         pieces = [np.arange(start, min(start + VALIDATION_BATCH, last), dtype=np.int64) for start in starts]
         # The pieces are few: forking processes for them would take longer than the pixels.
-        return DataLoader(ValidationPieces(maker, pieces), batch_size=None)
+        self._prepare_tokenizer()
+        maker = self._maker(validation=True)
+        return DataLoader(
+            ValidationPieces(maker, self._validation_ids, pieces, self._bad_sample_logs[-1]), batch_size=None
+        )
+
+    def check_validation(self) -> None:
+        """Reads and decodes the first validation pairs, so that what keeps an evaluation from starting shows now.
+
+        Raises: DataError where none of them can be read.
+        """
+        if not self.num_validation:
+            return
+        sample_ids = self._validation_ids[:_CHECKED_PAIRS]
+        bad = self._maker(validation=True).problems_of(sample_ids)
+        if len(bad) == len(sample_ids):
+            raise DataError(
+                f"none of the first {len(sample_ids)} validation pairs can be read (the first: {bad[0].cause}, in "
+                f"{self._validation_layout.name_of(bad[0].sample_id).shard})."
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the data lacks, one sentence each: damaged shards with their lost samples, missing validation pairs."""
+        notes = damaged_shards(self.layout.problems)
+        if self.data.validation.num_samples and not self.num_validation:
+            notes.append(f"no validation: a tenth of {self.layout.num_samples} pairs is too few to hold out")
+        return notes
+
+    @property
+    def num_validation(self) -> int:
+        """Validation pairs; 0 also where fewer than two are there, with which nothing can be measured."""
+        return num if (num := len(self._validation_ids)) > 1 else 0
 
     @property
     def bad_samples(self) -> Counter[str]:
-        """Bad samples by cause that this rank has met, each counted once.
+        """Distinct bad samples by cause: those the index has found, and those the ranks had read by the last exchange.
 
-        What the index left out is rank 0's to count, so that the sum over ranks has it once.
+        With a single rank, all that it has read.
         """
-        return self._bad_sample_log.counts(with_index=rank_and_world()[0] == 0)
+        counts = Counter[str]()
+        for log in self._bad_sample_logs:
+            counts += log.counts()
+        return counts
+
+    @property
+    def num_new_bad_samples(self) -> int:
+        """Bad samples that this rank has read since the last exchange."""
+        return sum(log.num_new for log in self._bad_sample_logs)
+
+    def exchange_bad_samples(self) -> None:
+        """Shares what each rank has read since the last exchange; a collective."""
+        for log in self._bad_sample_logs:
+            log.exchange()
 
     def write_bad_samples(self, path: Path) -> None:
         """Adds this rank's bad samples to a JSONL file; ranks other than 0 write beside it, with their number."""
         rank, _ = rank_and_world()
         own = path.with_stem(f"{path.stem}-rank{rank}") if rank else path
-        self._bad_sample_log.write(own, with_index=rank == 0)
+        write_bad_samples(own, self._bad_sample_logs, with_index=rank == 0)
 
-    def _maker(self, *, training: bool) -> BatchMaker:
+    def _prepare_tokenizer(self) -> None:
+        """Makes the tokenizer of a whole config. Raises: RuntimeError where it must be set and is not."""
         if self.tokenizer is None:
             if self._text is None:
                 raise RuntimeError("the tokenizer must be set before a loader is made")
@@ -178,23 +224,26 @@ class ContrastiveDataModule(LightningDataModule):
             self.tokenizer = build_tokenizer(
                 self._text, None, self.captions(TOKENIZER_CAPTIONS) if is_trained else None
             )
+
+    def _maker(self, *, validation: bool = False) -> BatchMaker:
         return BatchMaker(
-            self.layout,
-            self.order if training else FixedOrder(self.held_out),
+            self._validation_layout if validation else self.layout,
+            None if validation else self.order,
             self.tokenizer,
             self.data,
             image_size=self.image_size,
             seed=self.seed,
-            training=training,
-            phases=self.phases if training else (),
+            phases=() if validation else self.phases,
         )
 
-    @cached_property
-    def _validation(self) -> tuple[BatchMaker, int]:
-        """What makes validation batches, and of how many pairs."""
-        maker, wanted = self._maker(training=False), self.data.validation.num_samples
-        if self.data.validation.path is not None and wanted:
-            maker.layout = build_layout(self.data, self.data.validation.path)
-            count = min(wanted, maker.layout.num_samples)
-            maker.order = FixedOrder(np.arange(count, dtype=np.int64) * maker.layout.num_samples // count)
-        return maker, maker.order.num_samples
+    def _set_validation(self) -> None:
+        """Chooses the validation pairs: those held out, or pairs spread evenly over data of their own."""
+        self._validation_layout, self._validation_ids = self.layout, self.held_out
+        self._bad_sample_logs = [BadSampleLog(self.layout, self.data.max_bad_share)]
+        wanted, path = self.data.validation.num_samples, self.data.validation.path
+        if path is not None and wanted:
+            layout = build_layout(self.data, path)
+            count = min(wanted, layout.num_samples)
+            self._validation_layout = layout
+            self._validation_ids = np.arange(count, dtype=np.int64) * layout.num_samples // count
+            self._bad_sample_logs.append(BadSampleLog(layout, self.data.max_bad_share))

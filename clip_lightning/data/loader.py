@@ -4,28 +4,38 @@ Positions are cut into steps of the global batch, steps into one slice per rank,
 process makes; none of these cuts changes which sample is at a position.
 """
 
-import signal
+import logging
+import os
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clip_lightning.child_process import begin_worker
 from clip_lightning.data.bad_samples import BadSampleLog
 from clip_lightning.data.batches import Batch, BatchMaker, Made
 from clip_lightning.data.layouts.layout import Ids
 from clip_lightning.data.order.order import TrainingOrder
 from clip_lightning.data.order.skip_windows import SkipWindow, positions_of
 from clip_lightning.data.remote.prefetch import Prefetcher
-from clip_lightning.errors import UserError
+from clip_lightning.errors import DataError, UserError
 
 LARGEST_PIECE = 1024  # samples that one process makes at a time; more would only wait in memory
 PREFETCHED_PIECES = 2  # that each loader process has ready
+LOOK_SECONDS = 30.0  # between messages about a batch that does not arrive
+# Without a batch and without a download, after which the run ends: before the other ranks' collectives time out.
+PATIENCE_SECONDS = 480.0
+_SHOWN = 4  # shards that a message names
+
+_log = logging.getLogger(__name__)
 
 
 class TrainingLoader:
-    """Iterates over the steps that are left: this rank's slice of each, in one `Batch`.
+    """Iterates over the remaining steps: this rank's slice of each, in one `Batch`.
 
     Bad samples are counted here, in the main process, and too many of them raise `DataError`.
     """
@@ -73,7 +83,7 @@ class TrainingLoader:
             prefetcher.reached(int(positions_of(np.array([pieces.start]), pieces.skip_windows)[0]))
             made: list[Batch] = []
             handed = 0
-            for piece in loader:
+            for piece in self._arrived(loader):
                 if isinstance(piece, UserError):
                     raise piece
                 handed += len(piece.batch.positions)
@@ -84,9 +94,35 @@ class TrainingLoader:
                     yield joined(made, pieces.maker.tokenizer.pad_id)
                     made = []
 
+    def _arrived(self, loader: DataLoader[Any]) -> Iterator[Made | UserError]:
+        """The pieces of a loader.
+
+        Raises: DataError where none arrives for `PATIENCE_SECONDS`, in which nothing was downloaded either.
+        """
+        pieces, count, since = iter(loader), 0, time.time()
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # torch has no class of its own for this; the loader can be asked again
+                if "timed out after" not in str(error):
+                    raise
+                waited = time.time() - max(since, self.pieces.maker.layout.newest_download())
+                shards = ", ".join(self.pieces.shards_of(count))
+                if waited > PATIENCE_SECONDS:
+                    raise DataError(
+                        f"the loader processes have made no batch for {time.time() - since:.0f} s, and nothing was "
+                        f"downloaded for {waited:.0f} s; the batch needs {shards}."
+                    ) from error
+                _log.warning("waiting for a batch for %.0f s; it needs %s", time.time() - since, shards)
+                continue
+            count, since = count + 1, time.time()
+            yield piece
+
 
 class TrainingPieces(Dataset[Made | UserError]):
-    """Piece k of what one rank trains on; an error that the user can mend is handed over like a batch."""
+    """Piece k of what one rank trains on; an error that the user can fix is passed on like a batch."""
 
     def __init__(
         self,
@@ -97,7 +133,7 @@ class TrainingPieces(Dataset[Made | UserError]):
         world: int,
         skip_windows: tuple[SkipWindow, ...] = (),
     ) -> None:
-        """Args: start: samples of the run before piece 0. skip_windows: windows of positions that are left out."""
+        """Args: start: samples of the run before piece 0. skip_windows: windows of positions that are skipped."""
         self.maker, self.start, self.global_batch, self.skip_windows = maker, start, global_batch, skip_windows
         self.share = global_batch // world
         self.first = rank * self.share
@@ -105,22 +141,38 @@ class TrainingPieces(Dataset[Made | UserError]):
 
     def __getitem__(self, index: int) -> Made | UserError:
         """Piece `index % per_step` of step `index // per_step`, counted from `start`."""
-        step, piece = divmod(index, self.per_step)
-        begin, end = (self.share * part // self.per_step for part in (piece, piece + 1))
-        first = self.start + step * self.global_batch + self.first
+        samples = self._samples(index)
         try:
-            samples = np.arange(first + begin, first + end, dtype=np.int64)
             return self.maker.make(positions_of(samples, self.skip_windows), int(samples[0]))
         except UserError as error:
             return error
 
+    def shards_of(self, index: int) -> list[str]:
+        """Names of the first shards that piece `index` needs."""
+        assert self.maker.order is not None
+        located = self.maker.order.locate(positions_of(self._samples(index), self.skip_windows))
+        names = (self.maker.layout.shard_of(sample_id) for sample_id in located.sample_ids.tolist())
+        return list(dict.fromkeys(names))[:_SHOWN]
+
+    def _samples(self, index: int) -> Ids:
+        """How many samples the run has seen before each of piece `index`, int64 [b]."""
+        step, piece = divmod(index, self.per_step)
+        begin, end = (self.share * part // self.per_step for part in (piece, piece + 1))
+        first = self.start + step * self.global_batch + self.first
+        return np.arange(first + begin, first + end, dtype=np.int64)
+
 
 class ValidationPieces(Dataset[Batch]):
-    """The batches of validation pairs at fixed positions."""
+    """The batches of validation pairs at fixed positions; bad samples are counted, and their rows marked."""
 
-    def __init__(self, maker: BatchMaker, pieces: list[Ids]) -> None:
-        """Args: pieces: positions of each batch, int64 [b]."""
-        self.maker, self.pieces = maker, pieces
+    def __init__(self, maker: BatchMaker, sample_ids: Ids, pieces: list[Ids], bad_samples: BadSampleLog) -> None:
+        """Args.
+
+        sample_ids: of all validation pairs, int64 [n].
+        pieces: positions of each batch, int64 [b].
+        bad_samples: where they are counted.
+        """
+        self.maker, self.sample_ids, self.pieces, self.bad_samples = maker, sample_ids, pieces, bad_samples
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -128,7 +180,10 @@ class ValidationPieces(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Batch `index`."""
-        return self.maker.make(self.pieces[index]).batch
+        positions = self.pieces[index]
+        made = self.maker.make_validation(self.sample_ids[positions], positions)
+        self.bad_samples.note(made.bad, len(self.sample_ids))
+        return made.batch
 
 
 def joined(batches: list[Batch], pad_id: int) -> Batch:
@@ -144,7 +199,13 @@ def joined(batches: list[Batch], pad_id: int) -> Batch:
 
 def _loader(pieces: TrainingPieces, indices: range, workers: int) -> DataLoader[Any]:
     settings: dict[str, Any] = (
-        {"prefetch_factor": PREFETCHED_PIECES, "worker_init_fn": _begin_worker} if workers else {}
+        {
+            "prefetch_factor": PREFETCHED_PIECES,
+            "worker_init_fn": partial(_begin_worker, os.getpid()),
+            "timeout": LOOK_SECONDS,
+        }
+        if workers
+        else {}
     )
     return DataLoader(
         pieces,
@@ -157,11 +218,5 @@ def _loader(pieces: TrainingPieces, indices: range, workers: int) -> DataLoader[
     )
 
 
-def _begin_worker(_: int) -> None:
-    """Signals to the whole job are the main process's to act on: it still needs its batches for a clean end.
-
-    The first SIGTERM is passed over as well; a second one, from a main process that leaves, ends the worker.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def _begin_worker(parent: int, _: int) -> None:
+    begin_worker(parent)

@@ -1,11 +1,12 @@
-"""The files that a data path names: a folder, a file, a pattern with braces or stars, on this machine or in a store.
+"""The files that a data path names: a folder, a file, a pattern with braces or stars, on this node or in a store.
 
-Any fsspec URL will do (`s3://`, `gs://`, `hf://`, `https://`); nothing is ever handed to a shell.
+Any fsspec URL works (`s3://`, `gs://`, `hf://`, `https://`); nothing is passed to a shell.
 """
 
 import glob
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 10_000_000
 _MOST_SHOWN = 20  # missing files that a message lists
+_MOUNTS = Path("/proc/self/mounts")
+_NETWORK_TYPES = (
+    "nfs", "lustre", "gpfs", "cifs", "smb", "ceph", "beegfs", "glusterfs", "afs", "9p", "pvfs", "orangefs", "panfs",
+    "wekafs", "daos", "fuse",
+)  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -25,7 +31,7 @@ class Source(NamedTuple):
     Attributes:
         url: its absolute path or URL.
         size: in bytes.
-        version: changes when the file does; empty where a store does not tell.
+        version: changes when the file does; empty where a store has no such field.
     """
 
     url: str
@@ -34,7 +40,7 @@ class Source(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it must be brought to this machine first."""
+        """Whether it must be downloaded first."""
         return "://" in self.url
 
     @property
@@ -44,7 +50,7 @@ class Source(NamedTuple):
 
 
 def cache_folder(folder: str | None) -> Path:
-    """Where this machine keeps what is not the user's own."""
+    """The folder of indexes and downloads on this node."""
     return Path(folder).expanduser() if folder else Path("~/.cache/clip_lightning").expanduser()
 
 
@@ -98,7 +104,7 @@ def expand_braces(path: str) -> Iterator[str]:
 def open_store(url: str, key: str = "data.path") -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it.
 
-    Raises: DataError where this machine has no code for such a store.
+    Raises: DataError where no installed package can read such a store.
     """
     try:
         store, path = fsspec.core.url_to_fs(url)
@@ -107,8 +113,41 @@ def open_store(url: str, key: str = "data.path") -> tuple[Any, str]:
     return store, path
 
 
+def list_beside(folder: str, suffix: str) -> list[Source]:
+    """The files in a folder of a store that end in `suffix`; none where the store has no listing, as plain HTTP."""
+    store, path = open_store(folder)
+    try:
+        infos = store.ls(path, detail=True)
+    except Exception:  # stores raise their own kinds; the files are a shortcut only
+        return []
+    return [
+        Source(store.unstrip_protocol(one["name"]), int(one["size"]), version_of(one))
+        for one in infos
+        if one["name"].endswith(suffix) and one.get("size") is not None
+    ]
+
+
+def any_on_network(sources: Iterable[Source], mounts: Path = _MOUNTS) -> bool:
+    """Whether a local path is on a network mount, by the type of its file system.
+
+    Args: mounts: the table of mounted file systems; without one, nothing counts as a network mount.
+    """
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+    except OSError:
+        return False
+    # Later mounts hide earlier ones at the same place; a space in a path is written \\040.
+    types = {parts[1].replace("\\040", " "): parts[2] for line in lines if len(parts := line.split()) > 2}
+    folders = {Path(source.url).parent for source in sources if not source.is_remote}
+    for folder in {Path(os.path.realpath(folder)) for folder in folders}:
+        mounted = next((str(place) for place in (folder, *folder.parents) if str(place) in types), "/")
+        if (kind := types.get(mounted, "")).startswith(_NETWORK_TYPES) and "overlay" not in kind:
+            return True
+    return False
+
+
 def version_of(info: dict[str, Any]) -> str:
-    """What a store says that changes with a file."""
+    """A field of a store's listing that changes with the file; empty without one."""
     for name in ("ETag", "etag", "md5Hash", "md5", "sha256", "LastModified", "last_modified", "updated", "mtime"):
         if info.get(name):
             return str(info[name])

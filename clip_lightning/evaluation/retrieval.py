@@ -2,7 +2,8 @@
 
 Both depend on how many candidates a pair competes with, so pairs are compared within groups of exactly 1,024, whatever
 the batch of training: the numbers of runs with different batches can be compared. Pairs beyond the last whole group
-take no part; with fewer pairs than one group there is one group of them all, and the loss is named by its true size.
+take no part; with fewer pairs than one group there is one group of them all, and the loss is named by its size. Damaged
+pairs are left out: the loss keeps its name, and `n` is what was left.
 """
 
 import math
@@ -51,6 +52,7 @@ class RetrievalEvaluator:
         self.budget = budget or MemoryBudget()
         self._kept: list[Batch] | None = None
         self._keeps = True
+        self._chosen = 0  # pairs, damaged ones included
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
         """Records, the same on every rank; the batches hold token ids, so `tokenizer` is not used.
@@ -92,9 +94,13 @@ class RetrievalEvaluator:
                 self._keep(batch, kept)
         if self._keeps and self._kept is None:
             self._kept = kept
+        if not images:
+            return torch.zeros(0, 1), torch.zeros(0, 1)
         images_ND, texts_ND, positions_N = (gather_rows(torch.cat(rows)) for rows in (images, texts, positions))
         positions_N, order = positions_N.sort(stable=True)
-        order = order[positions_N.diff(prepend=positions_N[:1] - 1) != 0]
+        is_new = positions_N.diff(prepend=positions_N[:1] - 1) != 0
+        self._chosen = int(is_new.sum())
+        order = order[is_new & (positions_N >= 0)]
         images_ND, texts_ND = images_ND[order], texts_ND[order]
         broken = int((~(images_ND.isfinite() & texts_ND.isfinite())).any(1).sum())
         refuse_broken(broken, len(images_ND), "data.validation")
@@ -111,7 +117,8 @@ class RetrievalEvaluator:
 
     def _records(self, losses_N: Tensor, recall: PairRecall, group: int) -> list[Record]:
         n, loss = len(losses_N), losses_N.double().mean().item()
-        records = [self._record(f"val_loss_{group}", loss, normal_interval(losses_N), math.log(group), n)]
+        name = f"val_loss_{min(self.candidates, self._chosen)}"
+        records = [self._record(name, loss, normal_interval(losses_N), math.log(group), n)]
         num_pairs, hits = recall.synced()
         assert num_pairs == n
         both = sum(row[DEPTHS.index(1)] for row in hits)

@@ -1,7 +1,7 @@
-"""Whether every machine of a run is fit for it: asked of all of them together, before the first step.
+"""Checks of all nodes of a run together, before the first step.
 
-Each rank reports its own machine; all judge the same reports, so that all leave with the same sentence, which names the
-sick node. One rank alone would leave the others waiting in a collective that never comes.
+Each rank reports its own node. All compare the same reports, so that all end with the same error, which names the
+faulty node; an error on one rank would hang the others in their next collective.
 """
 
 import shutil
@@ -29,15 +29,15 @@ _LEAST_FREE_GPU_SHARE = 0.8  # before the model is there
 
 
 @dataclass(frozen=True)
-class Machine:
+class NodeReport:
     """What one rank reports.
 
     Attributes:
-        clock: seconds since 1970, read when all ranks had just met.
+        clock: seconds since 1970, read just after a barrier.
         shared_memory_needed: bytes that this rank's loader processes pass through /dev/shm at a time.
         shared_memory_free: bytes free there; None where there is none.
         gpu_bytes: free and total of this rank's GPU; None on a CPU.
-        fingerprint: of the data; empty where it cannot be read, and `data_error` says why.
+        fingerprint: of the data; empty where it cannot be read, and `data_error` has the reason.
     """
 
     node: str
@@ -51,31 +51,42 @@ class Machine:
 
 
 class NodeHealth(Callback):
-    """Asks all ranks once the process group stands; nothing happens with a single process."""
+    """Checks all ranks once the process group exists; does nothing with a single process."""
 
-    def __init__(self, shared_memory_needed: int, data: Callable[[], str]) -> None:
+    def __init__(self, shared_memory_needed: int, data: Callable[[], str], data_patience: timedelta = PATIENCE) -> None:
         """Args.
 
-        shared_memory_needed: bytes, as `Machine` has them.
+        shared_memory_needed: bytes, as `NodeReport` has them.
         data: reads a sample and returns the data's fingerprint.
+        data_patience: how long the slowest rank may take for it.
         """
-        self.shared_memory_needed, self.data = shared_memory_needed, data
+        self.shared_memory_needed, self.data, self.data_patience = shared_memory_needed, data, data_patience
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raises: AgreedNodeError for every node that is not fit."""
+        """Raises: AgreedNodeError for every node that fails a check."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            check_nodes(self.shared_memory_needed, self.data, trainer.strategy.root_device)
+            check_nodes(
+                self.shared_memory_needed,
+                self.data,
+                trainer.strategy.root_device,
+                data_patience=self.data_patience,
+            )
 
 
 def check_nodes(
-    shared_memory_needed: int, data: Callable[[], str], device: torch.device, patience: timedelta = PATIENCE
+    shared_memory_needed: int,
+    data: Callable[[], str],
+    device: torch.device,
+    patience: timedelta = PATIENCE,
+    data_patience: timedelta | None = None,
 ) -> None:
-    """Compares the machines of all ranks, and tries their collectives.
+    """Compares the nodes of all ranks, and tries a collective.
 
     Args:
         shared_memory_needed, data: as `NodeHealth` has them.
         device: this rank's, on which the default process group works.
         patience: for the slowest rank.
+        data_patience: for the slowest rank to read a sample; None is `patience`.
     Raises: AgreedNodeError, the same on every rank.
     """
     meet(REPORTED, patience)
@@ -84,8 +95,8 @@ def check_nodes(
     dist.barrier(group)
     clock = time.time()
     fingerprint, data_error = _read(data)
-    meet("read a sample", patience)
-    own = Machine(
+    meet("read a sample", data_patience or patience)
+    own = NodeReport(
         node=node_name(),
         rank=dist.get_rank(),
         clock=clock,
@@ -95,52 +106,52 @@ def check_nodes(
         fingerprint=fingerprint,
         data_error=data_error,
     )
-    machines: list[Machine] = [own] * dist.get_world_size()
-    dist.all_gather_object(machines, own, group)
-    if found := problems(machines):
+    reports: list[NodeReport] = [own] * dist.get_world_size()
+    dist.all_gather_object(reports, own, group)
+    if found := problems(reports):
         raise AgreedNodeError(*found)
-    _try_all_reduce(machines, device, patience, group)
+    _try_all_reduce(reports, device, patience, group)
     dist.set_timeout(default_pg_timeout, group)
 
 
-def problems(machines: list[Machine]) -> list[str]:
-    """What is wrong with machines, one sentence each, by name. `machines` are the reports of ranks 0, 1, ..."""
+def problems(reports: list[NodeReport]) -> list[str]:
+    """What is wrong with the nodes, one sentence each, by name. `reports` are those of ranks 0, 1, ..."""
     found = []
-    clock = statistics.median(machine.clock for machine in machines)
-    for node in dict.fromkeys(machine.node for machine in machines):
-        own = [machine for machine in machines if machine.node == node]
+    clock = statistics.median(report.clock for report in reports)
+    for node in dict.fromkeys(report.node for report in reports):
+        own = [report for report in reports if report.node == node]
         skew = own[0].clock - clock
         if abs(skew) > _MOST_CLOCK_SKEW_SECONDS:
             found.append(
                 f"node {node}: its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the other nodes'; "
                 "set it by NTP, or leave the node out (sbatch --exclude)"
             )
-        needed, free = sum(machine.shared_memory_needed for machine in own), own[0].shared_memory_free
+        needed, free = sum(report.shared_memory_needed for report in own), own[0].shared_memory_free
         if needed and free is not None and free < needed:
             found.append(
                 f"node {node}: {_SHARED_MEMORY} has {_gib(free)} free, and the loader processes of its {len(own)} "
                 f"ranks pass {_gib(needed)} through it; give it more, or write a smaller cluster.workers"
             )
-    for machine in machines:
-        where = f"node {machine.node} (rank {machine.rank})"
-        if machine.gpu_bytes is not None and machine.gpu_bytes[0] < _LEAST_FREE_GPU_SHARE * machine.gpu_bytes[1]:
-            free, total = machine.gpu_bytes
+    for report in reports:
+        where = f"node {report.node} (rank {report.rank})"
+        if report.gpu_bytes is not None and report.gpu_bytes[0] < _LEAST_FREE_GPU_SHARE * report.gpu_bytes[1]:
+            free, total = report.gpu_bytes
             found.append(
                 f"{where}: {_gib(total - free)} of its GPU's {_gib(total)} are taken by another process; end it "
                 "(nvidia-smi shows it), or leave the node out (sbatch --exclude)"
             )
-        if machine.data_error:
-            found.append(f"{where}: the data cannot be read there ({machine.data_error})")
-        elif machines[0].fingerprint and machine.fingerprint != machines[0].fingerprint:
+        if report.data_error:
+            found.append(f"{where}: the data cannot be read there ({report.data_error})")
+        elif reports[0].fingerprint and report.fingerprint != reports[0].fingerprint:
             found.append(
-                f"{where}: its data is not rank 0's (fingerprint {machine.fingerprint}, not "
-                f"{machines[0].fingerprint}); mount or copy the same data on every node"
+                f"{where}: its data is not rank 0's (fingerprint {report.fingerprint}, not "
+                f"{reports[0].fingerprint}); mount or copy the same data on every node"
             )
     return found
 
 
 def _try_all_reduce(
-    machines: list[Machine], device: torch.device, patience: timedelta, group: dist.ProcessGroup
+    reports: list[NodeReport], device: torch.device, patience: timedelta, group: dist.ProcessGroup
 ) -> None:
     """One small all-reduce on the ranks' devices, watched from the CPU.
 
@@ -152,19 +163,19 @@ def _try_all_reduce(
     end = time.monotonic() + patience.total_seconds()
     while not work.is_completed() and time.monotonic() < end:
         time.sleep(0.001)
-    is_right = work.is_completed() and int(ones.item()) == len(machines)
-    answers = [is_right] * len(machines)
+    is_right = work.is_completed() and int(ones.item()) == len(reports)
+    answers = [is_right] * len(reports)
     dist.all_gather_object(answers, is_right, group)
-    if sick := [machine.node for machine, answer in zip(machines, answers, strict=True) if not answer]:
+    if failed := [report.node for report, answer in zip(reports, answers, strict=True) if not answer]:
         raise AgreedNodeError(
-            f"the first all-reduce did not come back on node {', '.join(dict.fromkeys(sick))} within "
+            f"the first all-reduce did not come back on node {', '.join(dict.fromkeys(failed))} within "
             f"{patience.total_seconds():.0f} s; NCCL_DEBUG=INFO shows what it waits for, NCCL_SOCKET_IFNAME names the "
             "network"
         )
 
 
 def _read(data: Callable[[], str]) -> tuple[str, str]:
-    # Whatever keeps a sample from being read on this machine is told to all ranks; raised here, it would hang them.
+    # The error is reported to all ranks; raised here, it would hang them.
     try:
         return data(), ""
     except Exception as error:

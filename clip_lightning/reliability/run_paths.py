@@ -41,6 +41,7 @@ def move_aside(path: Path) -> Path | None:
     aside = path.with_name(f"{path.name}.old-{max(taken, default=0) + 1}")
     path.rename(aside)
     sync_folder(path.parent)
+    held.moved(aside)
     lock.release(held)
     return aside
 

@@ -1,6 +1,7 @@
 """Callbacks of a run that belong to no other package. The list of all callbacks, in order, is in `run/train.py`."""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
@@ -10,9 +11,12 @@ from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.loader import LARGEST_PIECE, PREFETCHED_PIECES
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.errors import UserError
-from clip_lightning.reliability.node_health import NodeHealth
+from clip_lightning.reliability.node_health import PATIENCE, NodeHealth
 from clip_lightning.run import objects
 from clip_lightning.training.clip_module import ClipModule
+
+# Bytes per second of a download that is slow but does not hang.
+_SLOW_DOWNLOAD = 2e6
 
 
 class SkipWindowLog(Callback):
@@ -31,12 +35,13 @@ def node_health(config: Config, data: ContrastiveDataModule) -> NodeHealth:
 
     def read_a_sample() -> str:
         data.layout.read_many(data.order.training_ids(np.zeros(1, dtype=np.int64)))
-        return data.fingerprint
+        return f"{data.fingerprint}-{data.order.digest()}"
 
     share = config.compute.global_batch // (config.cluster.nodes * config.cluster.devices)
     piece = min(share, LARGEST_PIECE) * 3 * config.model.vision.image_size**2
     in_flight = config.cluster.workers * (PREFETCHED_PIECES + 1)
-    return NodeHealth(in_flight * piece, read_a_sample)
+    patience = PATIENCE + timedelta(seconds=data.layout.largest_download / _SLOW_DOWNLOAD)
+    return NodeHealth(in_flight * piece, read_a_sample, patience)
 
 
 def user_callbacks(config: Config) -> list[Callback]:

@@ -23,6 +23,7 @@ from typing import Any
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import DataError, UserError
+from clip_lightning.file_lock import FileLock
 from clip_lightning.reliability import lock
 from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.reliability.provenance import Commit
@@ -54,7 +55,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"runs={path.parent}: the directory {path} cannot be made ({error.strerror})") from error
-        self._lock: int | None = lock.acquire(path, patience)
+        self._lock: FileLock | None = lock.acquire(path, patience)
         self.state = str(read_json(path / "status.json").get("status", "new"))
 
     @property
@@ -124,7 +125,7 @@ class RunDirectory:
 
     def _changes_of_data(self, data: dict[str, Any]) -> list[str]:
         before = read_json(self.path / "data.json")
-        return [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]]
+        return [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key, data[key]) != data[key]]
 
     def close(self) -> None:
         """Releases the lock."""

@@ -19,7 +19,7 @@ def build_evaluators(
     found: list[Evaluator] = [
         ZeroShotEvaluator(task, size, batch=config.eval.batch, precision=precision, budget=budget) for task in tasks
     ]
-    if data is not None and config.data.validation.num_samples:
+    if data is not None and data.num_validation:
         pairs = _ValidationBatches(data)
         found.append(RetrievalEvaluator(pairs, batch=config.eval.batch, precision=precision, budget=budget))
     return found

@@ -163,6 +163,7 @@ class RankZero(OtherRank):
         """
         path, lengths = directory.path, found.lengths
         data = {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples}
+        data["order"] = found.datamodule.order.digest()
         versions = provenance.versions()
         directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
         write_atomically(path / launch.START_CONFIG, compose.dump(config))

@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,6 @@ from lightning.pytorch import Trainer
 from clip_lightning import compat
 from clip_lightning.config.schema import Config
 from clip_lightning.data.order.skip_windows import SkipWindow
-from clip_lightning.distributed import exchange
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.process_group import CollectiveTimeout, record_collectives
 from clip_lightning.reliability import monitored_barrier
@@ -113,8 +111,9 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 shutil.rmtree(path / LOCKED, ignore_errors=True)
                 evaluation.evaluate(module)
                 shown = example_predictions(module, run.tokenizer, run.tasks, config.model.vision.image_size)
-            bad_samples: Counter[str] = sum(exchange(data.bad_samples), Counter())
-        return run.end(Outcome(module.samples_seen, is_finished, stopped_by, throughput.seconds, bad_samples, shown))
+            data.exchange_bad_samples()
+        seconds, bad_samples = throughput.seconds, data.bad_samples
+        return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown))
     return 0
 
 

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.data_scale --json scale.json
 
 10,000 shards of 10,000 samples, sizes only: every shard and every sidecar is a hard link to one file, so that nothing
-is stored. Each size runs in a process of its own, whose memory is told. The row of 5 billion samples has the sizes
+is stored. 50 samples of each shard (0.5 %) are listed as problems. The whole data module is built, in a process of its
+own, whose memory is reported. The row of 5 billion samples has the sizes
 alone (its 500,000 sidecars would be opened like the 10,000, in 50 times the time).
 """
 
@@ -20,15 +21,17 @@ from typing import Any
 import numpy as np
 
 from clip_lightning.config.schema import DataConfig
+from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.layouts.index import Keys, sidecar_paths, write_sidecar
-from clip_lightning.data.layouts.layout import build_layout
+from clip_lightning.data.layouts.layout import Problem
 from clip_lightning.data.layouts.tar import Tars
 from clip_lightning.data.layouts.tar_index import RECORD, ShardIndex
-from clip_lightning.data.order.order import Order
+from clip_lightning.data.order.order import Order, TrainingOrder
 from clip_lightning.data.sources import list_sources
 from clip_lightning.errors import run_command
 
 PER_SHARD = 10_000
+PROBLEMS_PER_SHARD = 50
 SHARD_BYTES = 300 << 20
 BATCH = 1024
 
@@ -42,7 +45,8 @@ def simulate(folder: Path, num_shards: int) -> None:
     sidecar = sidecar_paths(source, Keys.of(DataConfig()), None)[0]
     records = np.zeros(PER_SHARD, RECORD)
     records["image_offset"] = np.arange(PER_SHARD) * (SHARD_BYTES // PER_SHARD)
-    write_sidecar(sidecar, source, ShardIndex(records, [], "0" * 16))
+    problems = [Problem("", f"{number:09d}.jpg", "truncated image") for number in range(PROBLEMS_PER_SHARD)]
+    write_sidecar(sidecar, source, ShardIndex(records, problems, "0" * 16))
     for number in range(1, num_shards):
         for path in (first, sidecar):
             os.link(path, folder / path.name.replace("000000", f"{number:06d}"))
@@ -54,11 +58,10 @@ def memory_mib(kind: str = "VmRSS") -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1024
 
 
-def measure(layout: Tars | None, shard_sizes: np.ndarray, begin: float, before: float) -> dict[str, Any]:
-    """Builds the order, asks for a batch, and times 200 more; with a layout, also the look into the sidecars."""
-    order = Order(shard_sizes, seed=0, num_held_out=1024)
+def measure(layout: Tars | None, order: TrainingOrder, begin: float, before: float) -> dict[str, Any]:
+    """Asks for a batch, and times 200 more; with a layout, also the look into the sidecars."""
     order.locate(np.arange(BATCH, dtype=np.int64))
-    row = {"samples": int(shard_sizes.sum()), "shards": len(shard_sizes)}
+    row: dict[str, Any] = {"samples": order.num_samples, "problems": len(layout.problems) if layout else 0}
     row |= {"start_seconds": time.perf_counter() - begin, "memory_mib": memory_mib(), "of_which_imports_mib": before}
     batches = [np.arange(first, first + BATCH) for first in range(0, 200 * BATCH * 97, BATCH * 97)]
     begin = time.perf_counter()
@@ -78,10 +81,22 @@ def measure(layout: Tars | None, shard_sizes: np.ndarray, begin: float, before: 
 def child(folder: str, num_shards: int) -> None:
     """One measurement, printed as JSON; an empty folder takes the sizes alone."""
     before, begin = memory_mib(), time.perf_counter()
-    layout = build_layout(DataConfig(name="scale", kind="webdataset", path=folder)) if folder else None
-    assert layout is None or isinstance(layout, Tars)
-    sizes = layout.shard_sizes if layout else np.full(num_shards, PER_SHARD, np.int64)
-    print(json.dumps(measure(layout, sizes, begin, before)))
+    if not folder:
+        order = Order(np.full(num_shards, PER_SHARD, np.int64), seed=0, num_held_out=1024)
+        print(json.dumps(measure(None, order, begin, before)))
+        return
+    module = ContrastiveDataModule(
+        DataConfig(name="scale", kind="webdataset", path=folder),
+        image_size=224,
+        tokenizer=None,
+        seed=0,
+        global_batch=BATCH,
+        total_samples=1 << 40,
+        workers=0,
+    )
+    assert isinstance(module.layout, Tars)
+    row = measure(module.layout, module.order, begin, before)
+    print(json.dumps(row | {"bad_samples": module.bad_samples.total()}))
 
 
 def run(folder: str, num_shards: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from clip_lightning.data.bad_samples import BadSampleLog
+from clip_lightning.data.batches import Bad
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError
 from tests.data.test_loader import rows_of, steps
@@ -57,6 +59,21 @@ def test_bad_samples_are_counted_once_by_cause_and_written_down(
         ("2.tar", "00250.jpg", "truncated image"),
     ]
     assert "truncated" in rows[-1]["detail"]
+
+
+def test_ranks_that_meet_the_same_bad_sample_count_it_once(
+    module: MakeModule, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = [BadSampleLog(module(damaged).layout, 0.1) for _ in range(2)]
+    for log, met in zip(logs, ([17, 100, 200], [100, 17, 250]), strict=True):
+        log.note([Bad(sample_id, "truncated image", "") for sample_id in met], 300)
+    new = [[(bad.sample_id, bad.cause) for bad in log.met.values()] for log in logs]
+    monkeypatch.setattr("clip_lightning.data.bad_samples.exchange", lambda own: new)
+    for log in logs:
+        assert log.num_new == 3
+        log.exchange()
+        assert log.num_new == 0
+        assert log.counts() == {"missing caption": 1, "truncated image": 4}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,6 +15,8 @@ from clip_lightning.config.schema import ValidationConfig
 from clip_lightning.data.batches import Batch
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.loader import TrainingPieces, joined
+from clip_lightning.errors import DataError
+from tests.support.small_data import jpeg, pairs, write_tar
 
 MakeModule = Callable[..., ContrastiveDataModule]
 Rows = list[tuple[int, int, str, str]]
@@ -38,7 +40,7 @@ def rows_of(batch: Batch) -> Rows:
 
 def steps(module: ContrastiveDataModule, first: int, last: int, world: int, workers: int) -> Rows:
     """The pairs of steps first .. last - 1, by `world` ranks with `workers` processes each."""
-    maker = module._maker(training=True)
+    maker = module._maker()
     rows = []
     for rank in range(world):
         pieces = TrainingPieces(maker, first * module.global_batch, module.global_batch, rank, world)
@@ -123,6 +125,41 @@ def test_validation_may_have_a_path_of_its_own(module: MakeModule, shards: Path,
     ids = [row[1] for batch in made.val_dataloader() for row in rows_of(batch)]
     assert len(ids) == 12
     assert max(ids) < 30
+
+
+def test_data_without_a_path_refuses_a_path_of_validation_pairs(module: MakeModule, shards: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.validation\.path=.*data\.kind=scenes reads no path"):
+        module(None, kind="scenes", num_samples=100, validation=ValidationConfig(path=str(shards)))
+
+
+def test_fewer_than_ten_pairs_hold_none_out(module: MakeModule, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", pairs(0, 8))
+    made = module(tmp_path, validation=ValidationConfig())
+    made.check_validation()
+    assert made.num_validation == 0
+    assert list(made.val_dataloader()) == []
+    assert made.num_samples == 8
+
+
+@pytest.mark.parametrize("has_own_path", [False, True])
+def test_bad_validation_pairs_are_marked_and_counted(module: MakeModule, tmp_path: Path, has_own_path: bool) -> None:
+    members = pairs(0, 40)
+    members[2 * 39] = ("00039.jpg", jpeg(39, 100, 100)[:-400])
+    write_tar(tmp_path / "a" / "0.tar", members)
+    validation = ValidationConfig(num_samples=4, path=str(tmp_path / "a") if has_own_path else None)
+    if has_own_path:
+        validation.num_samples = 40
+        write_tar(tmp_path / "b" / "0.tar", pairs(100, 20))
+    made = module(tmp_path / ("b" if has_own_path else "a"), validation=validation, max_bad_share=0.5)
+    made.check_validation()
+    (batch,) = made.val_dataloader()
+    assert batch.positions.tolist() == [*range(len(batch.positions) - 1), -len(batch.positions)]
+    assert made.bad_samples == {"truncated image": 1}
+    # Where the first of them cannot be read, the run does not start.
+    write_tar(tmp_path / "c" / "0.tar", [(n, jpeg(1, 100, 100)[:-400] if n.endswith("jpg") else c) for n, c in members])
+    made = module(tmp_path / "c", validation=ValidationConfig(num_samples=4), max_bad_share=0.5)
+    with pytest.raises(DataError, match=r"none of the first 4 validation pairs .*: truncated image"):
+        made.check_validation()
 
 
 def test_overfitting_sees_only_the_first_samples(module: MakeModule, shards: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TIERS: list[set[str]] = [
     {"errors"},
-    {"records", "distributed", "formatting", "targets", "compat"},
+    {"records", "child_process", "file_lock", "distributed", "formatting", "targets", "compat"},
     {"config"},
     {"tokenizer"},
     {"model", "loss", "data"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_lightning.reliability.node_health import Machine, problems
+from clip_lightning.reliability.node_health import NodeReport, problems
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "node_health_program.py"
@@ -56,7 +56,7 @@ def test_fit_machines_pass(tmp_path: Path) -> None:
 
 def test_each_kind_of_trouble_has_its_sentence() -> None:
     now, gib = time.time(), 2**30
-    fit = Machine("n1", 0, now, 4 * gib, 64 * gib, (78 * gib, 80 * gib), "0123")
+    fit = NodeReport("n1", 0, now, 4 * gib, 64 * gib, (78 * gib, 80 * gib), "0123")
     others = [replace(fit, rank=1), replace(fit, node="n2", rank=2), replace(fit, node="n2", rank=3)]
     assert problems([fit, *others]) == []
     taken = replace(fit, node="n3", rank=4, clock=now - 60, gpu_bytes=(10 * gib, 80 * gib), fingerprint="4567")

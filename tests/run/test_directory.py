@@ -212,6 +212,6 @@ def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monke
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=r"this file system gives no locks \(No locks available\)"):
+    with pytest.raises(UserError, match=r"this file system has no locks \(No locks available\)"):
         RunDirectory(tmp_path / "run")
     assert not is_at_work(tmp_path / "run")

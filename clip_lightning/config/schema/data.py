@@ -71,7 +71,9 @@ class DataConfig:
     augment: AugmentConfig = part(AugmentConfig)
     validation: ValidationConfig = part(ValidationConfig)
     cache: CacheConfig = part(CacheConfig)
-    window_shards: int | None = key(None, "shards mixed in one shuffle window; null: all (local), 32 (remote)", above=0)
+    window_shards: int | None = key(
+        None, "shards mixed in one shuffle window; null: all (local), 32 (remote or network)", above=0
+    )
     resampled: bool = key(False, "draw with replacement")
     exif_rotation: bool = key(False, "images are turned upright by their EXIF tag")
     jpeg_scaling: bool = key(False, "decode at 1/2, 1/4, 1/8 where the crop allows it (training only; inexact)")

@@ -10,9 +10,11 @@ import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +57,43 @@ class Problem(NamedTuple):
         return self.cause.startswith(("damaged", "truncated", "empty image", "empty shard"))
 
 
+class ProblemList(Sequence[Problem], ABC):
+    """Problems that are counted without being held in memory."""
+
+    @abstractmethod
+    def lost_by_cause(self) -> Counter[str]:
+        """Lost samples by cause."""
+
+    @abstractmethod
+    def of_shards(self) -> list[Problem]:
+        """The problems that concern a whole shard."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
+class JoinedProblems(ProblemList):
+    """The problems of several parts, one part after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Problem]]) -> None:
+        """Args: parts: lists of problems."""
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Problem]:
+        return chain.from_iterable(self.parts)
+
+    def lost_by_cause(self) -> Counter[str]:
+        """Lost samples by cause."""
+        return sum((lost_by_cause(part) for part in self.parts), Counter())
+
+    def of_shards(self) -> list[Problem]:
+        """The problems that concern a whole shard."""
+        return [problem for part in self.parts for problem in of_shards(part)]
+
+
 class BadSample(Exception):  # noqa: N818 - it is returned as often as it is raised
     """One damaged sample; `cause` is a short fixed phrase that is counted, `detail` is the decoder's message."""
 
@@ -72,6 +111,7 @@ class Layout(ABC):
         problems: what the index left out.
         remote: True where shards come through a cache and are worth fetching ahead.
         window_shards: shards mixed at a time where `data.window_shards` is null; None is all.
+        largest_download: bytes of the largest shard that is downloaded or unpacked.
     """
 
     num_samples: int
@@ -79,6 +119,7 @@ class Layout(ABC):
     problems: Sequence[Problem] = ()
     remote: bool = False
     window_shards: int | None = None
+    largest_download: int = 0
 
     @abstractmethod
     def read(self, sample_id: int) -> RawSample:
@@ -108,6 +149,14 @@ class Layout(ABC):
     def name_of(self, sample_id: int) -> Problem:
         """The file and the name of sample `sample_id`, for messages; the cause is empty."""
         return Problem("", f"sample {sample_id}", "")
+
+    def shard_of(self, sample_id: int) -> str:
+        """The name of a sample's shard, for messages; no shard is read for it."""
+        return f"shard {int(np.searchsorted(np.cumsum(self.shard_sizes), sample_id, side='right'))}"
+
+    def newest_download(self) -> float:
+        """When the cache of remote shards last grew, in seconds since 1970; 0 without one."""
+        return 0.0
 
     def fingerprint(self) -> str:
         """16 hex digits that change when the data changes; the same on every node."""
@@ -144,12 +193,18 @@ def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
     Raises: DataError where the data is missing or has no sample.
     """
     path = folder if folder is not None else config.path
+    if folder is not None and config._target_ is None and config.kind in _WITHOUT_PATH:
+        raise DataError(
+            f"data.validation.path={folder}: data.kind={config.kind} reads no path; leave data.validation.path "
+            "null, and pairs of the data are held out."
+        )
+    config = replace(config, path=path)
     if config._target_ is not None:
         layout = resolve_target(config._target_, "data._target_")(config, **config.options)
     elif config.kind in _BUILDERS:
         module, name = _BUILDERS[config.kind]
         builder: Callable[..., Layout] = getattr(importlib.import_module(f"clip_lightning.data.{module}"), name)
-        layout = builder(config) if path is None else builder(config, path)
+        layout = builder(config) if config.kind in _WITHOUT_PATH or path is None else builder(config, path)
     else:
         raise DataError(f"data.kind={config.kind} is not known; choose one of {', '.join(_BUILDERS)}.")
     if not isinstance(layout, Layout):
@@ -162,6 +217,7 @@ def build_layout(config: DataConfig, folder: str | None = None) -> Layout:
     return layout
 
 
+_WITHOUT_PATH = ("scenes", "mixture")
 _BUILDERS = {
     "scenes": ("scenes.scenes", "build_scenes"),
     "webdataset": ("layouts.tar", "build_tar"),
@@ -173,9 +229,24 @@ _BUILDERS = {
 }
 
 
+def lost_by_cause(problems: Iterable[Problem]) -> Counter[str]:
+    """Samples that the problems stand for, by cause."""
+    if isinstance(problems, ProblemList):
+        return problems.lost_by_cause()
+    lost = Counter[str]()
+    for problem in problems:
+        lost[problem.cause] += problem.num
+    return lost
+
+
 def num_lost(problems: Iterable[Problem]) -> int:
     """The number of samples that are lost."""
-    return sum(problem.num for problem in problems)
+    return lost_by_cause(problems).total()
+
+
+def of_shards(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems that concern a whole shard."""
+    return problems.of_shards() if isinstance(problems, ProblemList) else [one for one in problems if not one.name]
 
 
 def causes(problems: Iterable[Problem]) -> str:
@@ -198,6 +269,6 @@ def causes(problems: Iterable[Problem]) -> str:
 
 def damaged_shards(problems: Iterable[Problem], most: int = 3) -> list[str]:
     """A phrase for each shard that cannot be read to its end, with its lost samples; the largest losses first."""
-    shards = sorted((one for one in problems if not one.name and one.num), key=lambda one: -one.num)
+    shards = sorted((one for one in of_shards(problems) if one.num), key=lambda one: -one.num)
     phrases = [f"{one.shard}: {one.cause}, about {one.num:,} samples lost" for one in shards[:most]]
     return phrases + ([f"and {len(shards) - most:,} more shards"] if len(shards) > most else [])

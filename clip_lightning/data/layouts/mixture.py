@@ -13,9 +13,18 @@ import numpy as np
 
 from clip_lightning.config import parts as config_parts
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, build_layout, digest
+from clip_lightning.data.layouts.layout import (
+    BadSample,
+    Ids,
+    JoinedProblems,
+    Layout,
+    Problem,
+    RawSample,
+    build_layout,
+    digest,
+)
 from clip_lightning.data.order.counter_rng import MIXTURE, hashed, permuted
-from clip_lightning.data.order.order import Located, Order, TrainingOrder
+from clip_lightning.data.order.order import Located, Order, TrainingOrder, most_held_out
 from clip_lightning.errors import DataError
 
 BLOCK = 10_000
@@ -32,8 +41,9 @@ class Mixture(Layout):
         self.num_samples = int(self.starts[-1])
         self.shard_sizes = np.concatenate([layout.shard_sizes for layout in self._layouts])
         self._shard_starts = np.cumsum([0] + [len(layout.shard_sizes) for layout in self._layouts])
-        self.problems = [problem for layout in self._layouts for problem in layout.problems]
+        self.problems = JoinedProblems([layout.problems for layout in self._layouts])
         self.remote = any(layout.remote for layout in self._layouts)
+        self.largest_download = max(layout.largest_download for layout in self._layouts)
 
     def read(self, sample_id: int) -> RawSample:
         """Sample `sample_id` of the part it belongs to."""
@@ -59,6 +69,15 @@ class Mixture(Layout):
         """The file and the name of the sample in its part."""
         layout, own_id = self._part(sample_id)
         return layout.name_of(own_id)
+
+    def shard_of(self, sample_id: int) -> str:
+        """The shard of the part that the sample is of."""
+        layout, own_id = self._part(sample_id)
+        return layout.shard_of(own_id)
+
+    def newest_download(self) -> float:
+        """When the cache of a part last grew."""
+        return max(layout.newest_download() for layout in self._layouts)
 
     def fingerprint(self) -> str:
         """Changes when a part changes; weights are the config's."""
@@ -122,6 +141,10 @@ class MixtureOrder:
         pairs = zip(self.orders, self.starts, strict=True)
         return np.concatenate([order.held_out() + start for order, start in pairs])
 
+    def digest(self) -> str:
+        """16 hex digits that change with the order of a part, or with the shares of the parts."""
+        return digest(self.quotas.astype("<i8").tobytes(), *(order.digest() for order in self.orders))
+
     def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
         """The shards in the order in which they are needed, each with about the position where its window begins."""
         block = position // BLOCK
@@ -139,6 +162,20 @@ def quotas(weights: list[float]) -> Ids:
     rest = BLOCK - len(weights) - int(places.sum())
     places[np.argsort(places - share, kind="stable")[:rest]] += 1
     return places + 1
+
+
+def held_out_of_parts(sizes: list[int], wanted: int) -> list[int]:
+    """Samples that each part holds out: `wanted` in all, or as many as the parts may hold out, by their sizes.
+
+    What rounding down leaves goes to the parts with the largest remainders.
+    """
+    most = [most_held_out(size) for size in sizes]
+    held = [min(wanted * size // sum(sizes), limit) for size, limit in zip(sizes, most, strict=True)]
+    by_remainder = sorted(range(len(sizes)), key=lambda part: -(wanted * sizes[part] % sum(sizes)))
+    while (missing := min(wanted, sum(most)) - sum(held)) > 0:
+        for part in [part for part in by_remainder if held[part] < most[part]][:missing]:
+            held[part] += 1
+    return held
 
 
 def build_mixture(config: DataConfig) -> Mixture:
@@ -168,16 +205,14 @@ def build_order(layout: Layout, config: DataConfig, *, seed: int, num_held_out: 
             window_shards=config.window_shards or one.window_shards,
             resampled=config.resampled,
             limit=limit,
+            whole_shards=one.remote,
         )
 
     if not isinstance(layout, Mixture):
         return order(layout, seed, num_held_out)
+    held = held_out_of_parts([part.num_samples for part in layout.parts.values()], num_held_out)
     orders = [
-        order(
-            part,
-            int(hashed(MIXTURE, seed, number)[0] >> np.uint64(1)),
-            num_held_out * part.num_samples // layout.num_samples,
-        )
+        order(part, int(hashed(MIXTURE, seed, number)[0] >> np.uint64(1)), held[number])
         for number, part in enumerate(layout.parts.values())
     ]
     return MixtureOrder(orders, layout.starts[:-1], layout.weights, seed)

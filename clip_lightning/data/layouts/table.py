@@ -69,6 +69,7 @@ class ArrowTables(Layout):
         self.num_samples = int(self._ends[-1])
         self.remote = any(group.number >= 0 or group.source.is_remote for group in groups)
         if self.remote:
+            self.largest_download = max(group.size + group.source.size * group.source.is_remote for group in groups)
             self.window_shards = max(_WINDOW_SHARDS, -(-_WINDOW_ROWS * len(groups) // max(self.num_samples, 1)))
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -106,6 +107,15 @@ class ArrowTables(Layout):
         group = self.groups[shard]
         return Problem(group.source.url, f"row {row}" + (f" of group {group.number}" if group.number >= 0 else ""), "")
 
+    def shard_of(self, sample_id: int) -> str:
+        """The file, and the row group in it."""
+        group = self.groups[self._place(sample_id)[0]]
+        return group.source.url + (f" (row group {group.number})" if group.number >= 0 else "")
+
+    def newest_download(self) -> float:
+        """When the cache last grew."""
+        return self.cache.newest_download() if self.remote else 0.0
+
     def fingerprint(self) -> str:
         """Of the files' names and sizes and the rows in each."""
         return digest(*(f"{group.source.name} {group.source.size} {group.num_rows}" for group in self.groups))
@@ -135,7 +145,9 @@ class ArrowTables(Layout):
 
         def unpack(part: Path) -> None:
             with os.fdopen(self._original(group.source), "rb") as file:
-                table = pq.ParquetFile(file).read_row_group(group.number, columns=list(self.columns))
+                table = pq.ParquetFile(file).read_row_group(
+                    group.number, columns=list(self.columns), use_threads=False
+                )  # Arrow's pool of threads would not survive a fork
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
 

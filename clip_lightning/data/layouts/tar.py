@@ -14,15 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.index import Keys, Sidecar, index_sources, problems_of, usual_size
-from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, RawSample, digest, in_sub_folders
+from clip_lightning.data.layouts.index import Keys, Sidecar, StoredProblems, index_sources, usual_size
+from clip_lightning.data.layouts.layout import (
+    BadSample,
+    Ids,
+    JoinedProblems,
+    Layout,
+    Problem,
+    RawSample,
+    digest,
+    in_sub_folders,
+)
 from clip_lightning.data.layouts.tar_index import decoded, parsed, texts_of
 from clip_lightning.data.remote.cache import ShardCache
-from clip_lightning.data.sources import Source, list_sources
+from clip_lightning.data.sources import Source, any_on_network, list_sources
 from clip_lightning.errors import DataError
 
-_REMOTE_WINDOW = 32  # shards of remote data that are mixed at a time
-_MOST_OPEN = 16_384  # shards that a process keeps open, as far as the system lets it
+_REMOTE_WINDOW = 32  # shards of remote data, or of a network mount, that are mixed at a time
+_MOST_OPEN = 4_096  # shards that a process keeps open, as far as the system lets it
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _GAP = 1 << 14  # bytes between image and caption up to which both are read at once
 
@@ -37,11 +46,14 @@ def build_tar(config: DataConfig, path: str) -> "Tars":
     if not any(source.is_remote for source in sources):
         sidecars = index_sources(sources, keys, index_folder=config.index_folder)
         tars = Tars(sources, sidecars, keys)
-        tars.problems = [*tars.problems, *beside_tars(path, usual_size(sidecars))]
+        if beside := beside_tars(path, usual_size(sidecars)):
+            tars.problems = JoinedProblems([tars.problems, beside])
         return tars
     cache = ShardCache(config.cache)
+    largest = max(sources, key=lambda source: source.size)
+    cache.check_size(largest.name, largest.size)
     folder = config.index_folder or config.cache.folder
-    return Tars(sources, index_sources(sources, keys, index_folder=folder, local=cache.path), keys, cache)
+    return Tars(sources, index_sources(sources, keys, index_folder=folder, cache=cache), keys, cache)
 
 
 def beside_tars(path: str, usual: int) -> list[Problem]:
@@ -76,9 +88,11 @@ class Tars(Layout):
         self.shard_sizes = np.array([sidecar.num_samples for sidecar in sidecars], np.int64)
         self._ends = np.cumsum(self.shard_sizes)
         self.num_samples = int(self._ends[-1])
-        self.problems = problems_of(sources, sidecars)
+        self.problems = StoredProblems(sources, sidecars)
         self.remote = cache is not None
-        self.window_shards = _REMOTE_WINDOW if self.remote else None
+        self.on_network = any_on_network(sources)
+        self.window_shards = _REMOTE_WINDOW if self.remote or self.on_network else None
+        self.largest_download = max(source.size for source in sources) if self.remote else 0
         self._open: OrderedDict[int, int] = OrderedDict()
         self._maps: OrderedDict[int, npt.NDArray[np.void]] = OrderedDict()
 
@@ -117,6 +131,14 @@ class Tars(Layout):
         header = _pread(self._descriptor(shard), record[0] - 512, 100, self.sources[shard])
         return Problem(self.sources[shard].url, header.partition(b"\0")[0].decode("utf-8", "backslashreplace"), "")
 
+    def shard_of(self, sample_id: int) -> str:
+        """The shard's URL."""
+        return self.sources[int(np.searchsorted(self._ends, sample_id, side="right"))].url
+
+    def newest_download(self) -> float:
+        """When the cache last grew."""
+        return self.cache.newest_download() if self.cache else 0.0
+
     def fingerprint(self) -> str:
         """Of the names of the shards and of the headers and captions in them, not of their folder."""
         pairs = zip(self.sources, self.sidecars, strict=True)
@@ -152,7 +174,7 @@ class Tars(Layout):
         source = self.sources[shard]
         if (descriptor := self._open.get(shard)) is None:
             # An open file keeps the bytes of a shard on the disk after the cache has removed it.
-            most = 2 * _REMOTE_WINDOW if self.cache else _files_to_open()
+            most = 2 * _REMOTE_WINDOW if self.cache or self.on_network else _files_to_open()
             while len(self._open) >= most:
                 os.close(self._open.popitem(last=False)[1])
             try:

@@ -7,6 +7,7 @@ checked against the file, and every step moves forward by at least one block, so
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 from zlib import adler32
 
 BLOCK = 512
@@ -35,6 +36,22 @@ class DamagedTarError(Exception):
         self.cause, self.offset = cause, offset
 
 
+class ReadableFile(Protocol):
+    """A file that can be read at offsets.
+
+    Attributes:
+        size: bytes.
+    """
+
+    size: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer only where the file ends."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
 class ChunkedFile:
     """A file read at offsets, a chunk at a time."""
 
@@ -58,7 +75,7 @@ class ChunkedFile:
 
 
 def members(
-    file: ChunkedFile, digest: Callable[[bytes], None], refuse: Callable[[str, str], None]
+    file: ReadableFile, digest: Callable[[bytes], None], refuse: Callable[[str, str], None]
 ) -> Iterator[tuple[str, int, int]]:
     """Name, offset of the content in bytes, and its size in bytes, of each regular member.
 
@@ -109,7 +126,7 @@ def members(
         offset = content + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _check_end(file: ChunkedFile, offset: int) -> None:
+def _check_end(file: ReadableFile, offset: int) -> None:
     """Raises DamagedTarError where more than padding follows the end marker at `offset`."""
     if file.size - offset > _LARGEST_PADDING:
         raise DamagedTarError("damaged shard (zeros or more data after its end)", offset)
@@ -117,7 +134,7 @@ def _check_end(file: ChunkedFile, offset: int) -> None:
         raise DamagedTarError("damaged shard (zeros or more data after its end)", offset)
 
 
-def _after_sparse_map(file: ChunkedFile, header: bytes, content: int) -> int:
+def _after_sparse_map(file: ReadableFile, header: bytes, content: int) -> int:
     """Where the content of GNU's old sparse member begins: after the blocks that continue its map."""
     continued = header[482]
     while continued:

@@ -22,7 +22,7 @@ from clip_lightning.data.images.headers import (
     open_with_pillow,
 )
 from clip_lightning.data.layouts.layout import BadSample, Problem
-from clip_lightning.data.layouts.tar_headers import ChunkedFile, DamagedTarError, members
+from clip_lightning.data.layouts.tar_headers import ChunkedFile, DamagedTarError, ReadableFile, members
 
 # One sample: the places of its image and caption, the image's size, the caption's length in characters, and which of
 # the caption keys it was found under, as a member of its own or inside the JSON.
@@ -79,15 +79,16 @@ class _Sample:
         self.captions: dict[int, tuple[int, int, str] | BadSample] = {}
 
 
-def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]) -> ShardIndex:
+def index_tar(path: Path | ReadableFile, image_keys: Sequence[str], caption_keys: Sequence[str]) -> ShardIndex:
     """Walks a tar.
 
     Args:
+        path: the tar, or a file of it that is open; it is closed.
         image_keys: extensions of images, the first found is taken.
         caption_keys: extensions of caption members or keys of the `.json` member, the first that is not empty is taken.
     Raises: OSError where the file cannot be read.
     """
-    file = ChunkedFile(path)
+    file = ChunkedFile(path) if isinstance(path, Path) else path
     # A walk creates many small objects and no cycles; searching for cycles would take a fifth of its time.
     was_enabled = gc.isenabled()
     gc.disable()
@@ -100,7 +101,7 @@ def index_tar(path: Path, image_keys: Sequence[str], caption_keys: Sequence[str]
 
 
 class _Walk:
-    def __init__(self, file: ChunkedFile, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
+    def __init__(self, file: ReadableFile, image_keys: Sequence[str], caption_keys: Sequence[str]) -> None:
         self.file, self.caption_keys = file, list(caption_keys)
         self.roles = {"json": _JSON} | dict.fromkeys(image_keys, _IMAGE)
         self.roles |= {key: number for number, key in enumerate(caption_keys)}

@@ -1,8 +1,8 @@
-"""Random numbers without a state: a hash of whole numbers, the same on every machine and in every process.
+"""Random numbers without a state: a hash of integers, the same on every node and in every process.
 
 Everything random about the data (which sample, which crop, which caption) is a function of what it is for and of the
-seed, epoch and sample it is for, so nothing depends on who asks or in which order. The mixing function is the finaliser
-of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+seed, epoch and sample it is for, so nothing depends on the process or on the order of calls. The mixing function
+is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 T = TypeVar("T")
-UNIFORMS = 96  # more than a scene asks for
+UNIFORMS = 96  # more than a scene needs
 Words = npt.NDArray[np.uint64]
 
 # What a number is drawn for; two purposes share no draw. The values are part of every run: never reuse one (6 was
 # for sorting batches by caption length).
-SHARDS, WINDOW, SUBSTITUTE, AUGMENT, MIXTURE, _, RESAMPLE = range(1, 8)
+SHARDS, WINDOW, SUBSTITUTE, AUGMENT, MIXTURE, _, RESAMPLE, HELD_OUT = range(1, 9)
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _S27, _S30, _S31, _S11 = (np.uint64(n) for n in (27, 30, 31, 11))
 
 
 def hashed(*parts: int | npt.NDArray[np.integer]) -> Words:
-    """A 64-bit hash of whole numbers >= 0, elementwise over arrays that broadcast; uint64 with at least one axis."""
+    """A 64-bit hash of integers >= 0, elementwise over arrays that broadcast; uint64 with at least one axis."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = _mix(state * _FIRST + np.atleast_1d(np.asarray(part)).astype(np.uint64) + _STEP)
@@ -82,7 +82,7 @@ def _mix(state: Words) -> Words:
 
 
 class CounterRng:
-    """A stream of choices, the same on every machine and in every process for the same `key` and `stream`.
+    """A stream of choices, the same on every node and in every process for the same `key` and `stream`.
 
     Counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so that neighbouring
     keys are independent and none has to be skipped.
@@ -102,7 +102,7 @@ class CounterRng:
         return next(self._uniforms) < probability
 
     def index(self, n: int) -> int:
-        """A whole number, uniform in [0, n)."""
+        """An integer, uniform in [0, n)."""
         return int(n * next(self._uniforms))
 
     def pick(self, options: Sequence[T]) -> T:

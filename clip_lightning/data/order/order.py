@@ -1,8 +1,8 @@
-"""Which sample stands at position i of a run: a pure function of (seed, epoch, i).
+"""Which sample is at position i of a run: a pure function of (seed, epoch, i).
 
 In each epoch the shards are permuted, cut into windows of `window_shards`, and the samples of a window are permuted
-among themselves; every sample that is not held out comes exactly once. Nothing here knows of ranks, workers or steps:
-they only split the positions. Kept in memory are the cumulative sizes of the shards, nothing per sample. Positions run
+among themselves; every sample that is not held out comes exactly once. Ranks, workers and steps
+only split the positions. Kept in memory are the cumulative sizes of the shards, nothing per sample. Positions run
 on over the epochs: epoch e holds positions e * num_samples .. (e + 1) * num_samples - 1.
 """
 
@@ -11,10 +11,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from clip_lightning.data.layouts.layout import Ids
-from clip_lightning.data.order.counter_rng import RESAMPLE, SHARDS, SUBSTITUTE, WINDOW, hashed, permuted
+from clip_lightning.data.layouts.layout import Ids, digest
+from clip_lightning.data.order.counter_rng import HELD_OUT, RESAMPLE, SHARDS, SUBSTITUTE, WINDOW, hashed, permuted
 
-ATTEMPTS_IN_SHARD = 8  # substitutes are sought in the bad sample's own shard first: it is near
+ATTEMPTS_IN_SHARD = 8  # substitutes come from the bad sample's own shard first: it is open already
+
+
+def most_held_out(num_samples: int) -> int:
+    """How many of a data set's samples may be kept from training."""
+    return num_samples // 10
 
 
 class Located(NamedTuple):
@@ -25,7 +30,7 @@ class Located(NamedTuple):
 
 
 class SampleOrder(Protocol):
-    """What stands at a position."""
+    """Which sample is at a position."""
 
     num_samples: int
 
@@ -33,11 +38,11 @@ class SampleOrder(Protocol):
         """The samples at `positions`, int64 [n]."""
 
     def substitute(self, sample_id: int, epoch: int, attempt: int) -> int:
-        """The sample that stands in for a bad one; attempt 0, 1, ... until one is good."""
+        """The substitute of a bad sample; attempt 0, 1, ... until one is good."""
 
 
 class TrainingOrder(SampleOrder, Protocol):
-    """An order of training samples, which also knows what it leaves out and what it will need."""
+    """An order of training samples, with those held out and the shards it will need."""
 
     def training_ids(self, index: Ids) -> Ids:
         """The ids of the training samples numbered `index` in the data's own order, int64 [n]."""
@@ -45,8 +50,14 @@ class TrainingOrder(SampleOrder, Protocol):
     def held_out(self) -> Ids:
         """The ids that are never trained on, in a fixed order, int64 [n]."""
 
+    def digest(self) -> str:
+        """16 hex digits that change with the samples that are trained on and with how shards are mixed.
+
+        Both follow from where the data is, if the config does not set them: a run must not resume with others.
+        """
+
     def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
-        """The shards in the order in which they are needed, without end, beginning with the window at `position`.
+        """The shards in the order in which they are needed, endless, from the window at `position` on.
 
         Each comes with the position where its window begins.
         """
@@ -76,11 +87,13 @@ class Order:
         window_shards: int | None = None,
         resampled: bool = False,
         limit: int = 0,
+        whole_shards: bool = False,
     ) -> None:
         """Args:
         shard_sizes: int64 [shards].
-        num_held_out: samples kept from training, from the tail of every shard in proportion to its size; at most a
-            tenth of all.
+        num_held_out: samples kept from training, at most a tenth of all: from the tail of every shard in proportion
+            to its size.
+        whole_shards: hold out a few complete shards (and the tail of one) instead, for shards that are downloaded.
         window_shards: shards mixed at a time; None is all.
         resampled: draw with replacement inside a window, instead of each sample once.
         limit: if > 0, only the first so many training samples exist.
@@ -88,8 +101,14 @@ class Order:
         ends = np.cumsum(shard_sizes, dtype=np.int64)
         self._id_starts = ends - shard_sizes
         total = int(ends[-1]) if len(ends) else 0
-        held = min(num_held_out, total // 10)
-        self._held = ends * held // max(total, 1) - self._id_starts * held // max(total, 1)
+        held = min(num_held_out, most_held_out(total))
+        if whole_shards:
+            first = np.argsort(hashed(HELD_OUT, np.arange(len(shard_sizes))), kind="stable")
+            before = np.cumsum(shard_sizes[first]) - shard_sizes[first]
+            self._held = np.empty_like(ends)
+            self._held[first] = np.clip(held - before, 0, shard_sizes[first])
+        else:
+            self._held = ends * held // max(total, 1) - self._id_starts * held // max(total, 1)
         self._sizes = shard_sizes - self._held
         if limit:
             before = np.cumsum(self._sizes) - self._sizes
@@ -125,7 +144,7 @@ class Order:
         return self._id_starts[plan.shards[slot]] + (start + inside - plan.starts[slot])
 
     def _plan(self, epoch: int) -> _Epoch:
-        """The epoch's shards; computed once and kept for the two newest asked for."""
+        """The epoch's shards; computed once, and kept for the two latest."""
         if epoch not in self._epochs:
             key = hashed(SHARDS, self.seed, epoch, np.arange(len(self._sizes)))
             shards = np.argsort(key, kind="stable")
@@ -138,7 +157,7 @@ class Order:
         return self._epochs[epoch]
 
     def substitute(self, sample_id: int, epoch: int, attempt: int) -> int:
-        """The sample that stands in for a bad one, the same for whoever asks.
+        """The substitute of a bad sample, the same in every process.
 
         The first attempts stay in the bad sample's shard, later ones draw from all training samples.
         """
@@ -156,10 +175,14 @@ class Order:
         return self._id_starts[shard] + index - (self._ends - self._sizes)[shard]
 
     def held_out(self) -> Ids:
-        """The ids that are never trained on: the tail of every shard, in the data's own order, int64 [n]."""
+        """The ids that are never trained on: the tails of shards, in the data's own order, int64 [n]."""
         shards = np.repeat(np.arange(len(self._held)), self._held)
         nth = np.arange(len(shards)) - np.repeat(np.cumsum(self._held) - self._held, self._held)
         return (self._id_ends - self._held)[shards] + nth
+
+    def digest(self) -> str:
+        """16 hex digits that change with the samples that are trained on and with how shards are mixed."""
+        return digest(self._sizes.astype("<i8").tobytes(), f"{self.window_shards} {self.resampled}")
 
     def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
         """The shards in the order in which they are needed, each with the position where its window begins."""

@@ -1,6 +1,6 @@
-"""Windows of the data that a run passes over, after it went back from a divergence.
+"""Windows of the data that a run skips after a rollback from a divergence.
 
-What a run reads stays a pure function: the n-th sample of the run stands at position n, moved behind every window that
+What a run reads stays a pure function: the n-th sample of the run is at position n, moved behind every window that
 begins before it. The windows are part of a checkpoint, beside the samples seen.
 """
 

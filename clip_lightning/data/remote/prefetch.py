@@ -1,15 +1,23 @@
-"""Brings the shards of remote data near before they are needed: threads beside the training loop.
+"""Downloads the shards of remote data before they are needed, in a process beside the training loop.
 
-They run to the end of the window after the one that is being read, so that a cache must hold two windows.
+It is a process and not threads, so that the training process forks its loader workers without a thread or a lock of
+ours. It fetches up to the end of the window after the one that is being read, so that a cache must hold two windows.
 """
 
+import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from clip_lightning.child_process import begin_worker
 from clip_lightning.data.layouts.layout import Layout
 from clip_lightning.data.order.order import TrainingOrder
+
+_FORK = multiprocessing.get_context("fork")
+_LOOK = 0.05  # seconds between looks at how far the run is
 
 
 class Prefetcher:
@@ -19,44 +27,57 @@ class Prefetcher:
         """Args: threads: shards fetched at a time."""
         self.layout, self.order = layout, order
         self._num_threads = threads if layout.remote else 0
-        self._threads: list[threading.Thread] = []
-        self._moved = threading.Condition()
-        self._position = 0
-        self._stop = False
-        self._windows: list[int] = []  # where the windows begin that were met so far
-        self._shards: Iterator[tuple[int, int]] = iter(())
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._position = _FORK.RawValue("q", 0)
 
     def __enter__(self) -> Self:
         return self
 
     def reached(self, position: int) -> None:
-        """Says how far the run is; the first call starts the threads there."""
-        if not self._num_threads:
-            return
-        with self._moved:
-            self._position = position
-            self._moved.notify_all()
-        if not self._threads:
-            self._shards = self.order.shards_from(position)
-            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._num_threads)]
-            for thread in self._threads:
-                thread.start()
+        """Reports the position of the run; the first call starts the process there."""
+        self._position.value = position
+        if self._num_threads and self._process is None:
+            shards = self.order.shards_from(position)
+            work = _Work(self.layout, shards, self._position)
+            self._process = _FORK.Process(target=work.run, args=(self._num_threads, os.getpid()), daemon=True)
+            self._process.start()
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        with self._moved:
-            self._stop = True
-            self._moved.notify_all()
+        if self._process is not None:
+            self._process.kill()  # the kernel frees its locks, and what it has half downloaded is deleted by the next
+            self._process.join()
+            self._process.close()
+            self._process = None
 
-    def _work(self) -> None:
-        while (shard := self._next()) is not None:
-            self.layout.prefetch(shard)
 
-    def _next(self) -> int | None:
-        """The next shard to fetch, once the window before its own is reached; None at the end."""
-        with self._moved:
-            begin, shard = next(self._shards)
+class _Work:
+    """What the process does: threads that each fetch the next shard."""
+
+    def __init__(self, layout: Layout, shards: Iterator[tuple[int, int]], position: Any) -> None:
+        self.layout, self.shards, self.position = layout, shards, position
+        self._turn = threading.Lock()
+        self._windows: list[int] = []  # positions where the windows so far begin
+
+    def run(self, num_threads: int, parent: int) -> None:
+        """Fetches until the process is killed."""
+        begin_worker(parent)
+        threads = [threading.Thread(target=self._fetch, daemon=True) for _ in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _fetch(self) -> None:
+        while True:
+            self.layout.prefetch(self._next())
+
+    def _next(self) -> int:
+        """The next shard to fetch, once the window before its own is reached."""
+        with self._turn:
+            begin, shard = next(self.shards)
             if not self._windows or self._windows[-1] != begin:
                 self._windows.append(begin)
             before = self._windows[-2] if len(self._windows) > 1 else begin
-            self._moved.wait_for(lambda: self._stop or self._position >= before)
-            return None if self._stop else shard
+            while self.position.value < before:
+                time.sleep(_LOOK)
+            return shard

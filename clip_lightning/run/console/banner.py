@@ -47,6 +47,7 @@ def banner(config: Config, found: Plan, facts: BannerFacts) -> str:
         f"changed  {_changed(config, facts.argv)}",
         f"checks   config, {found.num_checks} preflight: passed in {facts.seconds:.1f} s",
     ]
+    lines += [f"data     {note}" for note in found.data_notes]
     return "\n".join(lines)
 
 

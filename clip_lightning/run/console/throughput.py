@@ -124,13 +124,15 @@ class Throughput(Callback):
     def _report(self, module: ClipModule) -> None:
         step = module.last_step
         module.guard.flush()  # reading the numbers below waits for the device anyway
-        counts = torch.tensor([self._cut, self.datamodule.bad_samples.total()], dtype=torch.float64)
+        counts = torch.tensor([self._cut, self.datamodule.num_new_bad_samples], dtype=torch.float64)
         counts = torch.cat([counts, self._texts.flatten()]).to(self._sums.device)
         numbers = torch.cat([self._sums.double() / self._steps, counts])
         if dist.is_initialized():
             dist.all_reduce(numbers)
             numbers[:2] /= dist.get_world_size()
-        loss, accuracy, cut, bad = numbers[:4].tolist()
+        loss, accuracy, cut, new_bad = numbers[:4].tolist()
+        if new_bad:  # on any rank
+            self.datamodule.exchange_bad_samples()
         texts = numbers[4:].reshape(-1, 3).tolist()
         seconds = self._clock() - self._interval_begun
         per_second = (module.samples_seen - self._interval_samples) / seconds
@@ -155,7 +157,7 @@ class Throughput(Callback):
             further = {
                 "accuracy": accuracy,
                 "cut_captions": cut / max(sum(num for num, *_ in texts), 1),
-                "bad_samples": bad,
+                "bad_samples": float(self.datamodule.bad_samples.total()),
                 "skipped_steps": module.guard.num_skipped,
                 "memory_gib": peak_memory_gib(module.device),
                 "seconds": self.seconds,

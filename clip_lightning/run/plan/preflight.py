@@ -41,6 +41,7 @@ class Plan:
         text_flops: those of a text by its own length; None where all cost the context's.
         is_locked: whether the image tower, and whether the text tower, is never gone back through.
         num_checks: how many things were tried.
+        data_notes: what the data lacks, one sentence each.
     """
 
     epoch_samples: int
@@ -53,6 +54,7 @@ class Plan:
     is_locked: tuple[bool, bool]
     memory: Memory
     num_checks: int
+    data_notes: Sequence[str]
 
     def training_flops(self, texts: Sequence[Sequence[float]]) -> float:
         """FLOPs of training on samples with such texts: forward, and a backward of twice that.
@@ -102,6 +104,8 @@ def plan(config: Config) -> Plan:
     attempts = _Trials()
     has_data = not data_places.counts_as_published(config)
     datamodule = attempts.run(lambda: build_datamodule(config)) if has_data else None
+    if datamodule:
+        attempts.run(datamodule.check_validation)
     tasks = attempts.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
     model = attempts.run(lambda: build_on_meta(config))
     attempts.run(lambda: build_loss(config.loss))
@@ -129,6 +133,7 @@ def plan(config: Config) -> Plan:
         is_locked=(config.model.vision.locked, config.model.text.locked),
         memory=estimate_memory(config, model, phases, build_on_meta(teacher.config) if teacher else None),
         num_checks=attempts.count,
+        data_notes=datamodule.notes if datamodule else (),
     )
     return Preflight(**vars(counted), datamodule=datamodule, tasks=tasks) if datamodule else counted
 

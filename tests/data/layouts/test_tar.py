@@ -312,7 +312,7 @@ def test_keys_without_a_known_extension_are_counted_with_an_example(tmp_path: Pa
         DataError, match=r"10 of 30 samples are bad \(unknown extension: 10 \(10 keys have only '\.0\.jpg'"
     ):
         BadSampleLog(found, 0.01)
-    assert BadSampleLog(found, 0.5).counts(with_index=True) == {"unknown extension": 10}
+    assert BadSampleLog(found, 0.5).counts() == {"unknown extension": 10}
 
 
 @pytest.mark.parametrize(

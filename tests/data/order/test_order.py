@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from clip_lightning.data.layouts.mixture import BLOCK, MixtureOrder, quotas
+from clip_lightning.data.layouts.mixture import BLOCK, MixtureOrder, held_out_of_parts, quotas
 from clip_lightning.data.order.counter_rng import hashed, permuted, uniforms
 from clip_lightning.data.order.order import Order
 
@@ -143,3 +143,29 @@ def test_quotas_fill_the_block(weights: list[float]) -> None:
     assert places.sum() == BLOCK
     assert places.min() >= 1
     assert np.abs(places / BLOCK - np.array(weights) / sum(weights)).max() < 1e-3
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=6), st.sampled_from([0, 7, 1024]))
+def test_the_parts_of_a_mixture_hold_out_what_is_wanted_or_all_they_may(part_sizes: list[int], wanted: int) -> None:
+    if not sum(part_sizes):
+        return
+    held = held_out_of_parts(part_sizes, wanted)
+    assert sum(held) == min(wanted, sum(size // 10 for size in part_sizes))
+    for own, size in zip(held, part_sizes, strict=True):
+        assert own <= size // 10
+
+
+def test_the_held_out_pairs_of_a_mixture_are_1024_whatever_its_parts() -> None:
+    assert held_out_of_parts([3_318_333, 10_968_539], 1024) == [238, 786]
+    assert sum(held_out_of_parts([3_318_333, 10_968_539, 12_000_000], 1024)) == 1024
+
+
+@given(sizes.filter(lambda found: sum(found) >= 100), st.integers(1, 30))
+def test_whole_shards_are_held_out_where_shards_are_downloaded(shard_sizes: list[int], wanted: int) -> None:
+    order = Order(np.array(shard_sizes), seed=3, num_held_out=wanted, whole_shards=True)
+    held, ends = order.held_out(), np.cumsum(shard_sizes)
+    assert len(held) == min(wanted, sum(shard_sizes) // 10)
+    counts = np.bincount(np.searchsorted(ends, held, side="right"), minlength=len(shard_sizes))
+    assert sum((counts > 0) & (counts < np.array(shard_sizes))) <= 1  # at most one shard is shared with training
+    seen = np.sort(np.concatenate([ids_of(order, 0), held]))
+    assert seen.tolist() == list(range(sum(shard_sizes)))

@@ -23,11 +23,13 @@ from clip_lightning.data import index as index_command
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.layouts.layout import build_layout
 from clip_lightning.data.layouts.tar import Tars
+from clip_lightning.data.layouts.tar_index import ShardIndex, index_tar
 from clip_lightning.data.remote.cache import ShardCache
-from clip_lightning.data.sources import Source, list_sources
+from clip_lightning.data.remote.ranged_file import RangedFile
+from clip_lightning.data.sources import Source, any_on_network, list_sources
 from clip_lightning.errors import DataError
 from tests.data.test_loader import steps
-from tests.support.small_data import jpeg
+from tests.support.small_data import jpeg, write_tar
 
 MakeModule = Callable[..., ContrastiveDataModule]
 
@@ -131,7 +133,7 @@ def test_a_store_that_fails_one_read_in_three_gives_the_right_bytes(
         assert os.pread(descriptor, source.size + 1, 0) == path.read_bytes()
         os.close(descriptor)
     assert next(FlakyStore.failures) - before > 10
-    assert "ConnectionResetError('the store hung up'); asking again in 0.5 s (1 of 30)" in caplog.text
+    assert "ConnectionResetError('the store hung up'); trying again in 0.5 s (1 of 30)" in caplog.text
     assert not list((tmp_path / "cache/shards").glob("*.part"))
 
 
@@ -169,6 +171,58 @@ def test_remote_shards_are_indexed_by_command(remote: str, tmp_path: Path, capsy
     assert index_command.main([remote, "--index-folder", str(tmp_path / "cache")]) == 0
     assert "59 samples in 5 shards; left out: none" in capsys.readouterr().out
     assert len(list((tmp_path / "cache/index").glob("*.idx"))) == 5
+
+
+def test_ranks_of_a_launcher_share_the_shards_to_index(
+    remote: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, (num_samples, num_shards) in enumerate([(17, 3), (42, 2)]):
+        monkeypatch.setenv("RANK", str(rank))
+        assert index_command.main([remote, "--index-folder", str(tmp_path / "cache")]) == 0
+        printed = capsys.readouterr().out
+        assert f"{num_samples} samples in {num_shards} shards (share {rank} of 2)" in printed
+    assert len(list((tmp_path / "cache/index").glob("*.idx"))) == 5
+
+
+def test_sidecars_beside_remote_shards_are_taken(remote: str, shards: Path, tmp_path: Path) -> None:
+    assert index_command.main([str(shards)]) == 0
+    for path in shards.glob("*.idx"):
+        MemoryFileSystem().pipe(f"/bucket/{path.name}", path.read_bytes())
+    MemoryFileSystem().pipe("/bucket/00002.tar.idx", (shards / "00001.tar.idx").read_bytes())  # of another size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip_lightning.data.layouts.index.index_tar", _index_tar_of("00002.tar"))
+        found = tars(remote, tmp_path / "cache")
+    assert found.num_samples == 59
+    assert found.read(20).image == jpeg(20)
+    assert kept(tmp_path / "cache") == ["00003.tar"]
+    assert tars(remote, tmp_path / "cache").fingerprint() == found.fingerprint()
+
+
+def _index_tar_of(name: str) -> Callable[..., ShardIndex]:
+    """Indexes one shard, and fails for others."""
+
+    def index(file: RangedFile, *keys: list[str]) -> ShardIndex:
+        assert file.source.name == name
+        return index_tar(file, *keys)
+
+    return index
+
+
+def test_indexing_reads_headers_by_ranges_and_not_pixels(tmp_path: Path) -> None:
+    members = [
+        (f"{k}.{end}", content) for k in range(8) for end, content in (("jpg", jpeg(k) + bytes(1 << 20)), ("txt", b"x"))
+    ]
+    content = write_tar(tmp_path / "0.tar", members).read_bytes()
+    MemoryFileSystem().pipe("/large/0.tar", content)
+    (source,) = list_sources("memory://large", ".tar")
+    file = RangedFile(source, ShardCache(cache_config(tmp_path / "cache")))
+    found = index_tar(file, ["jpg"], ["txt"])
+    assert found.digest == index_tar(tmp_path / "0.tar", ["jpg"], ["txt"]).digest
+    assert found.records.tobytes() == index_tar(tmp_path / "0.tar", ["jpg"], ["txt"]).records.tobytes()
+    assert file.num_bytes < len(content) / 2
+    assert file.num_requests < 20
+    MemoryFileSystem().rm("/large", recursive=True)
 
 
 def test_sidecars_in_the_cache_make_the_second_start_need_no_download(remote: str, tmp_path: Path) -> None:
@@ -267,3 +321,15 @@ def test_remote_parquet(tmp_path: Path) -> None:
     config = DataConfig(name="t", kind="parquet", path="memory://tables", cache=cache_config(tmp_path / "cache"))
     assert build_layout(config).read(5) == (jpeg(5), ["f"])
     MemoryFileSystem().rm("/tables", recursive=True)
+
+
+def test_a_network_mount_is_recognised_by_the_type_of_its_file_system(tmp_path: Path) -> None:
+    (tmp_path / "a b/c").mkdir(parents=True)
+    mounts = tmp_path / "mounts"
+    place = str(tmp_path / "a b").replace(" ", "\\040")
+    local, below = Source(str(tmp_path / "0.tar"), 1, ""), Source(str(tmp_path / "a b/c/0.tar"), 1, "")
+    for kind, is_network in (("nfs4", True), ("lustre", True), ("fuse.sshfs", True), ("ext4", False), ("xfs", False)):
+        mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {place} {kind} rw 0 0\n")
+        assert any_on_network([below], mounts) == is_network
+        assert not any_on_network([local], mounts)
+    assert not any_on_network([below], tmp_path / "missing")
