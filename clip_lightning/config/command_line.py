@@ -13,7 +13,9 @@ from typing import NamedTuple, NoReturn
 
 from hydra.core.override_parser.types import Override
 
+from clip_lightning.config import keys
 from clip_lightning.config.overrides import PLACEHOLDERS
+from clip_lightning.config.schema import EvaluateConfig
 from clip_lightning.errors import UserError
 
 _ABOUT = {
@@ -84,6 +86,16 @@ def with_scheduler(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if is_sweep or word != LAUNCHER] + ["cluster.scheduler=slurm"]
 
 
+def with_run(argv: Sequence[str]) -> list[str]:
+    """The command line of evaluate.py with `run=` before a directory that is given alone."""
+    is_alone = [not word.startswith("-") and "=" not in word and Path(word).is_dir() for word in argv]
+    takes_folder = [False, *(word in ("--config-dir", "-cd") for word in argv)]
+    return [
+        f"run={word}" if alone and not taken else word
+        for word, alone, taken in zip(argv, is_alone, takes_folder, strict=False)
+    ]
+
+
 def help_page(config_name: str, groups: dict[str, list[str]]) -> str:
     """What `--help` prints: usage, flags, groups with their options, examples."""
     about, command = _ABOUT[config_name]
@@ -94,6 +106,12 @@ def help_page(config_name: str, groups: dict[str, list[str]]) -> str:
     for group, options in groups.items():
         listed = ", ".join(option for option in options if option not in PLACEHOLDERS)
         lines += _wrapped(f"  {group:<{width}}  ", listed)
+    if config_name == "evaluate":
+        found = [key for key in keys.table(EvaluateConfig).values() if not key.name.startswith("cluster.slurm.")]
+        width = max(len(key.name) for key in found)
+        lines += ["", "keys (KEY=VALUE):"]
+        for key in found:
+            lines += _wrapped(f"  {key.name:<{width}}  ", key.help)
     lines += ["", "every key, its default and meaning: docs/config.md", "", "examples:"]
     commands = [(f"{command} {words}".rstrip(), meaning) for words, meaning in _EXAMPLES[config_name]]
     width = max(len(words) for words, _ in commands)

@@ -92,7 +92,11 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     if check:
-        problems += grid.unswept(composed.choices.get("experiment"), composed.grid, good) + checks.check(config)
+        problems += grid.unswept(composed.choices.get("experiment"), composed.grid, good)
+        # What a wrong word would have set is not reported as missing as well.
+        wrong = {word.partition("=")[0] for word in words} - {word.key_or_group for word in good}
+        silent = tuple(f"{key}{end}" for key in wrong for end in "= :")
+        problems += [problem for problem in checks.check(config) if not problem.startswith(silent)]
     if problems:
         raise UserError(*problems)
     return config
@@ -171,8 +175,12 @@ def first_line(error: BaseException) -> str:
 
 def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None) -> int:
     argv = command_line.with_scheduler(argv)
+    if config_name == "evaluate":
+        argv = command_line.with_run(argv)
     flags, words = command_line.split(argv)
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
+    if problems := overrides.repeated(words, grammar):
+        raise UserError(*problems)
     if flags.help:
         print(command_line.help_page(config_name, grammar.groups))
     elif flags.hydra_arguments:
@@ -348,7 +356,7 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
     try:
         plain = identity.flatten(OmegaConf.to_container(composed.config, resolve=False))  # type: ignore[arg-type]
         if missing := [key for key, value in plain.items() if value == MISSING or key in composed.required]:
-            raise UserError(*(f"{key} has no value; write {key}=VALUE, or add it to the preset" for key in missing))
+            raise UserError(*(_missing(key) for key in missing))
         config = OmegaConf.to_object(composed.config)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: its ${{...}} cannot be resolved ({first_line(error)})") from error
@@ -358,6 +366,15 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
             config.eval.tasks = list(config.data.tasks)
         problems += [*recipes.fill(config), *_name_teacher(config.loss)]
     return config
+
+
+def _missing(key: str) -> str:
+    if key == "run":
+        return (
+            "run is not set: a run is a directory that train.py made, with config.yaml and checkpoints; "
+            "write run=runs/latest for the newest one"
+        )
+    return f"{key} has no value; write {key}=VALUE, or add it to the preset"
 
 
 def _data_option(grammar: overrides.Grammar, name: str) -> DictConfig:

@@ -23,10 +23,10 @@ class Duration(NamedTuple):
 
 
 def parse(text: str) -> Duration:
-    """Reads a duration; a bare number below 1 is a share of the run, above 1 it is samples.
+    """Reads a duration; a number without a unit is a share of the run, or with k, M or B samples.
 
     Raises:
-        UserError: the text is none of the forms, or is a bare 1, which could mean a sample as well as the whole run.
+        UserError: the text is none of the forms, or is a number from 1 without a unit.
     """
     match = _FORM.fullmatch(text.strip())
     if not match:
@@ -37,8 +37,9 @@ def parse(text: str) -> Duration:
         return Duration(amount / 100, "run")
     if unit:
         return Duration(amount, unit.rstrip("s") + "s")
-    if amount == 1 and not suffix:
-        raise UserError(f'"{text}" could be one sample or the whole run; write "1 samples" or "100%"')
+    if amount >= 1 and not suffix:
+        number = text.strip()
+        raise UserError(f'"{text}" has no unit; write "{number} epochs", "{number} steps" or "{number} samples"')
     return Duration(amount, "run" if 0 < amount < 1 else "samples")
 
 

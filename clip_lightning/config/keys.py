@@ -66,6 +66,16 @@ def sections(schema: type) -> list[str]:
     return sorted(parents)
 
 
+def owner(schema: type, name: str) -> str:
+    """The open key that a dotted name is below, or the name itself where it is a key; empty otherwise."""
+    parts = name.split(".")
+    for depth in range(len(parts), 0, -1):
+        key = table(schema).get(".".join(parts[:depth]))
+        if key is not None and (depth == len(parts) or key.open):
+            return key.name
+    return ""
+
+
 def rule(kind: Any) -> str:
     """What a key of this type takes, in words."""
     arguments = typing.get_args(kind)

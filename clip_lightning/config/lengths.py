@@ -1,5 +1,6 @@
 """The durations of a config in samples, a pure function of the config and the number of training pairs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clip_lightning.config import duration
@@ -44,13 +45,30 @@ def total_samples(config: Config, epoch_samples: int | None) -> int:
     return total
 
 
+def schedule_problems(config: Config, total: int, epoch_samples: int | None) -> Iterator[str]:
+    """Whether warm-up and cool-down fit into a run of `total` samples."""
+    compute = config.compute
+    warmup, cooldown = (
+        duration.to_samples(text, global_batch=compute.global_batch, epoch_samples=epoch_samples, total_samples=total)
+        for text in (compute.warmup, compute.cooldown)
+    )
+    if warmup + cooldown > total:
+        what = f"compute.warmup={compute.warmup}" + (f" and compute.cooldown={compute.cooldown}" if cooldown else "")
+        yield (
+            f"{what} take {warmup + cooldown:,} samples and the whole run has {total:,} "
+            f"(compute.duration={compute.duration}); write compute.warmup=5%"
+        )
+
+
 def resolve_lengths(config: Config, epoch_samples: int) -> Lengths:
     """All durations of a run over data with so many training pairs.
 
     Raises:
-        UserError: a duration cannot be resolved.
+        UserError: a duration cannot be resolved, or warm-up and cool-down are longer than the run.
     """
     batch, total = config.compute.global_batch, total_samples(config, epoch_samples)
+    if problems := list(schedule_problems(config, total, epoch_samples)):
+        raise UserError(*problems)
 
     def samples(text: str) -> int:
         return duration.to_samples(text, global_batch=batch, epoch_samples=epoch_samples, total_samples=total)

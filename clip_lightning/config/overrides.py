@@ -4,6 +4,7 @@ Hydra stops at the first mistake, names no near key, and lets `+key=` past its c
 the schema and the options on disk before Hydra sees it.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clip_lightning.config import keys
 
+# Settings of other frameworks that are no other name of one key here.
+_HABITS = {
+    "resume": "resume: there is no such key, since the same command resumes a run; write fresh=true to start it over",
+    "checkpoint": "checkpoint: there is no such key of train.py, since the same command resumes a run",
+    "epochs": "epochs: there is no such key; write compute.duration='5 epochs'",
+    "max_epochs": "max_epochs: there is no such key; write compute.duration='5 epochs'",
+    "max_steps": "max_steps: there is no such key; write compute.duration='1000 steps'",
+    "steps": "steps: there is no such key; write compute.duration='1000 steps'",
+    "gpus": "gpus: there is no such key; write cluster=ddp cluster.devices=8",
+    "workers": "workers: there is no such key; write cluster.workers=4",
+    "batch_size": "batch_size: there is no such key; write compute.global_batch=256, the pairs of one step",
+}
 PLACEHOLDERS = ("by_data", "by_model")  # options that stand for another one
 
 
@@ -41,13 +54,8 @@ class Grammar:
         return {group: sorted(found[group]) for group in sorted(found) if not group.startswith("hydra")}
 
     def owner(self, key: str) -> str:
-        """The open key that a name lies below, or the name itself where it is a key; empty otherwise."""
-        parts = key.split(".")
-        for depth in range(len(parts), 0, -1):
-            name = ".".join(parts[:depth])
-            if name in self.keys and (depth == len(parts) or self.keys[name].open):
-                return name
-        return ""
+        """As `keys.owner`, for this schema."""
+        return keys.owner(self.schema, key)
 
     def is_open(self, key: str) -> bool:
         """Whether the name is an open key or lies below one: Hydra adds names there only with a plus.
@@ -86,8 +94,11 @@ def check(words: Sequence[str], grammar: Grammar, *, sweep: bool) -> tuple[list[
     good, problems = [], []
     groups = grammar.groups
     for word in words:
+        if hint := _foreign_habit(word, grammar):
+            problems.append(hint)
+            continue
         try:
-            override = OverridesParser.create().parse_override(word)
+            override = _parse(word, grammar)
         except HydraException:
             problems.append(_unreadable(word))
             continue
@@ -96,6 +107,21 @@ def check(words: Sequence[str], grammar: Grammar, *, sweep: bool) -> tuple[list[
         if not found:
             good.append(override)
     return good, problems
+
+
+def repeated(words: Sequence[str], grammar: Grammar) -> list[str]:
+    """A sentence for each text, like a path, that a command sets to several values: the shell may have expanded it."""
+    given: dict[str, list[str]] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in grammar.keys and _is_text(grammar.keys[key]):
+            given.setdefault(key, []).append(value)
+    return [
+        f"{key} is set {len(values)} times, to {values[0]} and {values[-1]}; write it once, with quotes "
+        f"around a pattern, which the shell expands without them: '{key}={_pattern(values)}'"
+        for key, values in given.items()
+        if len(set(values)) > 1
+    ]
 
 
 def to_hydra(override: Override, grammar: Grammar) -> str:
@@ -129,6 +155,43 @@ def _problems(override: Override, word: str, grammar: Grammar, groups: dict[str,
         near = keys.near(key, [*groups, *grammar.keys])
         return [f"{word}: there is no key {key}" + keys.did_you_mean([_homed(name) for name in near])]
     return [p for value in values if not _interpolates(value) for p in grammar.key_problems(key, value, word)]
+
+
+def _parse(word: str, grammar: Grammar) -> Override:
+    """A word in Hydra's grammar; a text that the grammar cannot read, like a path with braces, is taken as it is.
+
+    Raises: HydraException for other words that cannot be read.
+    """
+    key, equals, value = word.partition("=")
+    takes_list = key in grammar.keys and grammar.keys[key].kind in (list[str], list[str] | None)
+    if takes_list and value and value != "null" and not any(sign in value for sign in "[],'\"$"):
+        word = f"{key}=['{value}']"
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        if not equals or key not in grammar.keys or not _is_text(grammar.keys[key]) or value[:1] in ("'", '"'):
+            raise
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return OverridesParser.create().parse_override(f"{key}='{quoted}'")
+
+
+def _is_text(key: keys.Key) -> bool:
+    return key.kind in (str, str | None) and key.rule is None
+
+
+def _pattern(values: list[str]) -> str:
+    """The braces that a shell expands to these values."""
+    head = os.path.commonprefix(values)  # noqa: RUF071 - characters are compared on purpose
+    tail = os.path.commonprefix([value[len(head) :][::-1] for value in values])[::-1]  # noqa: RUF071
+    middle = [value[len(head) : len(value) - len(tail)] for value in values]
+    inner = f"{middle[0]}..{middle[-1]}" if all(part.isdecimal() for part in middle) else ",".join(middle)
+    return f"{head}{{{inner}}}{tail}"
+
+
+def _foreign_habit(word: str, grammar: Grammar) -> str | None:
+    """What to write instead of a setting that other frameworks have."""
+    key = word.partition("=")[0]
+    return None if key in grammar.keys or key in grammar.sections else _HABITS.get(key.lstrip("-"))
 
 
 def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:

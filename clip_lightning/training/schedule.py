@@ -37,7 +37,7 @@ class Schedule:
         if samples_seen < self.warmup:
             return self.peak * (samples_seen + self.global_batch) / self.warmup
         if self.kind == "cosine":
-            done = (samples_seen - self.warmup) / (self.total - self.warmup)
+            done = (samples_seen - self.warmup) / max(self.global_batch, self.total - self.warmup)
             return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * done))
         cooldown_begins = self.total - self.cooldown
         if self.kind == "constant" or samples_seen < cooldown_begins:

@@ -137,7 +137,7 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"loss__teacher_science": "ab"}, "loss.teacher_science=ab has no effect without loss.teacher"),
     ({"loss___target_": "no_such_package_here.Loss"}, "there is no package no_such_package_here; install it"),
     ({"loss___target_": "os; system"}, "must be an import path like"),
-    ({"data__kind": "scenes"}, "has no effect with data.kind=scenes; leave it out"),
+    ({"data__kind": "scenes"}, "has no effect with data=mine; write data=folder as well"),
     ({"data__mixture": {"cc3m": 1.0}}, "data.mixture={'cc3m': 1.0} has no effect with data.kind=webdataset"),
     ({"data__kind": "mixture", "data__path": None}, "data.mixture={} must give each data option a weight above 0"),
     ({"data__options": {"a": 1}}, "data.options has no effect without data._target_"),
@@ -159,7 +159,9 @@ FAULTS: list[tuple[dict[str, object], str]] = [
         "2 ranks (cluster.nodes x cluster.devices); write 2",
     ),
     ({"debug__overfit_samples": 3}, "debug.overfit_samples=3 must be at least compute.global_batch=512"),
-    ({"allow_changed": ["compute.sede"]}, "allow_changed: compute.sede is no key; did you mean compute.seed"),
+    ({"allow_changed": ["compute.sede"]}, "allow_changed: there is no key compute.sede; did you mean compute.seed"),
+    ({"model__name": "vit_l14_336", "compute__learning_rate": 2e-5}, "model.text.pretrained=PATH compute.duration="),
+    ({"compute__duration": "5"}, 'compute.duration: "5" has no unit; write "5 epochs", "5 steps" or "5 samples"'),
 ]
 
 
@@ -244,3 +246,22 @@ def test_torchrun_may_start_fewer_nodes_where_they_divide_the_batch(
         monkeypatch.setenv(name, value)
     four = ["cluster=ddp", "cluster.nodes=4", "cluster.devices=2", f"compute.global_batch={batch}"]
     assert compose.load("train", four, check=False).cluster.nodes == nodes
+
+
+def test_a_key_below_an_open_key_may_be_allowed_to_change(base: Config) -> None:
+    assert told(base, allow_changed=["data", "model.text.config.hidden_dropout_prob", "compute.seed"]) == []
+
+
+def test_the_right_rates_of_the_larger_image_size_are_no_problem(base: Config) -> None:
+    assert told(base, model__name="vit_l14_336", compute__learning_rate=4e-4) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "option"), [("a.tar", "webdataset"), ("a.csv", "csv"), ("a.parquet", "parquet"), ("a.jpg", "folder")]
+)
+def test_a_path_without_data_names_the_option_that_reads_it(
+    base: Config, file: str, option: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).touch()
+    found = told(base, data__kind="scenes", data__path=str(tmp_path))
+    assert any(f"write data={option} as well" in problem for problem in found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clip_lightning.config import compose
-from clip_lightning.config.command_line import with_scheduler
+from clip_lightning.config.command_line import with_run, with_scheduler
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 
@@ -26,7 +26,7 @@ def task(config, overrides):
                       "torch" in sys.modules]))
     return config.compute.seed
 
-compose.main("train", task)
+compose.main("train", sys.argv[1:], task)
 """
 
 
@@ -317,3 +317,50 @@ def test_options_and_keys_of_open_groups_are_the_users_own() -> None:
     assert config.trainer == {"limit_train_batches": 3}
     (problem,) = problems("logger=[a,c]")
     assert problem.startswith("logger=c: there is no such option")
+
+
+def test_a_pattern_that_the_shell_has_expanded_is_refused_with_its_quotes(tmp_path: Path, root: Path) -> None:
+    words = [f"data.path=DIR/{k:05}.tar" for k in range(6)]
+    done = call([*MINE, *words], tmp_path, root)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert "'data.path=DIR/0000{0..5}.tar'" in sentence
+
+
+@pytest.mark.parametrize("path", ["DIR/{0..5}.tar", "/a/d\u00e9/x", "s3://a:b@c/d?e=1&f=it's", "C:\\d"])
+def test_a_path_is_taken_as_it_is(path: str) -> None:
+    assert load(f"data.path={path}").data.path == path
+
+
+@pytest.mark.parametrize("word", ["resume=true", "epochs=5", "batch_size=8", "workers=1", "gpus=2"])
+def test_settings_of_other_frameworks_get_a_hint(word: str) -> None:
+    (problem,) = problems(word)
+    assert any(fix in problem for fix in ("fresh=true", "compute.", "cluster."))
+
+
+def test_a_list_of_one_needs_no_brackets() -> None:
+    assert load("eval.folders=/dir", "eval.tasks=birds").eval.folders == ["/dir"]
+
+
+def test_a_wrong_word_is_one_sentence() -> None:
+    with pytest.raises(UserError) as caught:
+        compose.load("train", [*MINE, "loss=other", "data.path='a"])
+    assert len(caught.value.problems) == 1
+
+
+def test_own_data_has_defaults_that_run_anywhere() -> None:
+    for option in ("webdataset", "csv", "folder", "parquet"):
+        config: Config = compose.load("train", [f"data={option}"], check=False)
+        assert (config.model.name, config.compute.name, config.compute.global_batch) == ("tiny", "cpu_minutes", 128)
+
+
+def test_the_papers_recipe_has_the_papers_crop() -> None:
+    assert load("compute=paper", "model=vit_b32").data.augment.crop == "square"
+    assert load("compute=paper", "model=vit_b32", "data.augment.crop=area").data.augment.crop == "area"
+
+
+def test_evaluate_takes_a_directory_and_says_what_a_run_is(tmp_path: Path) -> None:
+    assert with_run([str(tmp_path), "--cfg", "job"]) == [f"run={tmp_path}", "--cfg", "job"]
+    assert with_run(["--config-dir", str(tmp_path)]) == ["--config-dir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"run is not set: .* write run=runs/latest"):
+        compose.load("evaluate", [])

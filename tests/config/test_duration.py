@@ -22,7 +22,6 @@ def samples(text: str, batch: int = 1, epoch: int | None = 1000, total: int | No
         ("200k samples", 200_000),
         ("1_000 samples", 1000),
         ("1,000 samples", 1000),
-        ("1e5", 100_000),
         ("1 samples", 1),
         ("7 steps", 7),
         ("1 step", 1),
@@ -34,16 +33,17 @@ def samples(text: str, batch: int = 1, epoch: int | None = 1000, total: int | No
         ("100%", 100_000),
         ("0", 0),
         ("0 samples", 0),
-        ("250", 250),
     ],
 )
 def test_every_form_is_counted_exactly(text: str, expected: int) -> None:
     assert samples(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "fast", "-3 steps", "3 stps", "1", "1.0", "5 %%", "3 M epochs of", "1e", "5m"])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "-3 steps", "3 stps", "1", "1.0", "250", "1e5", "5 %%", "3 M epochs of", "1e", "5m"]
+)
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is not a duration|could be one sample"):
+    with pytest.raises(UserError, match=r"is not a duration|has no unit"):
         samples(text)
 
 

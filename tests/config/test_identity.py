@@ -108,7 +108,7 @@ def test_a_difference_is_readable(config: Config) -> None:
     other.compute.learning_rate = 1e-3
     other.model.vision.options["patch_size"] = 8
     assert identity.diff(identity.science(config), identity.science(other)) == [
-        "compute.learning_rate: 0.0003 -> 0.001",
+        "compute.learning_rate: 3e-4 -> 0.001",
         "model.vision.options.patch_size: (absent) -> 8",
     ]
 

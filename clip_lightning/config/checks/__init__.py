@@ -66,6 +66,6 @@ def _allowed(names: list[str]) -> Iterator[str]:
     """What may change within a run is data, or a key."""
     known = ["data", *keys.table(Config)]
     for name in names:
-        if name not in known:
+        if name != "data" and not keys.owner(Config, name):
             near = keys.did_you_mean(keys.near(name, known))
-            yield f"allow_changed: {name} is no key{near}; write data, or a key's name"
+            yield f"allow_changed: there is no key {name}{near}; write data, or a key's name"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from clip_lightning.config import duration, phases
+from clip_lightning.config.lengths import schedule_problems
 from clip_lightning.config.schema import ComputeConfig, Config
 
 
@@ -71,13 +72,7 @@ def _lengths(config: Config) -> Iterator[str]:
     parts = [compute.warmup, compute.cooldown]
     if pairs is None and any("epoch" in part for part in parts):
         return
-    warmup, cooldown = (samples(part, total) for part in parts)
-    if warmup + cooldown > total:
-        what = f"compute.warmup={compute.warmup}" + (f" and compute.cooldown={compute.cooldown}" if cooldown else "")
-        yield (
-            f"{what} take {warmup + cooldown:,} samples and the whole run has {total:,} "
-            f"(compute.duration={compute.duration}); write compute.warmup=5%"
-        )
+    yield from schedule_problems(config, total, pairs)
     if (keep := config.cluster.keep_every) is not None:
         often, rarely = samples(config.cluster.checkpoint_every, total), samples(keep, total)
         if not often or rarely < often:

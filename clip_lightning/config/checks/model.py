@@ -13,10 +13,25 @@ _RESNET_SIZES = {"resnet50x4_clip": 288, "resnet50x16_clip": 384, "resnet50x64_c
 
 def problems(config: Config) -> Iterator[str]:
     """One sentence for each problem."""
+    yield from _fine_tuning(config)
     yield from _vision(config.model.vision)
     yield from _text(config.model.text)
     yield from _loss(config)
     yield from _cached(config)
+
+
+def _fine_tuning(config: Config) -> Iterator[str]:
+    """Whether a recipe for one more epoch from published weights starts from weights."""
+    model, rate = config.model, config.compute.learning_rate
+    if model.name != "vit_l14_336" or rate is None or rate > 2e-5:
+        return
+    if not (model.vision.pretrained and model.text.pretrained):
+        yield (
+            f"model=vit_l14_336 with compute.learning_rate={rate:g} and without pretrained weights: this is the "
+            "paper's rate for one epoch from ViT-L/14's weights; fine-tune with model.vision.pretrained=PATH "
+            'model.text.pretrained=PATH compute.duration="1 epochs" compute.warmup=5%, or train from scratch with '
+            "compute.learning_rate=4e-4"
+        )
 
 
 def _vision(vision: VisionConfig) -> Iterator[str]:
