@@ -109,7 +109,7 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
         UserError: a preset or a user's own file does not fit the schema.
     """
     settings = [overrides.to_hydra(word, grammar) for word in words]
-    settings += _search_path(grammar.folders[1:])
+    settings += presets.search_path(grammar.folders[1:])
     # What belongs to a model or recipe that is not yet chosen waits for the second round.
     given = [word.key_or_group for word in words]
     belonging = {"model": "model/", "compute": "compute.recipes."}
@@ -269,7 +269,7 @@ def _call_hydra(
 ) -> None:
     """Hydra's own command line, with this project's folders."""
     before = sys.argv
-    sys.argv = [before[0], *arguments, *_search_path(folders)]
+    sys.argv = [before[0], *arguments, *presets.search_path(folders)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except HydraException as error:
@@ -288,12 +288,6 @@ def _show(config_name: str, argv: Sequence[str], flags: command_line.Flags) -> N
         if not OmegaConf.is_config(part):
             raise UserError(f"--package {flags.package}: there is no such section; write one like model.vision")
         print(OmegaConf.to_yaml(part), end="")
-
-
-def _search_path(folders: Sequence[Path]) -> list[str]:
-    """The setting that makes Hydra look into a user's folders too."""
-    listed = ",".join(f"'file://{folder}'" for folder in folders)
-    return [f"hydra.searchpath=[{listed}]"] if folders else []
 
 
 @contextmanager
@@ -356,7 +350,7 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
     try:
         plain = identity.flatten(OmegaConf.to_container(composed.config, resolve=False))  # type: ignore[arg-type]
         if missing := [key for key, value in plain.items() if value == MISSING or key in composed.required]:
-            raise UserError(*(_missing(key) for key in missing))
+            raise UserError(*(presets.missing_problem(key) for key in missing))
         config = OmegaConf.to_object(composed.config)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: its ${{...}} cannot be resolved ({first_line(error)})") from error
@@ -368,19 +362,10 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
     return config
 
 
-def _missing(key: str) -> str:
-    if key == "run":
-        return (
-            "run is not set: a run is a directory that train.py made, with config.yaml and checkpoints; "
-            "write run=runs/latest for the newest one"
-        )
-    return f"{key} has no value; write {key}=VALUE, or add it to the preset"
-
-
 def _data_option(grammar: overrides.Grammar, name: str) -> DictConfig:
     """The `data` section with another option of that group."""
     with _hydra():
-        composed = _compose("train", [f"data={name}", *_search_path(grammar.folders[1:])], grammar)
+        composed = _compose("train", [f"data={name}", *presets.search_path(grammar.folders[1:])], grammar)
     section: DictConfig = composed.config.data
     return section
 

@@ -6,6 +6,7 @@ Machine settings, evaluation, tracking and paths never enter; a path does only w
 import hashlib
 import json
 import os
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -19,7 +20,13 @@ def science(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {group: part for group, part in _plain(config).items() if part}
     data = config.data
     if data.num_samples is None and data.kind != "scenes" and data.path is not None:
-        found["data"]["path"] = data.path if "://" in data.path else os.path.realpath(data.path)
+        found["data"]["path"] = _place(data.path)
+    if data.validation.path is not None:
+        # Then nothing is held out of the training data.
+        found["data"]["validation"]["separate"] = True
+    unnamed = {name: part["path"] for name, part in data.parts.items() if part["num_samples"] is None and part["path"]}
+    if unnamed:
+        found["data"]["paths"] = {name: _place(path) for name, path in unnamed.items()}
     return found
 
 
@@ -38,6 +45,12 @@ def model_name(config: Config) -> str:
 def run_name(config: Config) -> str:
     """The name of the run's directory: model-data-compute-hash."""
     return f"{model_name(config)}-{config.data.name}-{config.compute.name}-{science_hash(config)}"
+
+
+def redacted(text: str) -> str:
+    """A text with the credentials of URLs in it left out: `s3://key:secret@bucket?token=x` is `s3://***@bucket?***`."""
+    text = re.sub(r"(\w+://)[^/@\s\"']+@", r"\1***@", text)
+    return re.sub(r"(\w+://[^?\s\"']+\?)[^\s\"']+", r"\1***", text)
 
 
 def diff(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -61,6 +74,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _place(path: str) -> str:
+    """An absolute path, or a URL without credentials: what names data that has no published number of pairs."""
+    return redacted(path) if "://" in path else os.path.realpath(path)
 
 
 def _plain(value: Any) -> Any:

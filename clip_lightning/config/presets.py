@@ -44,6 +44,22 @@ def required(config_name: str, settings: list[str], choices: dict[str, Any], gra
     return left
 
 
+def missing_problem(key: str) -> str:
+    """The sentence about a key that no file and no setting gives a value."""
+    if key == "run":
+        return (
+            "run is not set: a run is a directory that train.py made, with config.yaml and checkpoints; "
+            "write run=runs/latest for the newest one"
+        )
+    return f"{key} has no value; write {key}=VALUE, or add it to the preset"
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The setting that makes Hydra look into a user's folders too."""
+    listed = ",".join(f"'file://{folder}'" for folder in folders)
+    return [f"hydra.searchpath=[{listed}]"] if folders else []
+
+
 def _files(config_name: str, settings: list[str], folders: Sequence[Path]) -> Iterator[tuple[Path, str, Any]]:
     """Path, package and content of every composed file of this project or the user, the last one winning."""
     loader = GlobalHydra.instance().config_loader()

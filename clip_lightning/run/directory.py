@@ -94,7 +94,7 @@ class RunDirectory:
             write_atomically(self.path / "versions.json", json.dumps(versions, indent=1) + "\n")
             write_atomically(self.path / "git.txt", "\n".join([str(commit), *commit.changed]) + "\n")
             write_atomically(self.path / "patch.diff", commit.patch)
-            write_atomically(frozen, compose.dump(config))
+            write_atomically(frozen, identity.redacted(compose.dump(config)))
         else:
             before, allowed = compose.read(frozen), set(config.allow_changed)
             changed = self._changes_of_data(data)
@@ -110,13 +110,13 @@ class RunDirectory:
                     f"{self.path} holds another run ({'; '.join(science)}); rename it, continue as this run by "
                     f"allow_changed=[{names}], or write fresh=true"
                 )
-            changed += identity.diff(asdict(before), asdict(config))
+            changed += [identity.redacted(line) for line in identity.diff(asdict(before), asdict(config))]
         (self.path / FAILURE).unlink(missing_ok=True)
         start = {
             "time": now(),
             "host": socket.gethostname(),
             "commit": str(commit),
-            "command": list(argv),
+            "command": [identity.redacted(word) for word in argv],
             "changed": changed,
         }
         with (self.path / "starts.jsonl").open("a", encoding="utf-8") as stream:

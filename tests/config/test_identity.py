@@ -134,3 +134,28 @@ def test_a_teacher_is_known_by_its_science_wherever_it_lies(config: Config, tmp_
             compose.load("train", [*words, f"loss.teacher={tmp_path / word}"], check=False)
     with pytest.raises(UserError, match=r"loss\.teacher_science=0 is not that of"):
         compose.load("train", [*words, f"loss.teacher={tmp_path / 'here'}", "loss.teacher_science=0"], check=False)
+
+
+def test_what_changes_the_samples_is_in_the_science(config: Config) -> None:
+    separate = copy.deepcopy(config)
+    separate.data.validation.path = "elsewhere"
+    assert identity.science_hash(separate) != identity.science_hash(config)
+    words = ["data=mixture", "data.mixture={webdataset:1.0,cc3m:1.0}", "model=vit_b32", "compute=openclip_cc12m"]
+    places = [f"data.mixture_paths={{webdataset:{a},cc3m:{b}}}" for a, b in (("A", "A"), ("B", "A"), ("A", "B"))]
+    mixtures: list[Config] = [compose.load("train", [*words, place], check=False) for place in places]
+    first, other, moved = map(identity.science_hash, mixtures)
+    assert first != other
+    assert first == moved  # cc3m has a published number of pairs and may lie anywhere
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://key:secret@bucket/a", "s3://***@bucket/a"),
+        ("https://host/a.tar?X-Token=b", "https://host/a.tar?***"),
+        ("path: s3://bucket/a", "path: s3://bucket/a"),
+        ("/a/b@c?d", "/a/b@c?d"),
+    ],
+)
+def test_credentials_are_left_out(url: str, shown: str) -> None:
+    assert identity.redacted(url) == shown
