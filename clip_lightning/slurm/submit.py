@@ -63,9 +63,9 @@ class Submission:
         self._code: dict[Path, Path] = {}
 
     def add(self, config: Config) -> None:
-        """Freezes config and code in the run's directory; says why where there is nothing to submit.
+        """Freezes config and code in the run's directory; prints the reason if there is nothing to submit.
 
-        Raises: UserError where the run is at work, or its directory cannot be made.
+        Raises: UserError if the run is running, or its directory cannot be made.
         """
         run = directory_of(config)
         if read_json(run / "status.json").get("status") == "finished" and not config.fresh:
@@ -75,7 +75,7 @@ class Submission:
             print(f"{run.name}: job {number} is {state.lower()} already; cancel it with: scancel {number}")
             return
         if is_at_work(run):
-            print(f"{run.name}: a process is at work in it already")
+            print(f"{run.name}: a process is running it already")
             return
         if config.fresh and (aside := move_aside(run)):
             print(f"the earlier run is kept in {aside}")
@@ -94,9 +94,9 @@ class Submission:
         self.jobs.append(job)
 
     def submit(self) -> None:
-        """Submits each run, or all that ask for the same as one array, and says how to watch and cancel them.
+        """Submits each run, or runs with equal requests as one array, and prints how to watch and cancel them.
 
-        Raises: UserError with sbatch's own reason when it refuses.
+        Raises: UserError with the reason of sbatch if it refuses.
         """
         alike: dict[str, list[Job]] = {}
         for job in self.jobs:
@@ -120,16 +120,16 @@ class Submission:
     def _queued(self) -> dict[str, str]:
         """State of each of this user's jobs that waits or runs, by number.
 
-        Raises: UserError where SLURM does not answer: what waits already would be submitted twice.
+        Raises: UserError if SLURM does not answer: a waiting run could be submitted twice.
         """
         command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError:  # there is no sbatch either, which says so
+        except OSError:  # there is no sbatch either, which is reported
             return {}
         if done.returncode:
             raise UserError(
-                f"squeue does not say which jobs wait ({_reason(done.stderr)}), so that a run might be submitted "
+                f"squeue does not report the waiting jobs ({_reason(done.stderr)}), so that a run might be submitted "
                 "twice; repeat the command when it does"
             )
         return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -173,7 +173,7 @@ def submit(config: Config) -> int:
 def gathered() -> Iterator[None]:
     """Runs submitted in its body are submitted together at its end.
 
-    Raises: UserError with sbatch's own reason when it refuses.
+    Raises: UserError with the reason of sbatch if it refuses.
     """
     submission = Submission()
     token = _GATHERED.set(submission)
@@ -185,7 +185,7 @@ def gathered() -> Iterator[None]:
 
 
 def requests(config: Config) -> list[str]:
-    """The options of sbatch that a run asks for."""
+    """The options of sbatch for a run."""
     cluster, slurm = config.cluster, config.cluster.slurm
     gpus = (
         0 if cluster.accelerator == "cpu" else cluster.devices if slurm.gpus_per_node is None else slurm.gpus_per_node
@@ -209,7 +209,7 @@ def requests(config: Config) -> list[str]:
 
 
 def render(jobs: Sequence[Job], folder: Path) -> str:
-    """The script of one run, or of an array of runs that ask for the same; its output goes to `folder`."""
+    """The script of one run, or of an array of runs with equal requests; its output goes to `folder`."""
     first = jobs[0].config
     slurm = first.cluster.slurm
     array = len(jobs) > 1
@@ -271,8 +271,8 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _sbatch(script: Path, slurm: SlurmConfig) -> str:
     """Submits a script; returns the job's number. Raises UserError with sbatch's reason."""
-    # What a surrounding job or run has set would be the new job's as well. SBATCH_ACCOUNT and its like are the user's
-    # defaults; sbatch heeds them before the script, so that they stay only where the config leaves them open.
+    # Variables of a surrounding job or run must not reach the new job. SBATCH_ACCOUNT and the like are the user's
+    # defaults; sbatch reads them before the script, so they are kept only for what the config leaves open.
     ours = ("SLURM_", "SBATCH_", "CLIP_LIGHTNING_")
     default = {"SLURM_CONF", *(f"SBATCH_{name.upper()}" for name in _USERS_DEFAULTS if getattr(slurm, name) is None)}
     kept = {name: value for name, value in os.environ.items() if name in default or not name.startswith(ours)}
@@ -290,7 +290,7 @@ def _sbatch(script: Path, slurm: SlurmConfig) -> str:
 
 
 def _reason(printed: str) -> str:
-    """What a command of SLURM's has to say, in one line."""
+    """The message of a SLURM command, in one line."""
     lines = [re.sub(r"^\w+: (error: )?", "", line) for line in printed.splitlines()]
     return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
 

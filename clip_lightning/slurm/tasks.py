@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 def in_allocation() -> bool:
-    """Whether this process belongs to a job of SLURM's."""
+    """Whether this process belongs to a SLURM job."""
     return "SLURM_JOB_ID" in os.environ
 
 

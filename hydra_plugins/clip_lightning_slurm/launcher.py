@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 
 @dataclass
 class SlurmLauncherConf:
-    """`hydra/launcher=slurm`; what a job asks for is in `cluster.slurm`."""
+    """`hydra/launcher=slurm`; the requests of a job are in `cluster.slurm`."""
 
     _target_: str = "hydra_plugins.clip_lightning_slurm.launcher.SlurmLauncher"
 
@@ -20,10 +20,10 @@ ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLau
 
 
 class SlurmLauncher(BasicLauncher):
-    """Goes through the points as Hydra's own launcher does; that each of them is submitted is the run's to know."""
+    """Iterates over the points as Hydra's own launcher does; each run decides that it is submitted."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits the points; leaves with an exit code when SLURM refuses them, since Hydra would print a traceback."""
+        """Submits the points; exits with a code when SLURM refuses them, since Hydra would print a traceback."""
         from clip_lightning.config.compose import tell
         from clip_lightning.errors import UserError
         from clip_lightning.slurm import submit as slurm

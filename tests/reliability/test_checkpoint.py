@@ -32,7 +32,7 @@ def folder(tmp_path: Path, said: list[str]) -> CheckpointFolder:
     return CheckpointFolder(tmp_path / "checkpoints", keep_last=2, notify=said.append)
 
 
-def test_what_was_saved_is_loaded(folder: CheckpointFolder) -> None:
+def test_a_saved_checkpoint_loads(folder: CheckpointFolder) -> None:
     folder.save(512, parts(1.5), {"science": "abc"})
     found = folder.newest()
     assert found is not None
@@ -66,7 +66,7 @@ def test_one_checkpoint_stays_that_is_old_enough_to_go_back_to(folder: Checkpoin
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest cut", "no manifest"])
-def test_a_damaged_newest_is_named_and_skip_windows(folder: CheckpointFolder, said: list[str], damage: str) -> None:
+def test_a_damaged_newest_is_reported_and_skipped(folder: CheckpointFolder, said: list[str], damage: str) -> None:
     folder.save(100, parts(1), {})
     folder.save(200, parts(2), {})
     newest = folder.path / name_of(200)
@@ -105,7 +105,7 @@ def refuse_to_move(monkeypatch: pytest.MonkeyPatch, number: int, error: int) -> 
     monkeypatch.setattr(Path, "rename", refusing)
 
 
-def test_an_old_checkpoint_that_cannot_go_costs_no_other(
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_affect_others(
     folder: CheckpointFolder, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (100, 200):
@@ -120,7 +120,7 @@ def test_an_old_checkpoint_that_cannot_go_costs_no_other(
     assert folder.numbers() == [400, 300]
 
 
-def test_only_a_full_disk_removes_old_checkpoints_before_a_new_one_stands(
+def test_only_a_full_disk_removes_old_checkpoints_before_a_new_one_is_complete(
     folder: CheckpointFolder, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (100, 200):
@@ -146,7 +146,7 @@ def test_a_pickle_from_outside_is_refused(folder: CheckpointFolder, tmp_path: Pa
     assert not (tmp_path / "was here").exists()
 
 
-def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_checkpoint(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps({"format": 99, "files": {}, "samples_seen": 1, "about": {}}))

@@ -59,7 +59,7 @@ def test_spikes_in_a_row_are_a_divergence_and_what_is_not_finite_between_them_do
     assert [step.is_skipped for step in info.value.steps] == [False, True, False, False]
 
 
-def test_a_restored_guard_goes_on_within_a_row() -> None:
+def test_a_restored_guard_continues_within_a_row() -> None:
     first, second = NanGuard(limit=3), NanGuard(limit=3)
     feed(first, [1, math.nan, math.nan])
     first.flush()

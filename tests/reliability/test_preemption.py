@@ -28,7 +28,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGUSR2"))])
-def test_a_signal_ends_the_fit_after_a_step_with_its_code(name: str) -> None:
+def test_a_signal_ends_the_fit_after_a_step_with_its_exit_code(name: str) -> None:
     process = start("1")
     process.send_signal(signal.Signals[name])
     out, _ = process.communicate(timeout=60)
@@ -36,7 +36,7 @@ def test_a_signal_ends_the_fit_after_a_step_with_its_code(name: str) -> None:
     assert process.returncode == 128 + signal.Signals[name]
 
 
-def test_a_second_ctrl_c_leaves_at_once() -> None:
+def test_a_second_ctrl_c_exits_at_once() -> None:
     process = start("1", "deaf")
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
@@ -57,7 +57,7 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
         (("SIGINT", "SIGTERM"), "SIGINT"),
     ],
 )
-def test_an_order_to_end_takes_the_place_of_a_warning(came: tuple[str, ...], counts: str) -> None:
+def test_sigterm_replaces_a_warning(came: tuple[str, ...], counts: str) -> None:
     with StopSignals() as signals:
         for name in came:
             signal.raise_signal(signal.Signals[name])
@@ -66,7 +66,7 @@ def test_an_order_to_end_takes_the_place_of_a_warning(came: tuple[str, ...], cou
 
 
 @pytest.mark.slow
-def test_ranks_stop_after_the_same_step_when_one_is_asked() -> None:
+def test_ranks_stop_after_the_same_step_when_one_receives_a_signal() -> None:
     process = start("2")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)

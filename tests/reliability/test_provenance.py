@@ -34,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_git_apply_gives_the_tree_back(checkout: Path, tmp_path: Path) -> None:
+def test_git_apply_reproduces_the_tree(checkout: Path, tmp_path: Path) -> None:
     git(checkout, "config", "diff.noprefix", "true")
     found = commit(checkout)
     kept = tmp_path / "kept"
@@ -49,7 +49,7 @@ def test_git_apply_gives_the_tree_back(checkout: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / file).read_bytes() == (checkout / file).read_bytes(), file
 
 
-def test_what_is_large_binary_ignored_or_local_stays_out(checkout: Path) -> None:
+def test_large_binary_ignored_and_local_files_are_left_out(checkout: Path) -> None:
     (checkout / "large.txt").write_bytes(b"a" * (LARGEST_FILE + 1))
     (checkout / "new.bin").write_bytes(b"\0\1")
     (checkout / "ignored.txt").write_text("x")

@@ -28,7 +28,7 @@ def test_rows_of_pieces_are_the_rows_of_the_whole(sizes: list[int], data: st.Dat
     assert saved.shape == tensor.shape
 
 
-def test_a_tree_without_shards_is_itself() -> None:
+def test_a_tree_without_shards_is_unchanged() -> None:
     tree = {"a": [torch.ones(2), {"b": 3}], "c": None}
     assert with_rows(tree, []) == tree
 
@@ -64,7 +64,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.slow
-def test_four_ranks_save_and_two_and_one_go_on(tmp_path: Path, root: Path) -> None:
+def test_two_ranks_and_one_resume_from_four(tmp_path: Path, root: Path) -> None:
     program(root, tmp_path, 4, 4, "save")
     assert len(list((tmp_path / "checkpoints" / name_of(1)).glob("*.pt"))) == 4
     assert_same(state(tmp_path, 1), expected(2))
@@ -77,7 +77,7 @@ def test_four_ranks_save_and_two_and_one_go_on(tmp_path: Path, root: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_is_named_and_skip_windows(tmp_path: Path, root: Path) -> None:
+def test_a_damaged_shard_is_reported_and_skipped(tmp_path: Path, root: Path) -> None:
     program(root, tmp_path, 2, 2, "save")
     good = tmp_path / "checkpoints" / name_of(1)
     shutil.copytree(good, bad := tmp_path / "checkpoints" / name_of(2))

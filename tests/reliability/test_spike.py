@@ -46,7 +46,7 @@ def test_a_jump_of_either_is_a_spike_as_long_as_it_lasts(
     assert all(judged[place:])
 
 
-def test_nothing_is_judged_before_the_window_is_full() -> None:
+def test_no_step_is_a_spike_before_the_window_is_full() -> None:
     detector = SpikeDetector(THRESHOLD, WINDOW, 1)
     assert not any(detector.is_spike(10.0 ** (k % 7), 1.0) for k in range(WINDOW))
 
@@ -58,7 +58,7 @@ def test_a_constant_loss_may_rise_by_a_little() -> None:
     assert detector.is_spike(2.03, 0.5)
 
 
-def test_a_restored_detector_judges_as_the_one_that_was_saved() -> None:
+def test_a_restored_detector_decides_as_the_saved_one() -> None:
     first, second = (SpikeDetector(THRESHOLD, WINDOW, 1) for _ in range(2))
     for step in curve(0, 0.01, 0.1, 50):
         first.is_spike(*step)

@@ -138,7 +138,7 @@ def test_the_file_in_the_checkout_trains_on_two_nodes_by_hand(by_hand: Path) -> 
     assert re.search(r"status\s+finished", printed)
 
 
-def test_a_refused_job_is_told_in_sbatch_own_words_and_its_files_stand(
+def test_a_refused_job_reports_the_reason_of_sbatch_and_keeps_its_files(
     cluster: Cluster, tmp_path: Path, small: list[str]
 ) -> None:
     refused = cluster.train(f"runs={tmp_path}", *small, *TWO_NODES, "cluster.slurm.partition=nope")
@@ -199,7 +199,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_ends_with_the_same_wei
     assert ids == {own}
 
 
-def test_a_job_that_gives_way_to_another_starts_again_and_ends_with_the_same_weights(
+def test_a_preempted_job_starts_again_and_ends_with_the_same_weights(
     cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]
 ) -> None:
     argv = [f"runs={tmp_path}", *small, *TWO_NODES, "cluster.slurm.requeue=true", "cluster.slurm.partition=low"]
@@ -279,7 +279,7 @@ def test_crashes_are_requeued_while_starts_save_something_new_and_three_times_wi
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a node a small /dev/shm")
-def test_a_sick_node_is_named_before_the_first_step(cluster: Cluster, tmp_path: Path, small: list[str]) -> None:
+def test_an_unfit_node_is_named_before_the_first_step(cluster: Cluster, tmp_path: Path, small: list[str]) -> None:
     container = tmp_path / "container"
     shrunk = 'mount -t tmpfs -o size=4k tmpfs /dev/shm; exec "$@"'
     container.write_text(
@@ -296,7 +296,7 @@ def test_a_sick_node_is_named_before_the_first_step(cluster: Cluster, tmp_path: 
     assert json.loads((run / "status.json").read_text())["reason"].startswith(f"node {node}: /dev/shm has ")
 
 
-def test_tasks_that_are_not_the_ranks_of_the_config_are_told_in_one_sentence(
+def test_tasks_that_do_not_match_the_config_are_reported_in_one_sentence(
     cluster: Cluster, tmp_path: Path, small: list[str]
 ) -> None:
     command = [sys.executable, "train.py", f"runs={tmp_path}", *small, "cluster=ddp", "cluster.accelerator=cpu"]
@@ -310,7 +310,7 @@ def test_tasks_that_are_not_the_ranks_of_the_config_are_told_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_sbatch_one_sentence_says_so_and_nothing_trains(tmp_path: Path, small: list[str]) -> None:
+def test_without_sbatch_one_sentence_is_printed_and_nothing_trains(tmp_path: Path, small: list[str]) -> None:
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "tests" / "support")}
     command = [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *small, *TWO_NODES]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

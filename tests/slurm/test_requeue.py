@@ -90,7 +90,9 @@ def test_a_job_that_slurm_has_ended_starts_again(script: Script, code: int, save
         (0, "", RUNS, ""),
     ],
 )
-def test_any_other_end_is_the_last(script: Script, code: int, saved: str, job: str, says: str) -> None:
+def test_a_job_that_ended_otherwise_does_not_start_again(
+    script: Script, code: int, saved: str, job: str, says: str
+) -> None:
     printed = script.run(code, saved, job)
     assert "requeued" not in printed
     assert ("not started again by this script: " in printed) == bool(code)
@@ -131,7 +133,7 @@ def test_one_job_of_an_array_starts_again_alone(script: Script) -> None:
     assert "\nrequeued 12_7\n" in script.run(140, "SIGUSR2", RUNS, **array)
 
 
-def test_a_run_that_never_began_is_failed_and_one_that_stopped_keeps_its_word(script: Script, tmp_path: Path) -> None:
+def test_a_run_that_never_began_becomes_failed_and_a_stopped_run_stays_stopped(script: Script, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
     (run / "slurm").mkdir(parents=True)
     rendered = tmp_path / "train.sbatch"

@@ -42,25 +42,27 @@ def status(config: Config) -> dict[str, str]:
     return found
 
 
-def test_a_queue_that_cannot_be_read_is_not_an_empty_one(commands: Commands, config: Config, tmp_path: Path) -> None:
+def test_a_queue_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    commands: Commands, config: Config, tmp_path: Path
+) -> None:
     slurm.submit(config)
     assert (status(config)["status"], status(config)["reason"]) == ("submitted", "job 12")
     commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", sbatch="exit 9")
     with pytest.raises(UserError) as told:
         slurm.submit(config)
     (sentence,) = told.value.problems
-    assert "squeue does not say which jobs wait (" in sentence
+    assert "squeue does not report the waiting jobs (" in sentence
     assert "Unable to contact slurm controller)" in sentence
 
 
-def test_a_job_that_starts_at_once_keeps_its_own_word(commands: Commands, config: Config) -> None:
+def test_the_status_of_a_job_that_starts_at_once_is_kept(commands: Commands, config: Config) -> None:
     file = directory_of(config) / "status.json"
     commands(sbatch=f"""grep -q '"submitted"' '{file}' || exit 1; echo '{{"status": "failed"}}' >'{file}'; echo 12""")
     slurm.submit(config)
     assert status(config) == {"status": "failed"}
 
 
-def test_a_job_that_is_refused_leaves_the_run_as_it_stood(commands: Commands, config: Config) -> None:
+def test_a_refused_job_leaves_the_status_of_the_run_unchanged(commands: Commands, config: Config) -> None:
     file = directory_of(config) / "status.json"
     commands(sbatch="echo 'sbatch: error: no such partition' >&2; exit 1")
     with pytest.raises(UserError, match="no such partition"):

@@ -34,7 +34,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_task_is_a_rank_and_lightning_is_told_so(inside: pytest.MonkeyPatch) -> None:
+def test_a_task_is_a_rank_for_lightning(inside: pytest.MonkeyPatch) -> None:
     two = ClusterConfig(name="two", nodes=2, devices=1)
     assert ranks_are_tasks(two)
     found = environment(two)
@@ -53,7 +53,7 @@ def test_a_task_is_a_rank_and_lightning_is_told_so(inside: pytest.MonkeyPatch) -
         (2, 4, None, "write cluster.nodes=2 cluster.devices=1 or srun --nodes=2 --ntasks-per-node=4"),
     ],
 )
-def test_tasks_that_are_not_the_ranks_are_told_by_rank_0_alone(
+def test_only_rank_0_reports_tasks_that_do_not_match_the_ranks(
     inside: pytest.MonkeyPatch, nodes: int, devices: int, gpus: int | None, mend: str
 ) -> None:
     cluster = ClusterConfig(name="other", nodes=nodes, devices=devices)
@@ -68,7 +68,7 @@ def test_tasks_that_are_not_the_ranks_are_told_by_rank_0_alone(
     assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {mend}" in sentence
 
 
-def test_tasks_that_lie_unevenly_on_their_nodes_are_told(inside: pytest.MonkeyPatch) -> None:
+def test_uneven_tasks_per_node_are_refused(inside: pytest.MonkeyPatch) -> None:
     for name, value in (("PROCID", "0"), ("STEP_NUM_TASKS", "16"), ("STEP_TASKS_PER_NODE", "12,4")):
         inside.setenv(f"SLURM_{name}", value)
     sixteen = ClusterConfig(name="sixteen", nodes=2, devices=8)
@@ -78,14 +78,14 @@ def test_tasks_that_lie_unevenly_on_their_nodes_are_told(inside: pytest.MonkeyPa
     check_tasks(sixteen, 8)
 
 
-def test_a_run_tells_its_batch_script_that_it_has_moved_on(inside: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_reports_progress_to_its_batch_script(inside: pytest.MonkeyPatch, tmp_path: Path) -> None:
     note_progress("SIGUSR2")  # nobody asks
     inside.setenv("CLIP_LIGHTNING_SAVED", str(tmp_path / "saved.txt"))
     note_progress("SIGUSR2")
     assert (tmp_path / "saved.txt").read_text() == "SIGUSR2\n"
 
 
-def test_a_task_that_sees_too_few_gpus_says_so(inside: pytest.MonkeyPatch) -> None:
+def test_a_task_that_sees_too_few_gpus_is_refused(inside: pytest.MonkeyPatch) -> None:
     inside.setenv("SLURM_STEP_NUM_TASKS", "16")
     inside.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
     with pytest.raises(UserError, match=r"a task sees 1 GPUs, .* without --gpus-per-task and --gpu-bind"):
@@ -103,7 +103,7 @@ def test_one_task_of_an_interactive_job_starts_its_own_ranks(inside: pytest.Monk
     assert not found.creates_processes_externally
 
 
-def test_a_shell_that_only_holds_a_job_is_sent_to_its_nodes(inside: pytest.MonkeyPatch) -> None:
+def test_a_shell_outside_the_nodes_of_its_allocation_is_refused(inside: pytest.MonkeyPatch) -> None:
     inside.delenv("SLURM_STEP_ID")
     inside.delenv("SLURMD_NODENAME")
     with pytest.raises(UserError, match="on none of its nodes; write srun before it"):

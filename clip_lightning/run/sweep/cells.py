@@ -77,7 +77,7 @@ def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[c
 
 
 def begin(cells: Sequence[Cell], command: Sequence[str]) -> SweepRecord:
-    """Writes the record of a sweep, before its first cell; what was noted of earlier cells stays."""
+    """Writes the record of a sweep before its first cell; notes of earlier cells are kept."""
     config: Config = cells[0].config
     found = [SweepCell(identity.run_name(cell.config), cell.settings, cell.argv) for cell in cells]
     names = "\n".join(sorted(cell.run for cell in found))
@@ -97,7 +97,7 @@ def note_failure(sweep: Path, run: str, reason: str) -> None:
 
 
 class _Turns:
-    """One cell after the other; while entered, signals that ask to stop go to the cell at work.
+    """Runs one cell after the other; while entered, stop signals are passed to the running cell.
 
     The cell is in a process group of its own, so that Ctrl-C reaches it once, from here.
     """
@@ -174,7 +174,7 @@ def _alone(work: Callable[[], int], parent: int) -> None:
 
 
 def _cell(config: Config, argv: Sequence[str], sweep: Path) -> int:
-    """Trains a cell, and notes what its directory may not tell."""
+    """Trains a cell, and notes failures that its directory may lack."""
     run = identity.run_name(config)
     try:
         return train(config, argv)
