@@ -23,6 +23,7 @@ records = st.builds(
     low=st.none() | st.floats(allow_nan=False),
     n=st.none() | st.integers(0, 2**40),
     samples_seen=st.integers(0, 2**50),
+    per_class=st.none() | st.lists(st.none() | st.floats(0, 1), min_size=1).map(tuple),
 )
 
 

@@ -18,7 +18,7 @@ from clip_lightning.config.schema import TextConfig
 from clip_lightning.errors import UserError
 from clip_lightning.model import initialization
 from clip_lightning.model.vision import first_line
-from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
+from clip_lightning.tokenizer import use_hub_cache_when_offline
 
 # Towers that the library's own table of models does not list.
 _UNLISTED = {"siglip_text_model": SiglipTextModel}
@@ -99,7 +99,7 @@ def _published_config(name: str | None, inline: dict[str, Any]) -> PreTrainedCon
             "model.text.config.model_type and its other keys"
         )
     if not Path(name).is_dir():
-        skip_the_hub_where_it_is_out_of_reach()
+        use_hub_cache_when_offline()
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **inline)
     except Exception as error:  # the hub's client raises classes of several libraries
@@ -130,7 +130,7 @@ def _load(kind: Any, config: TextConfig, architecture: PreTrainedConfig) -> Any:
     if source is None:
         raise UserError(f"{key} needs model.text.huggingface, the hub name of the weights, or write a path")
     if not Path(source).is_dir():
-        skip_the_hub_where_it_is_out_of_reach()
+        use_hub_cache_when_offline()
     try:
         encoder, report = kind.from_pretrained(
             source, config=architecture, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -23,7 +23,7 @@ from clip_lightning.errors import UserError
 from clip_lightning.model import initialization, positions
 from clip_lightning.model.pretrained import KNOWN, describe, part, read_state_dict
 from clip_lightning.targets import resolve_target
-from clip_lightning.tokenizer import skip_the_hub_where_it_is_out_of_reach
+from clip_lightning.tokenizer import use_hub_cache_when_offline
 
 
 class VisionTower(nn.Module):
@@ -117,7 +117,7 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
     arguments = _arguments(config) | _arguments_of_phases(config, phases)
     on_meta = torch.get_default_device().type == "meta"
     if config.pretrained is True:
-        skip_the_hub_where_it_is_out_of_reach()
+        use_hub_cache_when_offline()
     try:
         backbone = timm.create_model(config.timm, pretrained=config.pretrained is True and not on_meta, **arguments)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:

@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from clip_lightning.tokenizer.build import build_tokenizer, load_tokenizer
-from clip_lightning.tokenizer.hugging_face import skip_the_hub_where_it_is_out_of_reach
+from clip_lightning.tokenizer.hugging_face import use_hub_cache_when_offline
 from clip_lightning.tokenizer.tokenizer import TextEncoder, TokenBatch, Tokenizer
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "Tokenizer",
     "build_tokenizer",
     "load_tokenizer",
-    "skip_the_hub_where_it_is_out_of_reach",
+    "use_hub_cache_when_offline",
 ]

@@ -53,7 +53,7 @@ def save_encoder_config(text: TextConfig, folder: Path) -> None:
 
     assert text.huggingface is not None
     if not Path(text.huggingface).is_dir():
-        skip_the_hub_where_it_is_out_of_reach()
+        use_hub_cache_when_offline()
     folder.mkdir()
     try:
         shutil.copyfile(cached_file(text.huggingface, "config.json"), folder / "config.json")
@@ -91,8 +91,8 @@ def build_hugging_face(text: TextConfig) -> Tokenizer:
     )
 
 
-def skip_the_hub_where_it_is_out_of_reach() -> None:
-    """Makes the hub's client read only its cache where the hub's address has no name: it would retry for a minute."""
+def use_hub_cache_when_offline() -> None:
+    """Lets the hub's client read only its cache when the hub's name has no address: it would retry for a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies():  # behind a proxy names are resolved elsewhere
@@ -107,7 +107,7 @@ def _load_hugging_face(name: str) -> Any:
     from transformers import AutoTokenizer
 
     if not Path(name).is_dir():
-        skip_the_hub_where_it_is_out_of_reach()
+        use_hub_cache_when_offline()
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

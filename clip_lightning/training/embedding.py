@@ -16,7 +16,7 @@ from torch import Tensor
 from clip_lightning.config import compose
 from clip_lightning.data.images.decode import decode_eval
 from clip_lightning.model.clip import CLIP
-from clip_lightning.tokenizer import Tokenizer, build_tokenizer
+from clip_lightning.tokenizer import Tokenizer, load_tokenizer
 from clip_lightning.training.saved_model import TOKENIZER, config_of_saved, find_checkpoint, load_model, refuse_targets
 
 
@@ -57,7 +57,7 @@ def load(
     refuse_targets(config, allow_target)
     config = config_of_saved(config, path)
     model = load_model(config, find_checkpoint(path, checkpoint), weights).to(device)
-    tokenizer = build_tokenizer(config.model.text, path / TOKENIZER, None)
+    tokenizer = load_tokenizer(config.model.text, path / TOKENIZER)
     return LoadedModel(model, tokenizer, partial(decode_eval, size=config.model.vision.image_size))
 
 
