@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clip_lightning.errors import AgreedError, UserError
+from clip_lightning.errors import AgreedError
 from clip_lightning.loss.precision import full_float32
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,14 +55,3 @@ def refuse_broken(num_broken: int, num_total: int, where: str) -> None:
             f"{where}: {num_broken} of {num_total} features are NaN or infinite, so nothing can be measured; "
             "training has diverged (lower compute.learning_rate, or evaluate an earlier checkpoint)."
         )
-
-
-@contextmanager
-def out_of_memory_advice(setting: str) -> Iterator[None]:
-    """Turns an out-of-memory error into a UserError. Args: setting: key and value to lower, as `eval.batch=256`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise UserError(f"{setting}: an evaluation ran out of memory; write a smaller value") from error

@@ -17,7 +17,7 @@ from clip_lightning.data.batches import Batch
 from clip_lightning.distributed import all_reduce_sum, gather_rows, rank_and_world
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.cache import MemoryBudget
-from clip_lightning.evaluation.inference import cosines, inference, out_of_memory_advice, refuse_broken
+from clip_lightning.evaluation.inference import cosines, inference, refuse_broken
 from clip_lightning.evaluation.metrics import UNIT, PairRecall, normal_interval, wilson
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
@@ -61,7 +61,7 @@ class RetrievalEvaluator:
         model's values can be compared with a softmax model's. `recall_at_1` is the mean of both directions.
         Raises UserError when features are NaN or infinite, DataError when there are fewer than two pairs.
         """
-        with inference(model, device, self.precision), out_of_memory_advice(f"eval.batch={self.batch}"):
+        with inference(model, device, self.precision):
             images_ND, texts_ND = self._features(model, device)
             scale = model.current_logit_scale()
         pairs = len(images_ND)

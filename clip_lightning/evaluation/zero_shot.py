@@ -14,7 +14,7 @@ from torch import Tensor
 from clip_lightning.distributed import all_reduce_sum, padded_share
 from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.classifier import ClassifierBuilder
-from clip_lightning.evaluation.inference import inference, out_of_memory_advice, refuse_broken
+from clip_lightning.evaluation.inference import inference, refuse_broken
 from clip_lightning.evaluation.metrics import ClassAccuracy
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.model.clip import CLIP
@@ -57,7 +57,7 @@ class ZeroShotEvaluator:
         labels = torch.as_tensor(self.task.labels)[samples].to(device)
         accuracy = ClassAccuracy(len(self.task.classnames)).to(device)
         broken = torch.zeros((), dtype=torch.int64, device=device)
-        with inference(model, device, self.precision), out_of_memory_advice(f"eval.batch={self.batch}"):
+        with inference(model, device, self.precision):
             classifier = self.classifier.build(model, tokenizer, device)
             start = 0
             for images in self._batches(samples):

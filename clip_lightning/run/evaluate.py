@@ -17,6 +17,7 @@ from clip_lightning.evaluation.tasks import build_tasks, warnings_of
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.reliability import provenance
+from clip_lightning.reliability.out_of_memory import out_of_memory_as
 from clip_lightning.run import launch
 from clip_lightning.run.console.summary import score_table
 from clip_lightning.run.evaluators import build_evaluators
@@ -66,16 +67,15 @@ def evaluate(config: EvaluateConfig) -> int:
         model = load_model(saved, checkpoint, config.weights).to(device)
         if not all(exchange(datamodule is not None)):  # not on every node
             datamodule = None
+        weights = "" if config.weights == "raw" else config.weights
+        does_not_fit = f"an evaluation does not fit into the memory of {device}: lower eval.batch={config.eval.batch}"
         try:
-            measured = [
-                replace(
-                    record,
-                    samples_seen=checkpoint.samples_seen,
-                    weights="" if config.weights == "raw" else config.weights,
-                )
-                for evaluator in build_evaluators(saved, tasks, datamodule)
-                for record in evaluator.run(model, tokenizer, device)
-            ]
+            with out_of_memory_as(does_not_fit):
+                measured = [
+                    replace(record, samples_seen=checkpoint.samples_seen, weights=weights)
+                    for evaluator in build_evaluators(saved, tasks, datamodule)
+                    for record in evaluator.run(model, tokenizer, device)
+                ]
         except AgreedError as error:
             if rank_and_world()[0] == 0:
                 raise

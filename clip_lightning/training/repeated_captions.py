@@ -53,8 +53,8 @@ class RepeatedCaptions(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ClipModule, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the first batch of this start."""
-        if self._is_counted or not isinstance(batch, Batch):
+        """Counts the first batch of a fit, unless the loss takes equal captions as positives."""
+        if self._is_counted or not isinstance(batch, Batch) or pl_module.config.loss.duplicates == "positives":
             return
         self._is_counted = True
         found = count_repeats(batch.tokens, batch.lengths)

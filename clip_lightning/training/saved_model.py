@@ -74,8 +74,10 @@ def config_of_resume(config: Config, run: Path) -> Config:
 
     Before, pretrained weights are still read from where the config says. Raises UserError as `config_of_saved`.
     """
-    folder = run / "checkpoints"
-    if folder.is_dir() and CheckpointFolder(folder, keep_last=1).newest() is not None:
+    folder, towers = run / "checkpoints", (config.model.vision, config.model.text)
+    # Verifying a checkpoint reads all of it; without pretrained weights both copies are equal.
+    has_pretrained = any(tower.pretrained is not False for tower in towers)
+    if has_pretrained and folder.is_dir() and CheckpointFolder(folder, keep_last=1).newest() is not None:
         return config_of_saved(config, run)
     config = copy.deepcopy(config)
     config.model.text = saved_text(config.model.text, run / TOKENIZER)

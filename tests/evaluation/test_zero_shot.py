@@ -116,20 +116,6 @@ def test_records_distinguish_prompts_of_one_name(model: Any, tokenizer: Any, tas
     assert {len(found) for found in hashes} == {8}
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
-)
-def test_running_out_of_memory_names_the_setting(
-    model: Any, tokenizer: Any, task: ZeroShotTask, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(images: torch.Tensor) -> torch.Tensor:
-        raise error
-
-    monkeypatch.setattr(model, "encode_image", fail)
-    with pytest.raises(UserError, match=r"eval\.batch=20"):
-        ZeroShotEvaluator(task, 8, batch=20).run(model, tokenizer, CPU)
-
-
 def test_evaluation_does_not_change_modes_and_random_states(model: Any, tokenizer: Any, task: ZeroShotTask) -> None:
     def disturbing(k: int) -> bytes | np.ndarray:
         random.random(), np.random.rand(), torch.rand(1)

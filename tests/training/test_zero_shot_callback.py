@@ -14,6 +14,7 @@ from clip_lightning.config import compose
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
+from clip_lightning.errors import UserError
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import build_task
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
@@ -222,6 +223,21 @@ def test_other_callbacks_read_the_numbers_of_an_evaluation(train: Train, tokeniz
         "ema/shape/acc1": ("ema", "shape", "acc1"),
     }.items():
         assert seen[name] == pytest.approx(expected[key], rel=1e-6), name
+
+
+class TooLarge:
+    """An evaluator that does not fit into memory."""
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_an_evaluation_that_runs_out_of_memory_names_the_setting(train: Train, tokenizer: Tokenizer) -> None:
+    def make(_: ContrastiveDataModule) -> ZeroShotCallback:
+        return ZeroShotCallback([TooLarge()], tokenizer, lambda _: None, every=BATCH, total_samples=BATCH * STEPS)
+
+    with pytest.raises(UserError, match=r"eval\.batch"):
+        train(make)
 
 
 class Norm:
