@@ -18,10 +18,15 @@ from clip_lightning.errors import AgreedCheckpointError, AgreedError, UserError
 from clip_lightning.records import Record
 from clip_lightning.reliability.background import Background
 from clip_lightning.reliability.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint, shard_name
-from clip_lightning.reliability.optimizer_state import matched_by_name, optimizer_laid_out, parameter_names, state_bytes
+from clip_lightning.reliability.optimizer_state import (
+    bytes_to_come,
+    matched_by_name,
+    optimizer_laid_out,
+    parameter_names,
+)
 from clip_lightning.reliability.rank_group import RankGroup
 from clip_lightning.reliability.replica_check import check_replicas
-from clip_lightning.reliability.shards import laid_out, on_host, own_rows
+from clip_lightning.reliability.shards import laid_out, on_host, own_rows, tree_bytes
 
 WEIGHTS, TRAINING = "weights", "training"
 # How long a failed run waits for a checkpoint that is being written: other ranks may have exited.
@@ -112,7 +117,7 @@ class CheckpointCallback(Callback):
             self.restored = self.restored or open_checkpoint(path, verify=False)
             self._restore(self.restored, trainer, pl_module)
             self._saved_at = self.restored.samples_seen
-        self._check_folder(trainer)
+        self._check_folder(trainer, pl_module)
         self._saved_time = time.monotonic()
         self._samples_before = _samples_seen(pl_module)
         trainer.datamodule.samples_seen = self._samples_before  # type: ignore[attr-defined]
@@ -180,9 +185,9 @@ class CheckpointCallback(Callback):
             at = self._saved_at or 0
             self.sink([Record(what=what, value=value, samples_seen=at) for what, value in measured.items()])
 
-    def _check_folder(self, trainer: Trainer) -> None:
-        """Raises AgreedError on every rank where the folder takes no checkpoint."""
-        num_bytes = sum(self._ranks.exchange(sum(map(state_bytes, trainer.optimizers))))
+    def _check_folder(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises AgreedError on every rank if the folder cannot take a checkpoint."""
+        num_bytes = tree_bytes(_state(trainer, pl_module)) + sum(map(bytes_to_come, trainer.optimizers))
         problems: list[str] = []
         if self._ranks.rank == 0:
             try:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from clip_lightning.reliability.shards import laid_out
 
@@ -46,16 +45,9 @@ def optimizer_laid_out(saved: Mapping[str, Any], optimizer: torch.optim.Optimize
     return {**saved, "state": state}
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes on this rank of the trained weights and what the optimizer keeps of them, before its first step too."""
-    total = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            own = _local(parameter)
-            kept = [_local(value) for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
-            total += own.nbytes + (sum(value.nbytes for value in kept) if kept else _MOMENTS * own.nbytes)
-    return total
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the moments that an optimizer makes in its first step, of all shards; 0 where it has a state."""
+    if optimizer.state:
+        return 0
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return sum(_MOMENTS * parameter.numel() * parameter.element_size() for parameter in parameters)

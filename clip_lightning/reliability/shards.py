@@ -64,6 +64,13 @@ def own_rows(tree: Any) -> tuple[int, Rows]:
     return shard, rows
 
 
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree's tensors; of a sharded one those of all shards."""
+    sizes: list[int] = []
+    _mapped(tree, lambda _, tensor: sizes.append(tensor.numel() * tensor.element_size()))
+    return sum(sizes)
+
+
 def shard_of(tensor: DTensor) -> int:
     """Which of its shards this rank holds."""
     return _place(tensor)[0]
