@@ -33,9 +33,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _train(config: Config, arguments: Sequence[str]) -> int:
     """Trains, or submits a job that does."""
-    from clip_lightning.run.start import start
+    from clip_lightning.slurm.submit import is_submitted, submit
 
-    return start(config, arguments)
+    if is_submitted(config):
+        return submit(config)
+    from clip_lightning.run.train import train
+
+    return train(config, arguments)
 
 
 def _sweep(cells: Sequence[compose.Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:

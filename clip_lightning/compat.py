@@ -4,6 +4,7 @@ An upgrade may remove any of them without notice: tests/test_compat.py calls eac
 base class of launchers is imported in hydra_plugins only, since nothing else imports Hydra.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +103,14 @@ def disable_signal_handling(trainer: "Trainer") -> None:
 def training_data(trainer: "Trainer") -> Any:
     """What was passed to `Trainer.fit` as its training data: a loader, or the module that makes it."""
     return trainer.fit_loop._data_source.instance
+
+
+def replace_rank_observer(observe: Callable[[list[Any]], None]) -> None:
+    """Calls `observe` with the processes of the ranks that Lightning starts from here on.
+
+    It replaces the thread by which Lightning kills the main process silently when a rank ends with an error.
+    """
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    assert hasattr(subprocess_script, "_launch_process_observer")
+    subprocess_script._launch_process_observer = observe  # type: ignore[assignment]

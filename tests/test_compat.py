@@ -12,10 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from clip_lightning import compat
 from clip_lightning.parallel.ddp import FixedBuckets
+from clip_lightning.training.validation_hooks import run_validation_hooks
 
 
 def test_torch_has_the_operators_that_attention_dispatches_to() -> None:
@@ -113,3 +117,30 @@ def test_lightning_leaves_signals_alone() -> None:
 def test_lightning_keeps_the_training_data_of_a_fit() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     assert compat.training_data(trainer) is None, "Lightning changed FitLoop._data_source"
+
+
+def test_lightning_watches_its_ranks_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", subprocess_script._launch_process_observer)
+    watched: list[Any] = []
+    compat.replace_rank_observer(watched.extend)
+    launcher = subprocess_script._SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
+    monkeypatch.setattr(launcher, "_call_children_scripts", lambda: launcher.procs.append("a rank"))
+    launcher.launch(lambda: None)
+    assert watched == ["a rank"], "Lightning starts the thread that watches its ranks in another way"
+
+
+def test_a_callback_may_stop_training_in_a_hook_of_a_validation() -> None:
+    early = EarlyStopping("value", mode="max", patience=1)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[early], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        val_check_interval=2, check_val_every_n_epoch=None, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.state.fn = TrainerFn.FITTING
+    module: Any = None
+    early.setup(trainer, module, "fit")
+    for _ in range(2):
+        trainer.callback_metrics.update({"value": torch.tensor(1.0)})
+        run_validation_hooks(trainer, module)
+    assert trainer.should_stop, "Lightning's EarlyStopping reads another place, or checks in another hook"

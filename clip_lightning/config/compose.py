@@ -144,11 +144,19 @@ def main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None 
     argv = json.loads(inherited) if inherited else argv
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        sys.exit(_main(config_name, argv, task, sweep))
+        argv = command_line.with_scheduler(argv)
+        if config_name == "evaluate":
+            argv = command_line.with_run(argv)
+        code = _answer(config_name, argv, task, sweep)
+        if code is None:
+            config = load(config_name, argv)
+            with _arguments_for_ranks(argv):
+                code = task(config, argv)
     except UserError as error:
         if full_error:
             raise
-        sys.exit(tell(error))
+        code = tell(error)
+    sys.exit(code)
 
 
 def read(path: Path, schema: type = Config) -> Any:
@@ -173,10 +181,8 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None) -> int:
-    argv = command_line.with_scheduler(argv)
-    if config_name == "evaluate":
-        argv = command_line.with_run(argv)
+def _answer(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None) -> int | None:
+    """Prints what flags request, or runs a sweep, and returns the exit code; None where the command is one run."""
     flags, words = command_line.split(argv)
     grammar = overrides.Grammar(SCHEMAS[config_name], [CONF, *flags.config_dirs])
     if problems := overrides.repeated(words, grammar):
@@ -195,15 +201,16 @@ def _main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None
     elif flags.multirun:
         return _sweep(config_name, words, grammar, task, sweep)
     else:
-        return _run(config_name, argv, task)
+        return None
     return 0
 
 
-def _run(config_name: str, argv: Sequence[str], task: Task) -> int:
-    config = load(config_name, argv)
+@contextmanager
+def _arguments_for_ranks(argv: Sequence[str]) -> Iterator[None]:
+    """Inside, processes that the run starts have these arguments, until rank 0 replaces them by its frozen config."""
     os.environ[ARGUMENTS_VARIABLE] = json.dumps(list(argv))
     try:
-        return task(config, argv)
+        yield
     finally:
         del os.environ[ARGUMENTS_VARIABLE]
 
@@ -237,7 +244,9 @@ def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, t
         def job(_: DictConfig) -> int:
             argv = [word.lstrip("+") for word in HydraConfig.get().overrides.task] + _directories(folders)
             try:
-                exit_codes.append(_run(config_name, argv, task))
+                config = load(config_name, argv)
+                with _arguments_for_ranks(argv):
+                    exit_codes.append(task(config, argv))
             except UserError as error:
                 exit_codes.append(tell(error))
             if exit_codes[-1] in TOLD_TO_STOP:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 
-from lightning.pytorch.strategies.launchers import subprocess_script
-
+from clip_lightning import compat
 from clip_lightning.reliability.status import read_json, write_status
 
 POLL_SECONDS = 0.5
@@ -34,8 +33,7 @@ def watch_ranks(path: Path, resume: str, notify: Callable[[str], None]) -> None:
     def launch(processes: "list[Popen[bytes]]") -> None:
         threading.Thread(target=_watch, args=(processes, path, resume, notify), name="rank-watch", daemon=True).start()
 
-    assert hasattr(subprocess_script, "_launch_process_observer"), "Lightning has renamed the thread that kills ranks"
-    subprocess_script._launch_process_observer = launch  # type: ignore[assignment]
+    compat.replace_rank_observer(launch)
 
 
 def describe_exit(rank: int, code: int) -> str:
