@@ -84,3 +84,11 @@ def silent_broken_pipe() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the exit goes nowhere
         sys.exit(_BROKEN_PIPE)
+
+
+def tell(error: UserError) -> int:
+    """Prints the sentences, inside a SLURM job with the node's name; returns the exit code."""
+    node = os.environ.get("SLURMD_NODENAME")
+    for problem in error.problems:
+        print(f"{node}: {problem}" if node else problem, file=sys.stderr)
+    return error.exit_code

@@ -29,7 +29,7 @@ from clip_lightning.config.checks.cluster import take_torchrun_world
 from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
-from clip_lightning.errors import UserError
+from clip_lightning.errors import UserError, tell
 
 # In a checkout beside the package; in an installed wheel inside it.
 _CHECKOUT, _PACKAGED = Path(__file__).parents[2] / "conf", Path(__file__).parents[1] / "conf"
@@ -396,11 +396,3 @@ def _name_teacher(loss: LossConfig) -> list[str]:
         return [f"loss.teacher_science={loss.teacher_science} is not that of loss.teacher={path}, {found}"]
     loss.teacher_science = found
     return []
-
-
-def tell(error: UserError) -> int:
-    """Prints the sentences, inside a SLURM job with the node's name; returns the exit code."""
-    node = os.environ.get("SLURMD_NODENAME")
-    for problem in error.problems:
-        print(f"{node}: {problem}" if node else problem, file=sys.stderr)
-    return error.exit_code

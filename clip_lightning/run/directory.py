@@ -14,6 +14,7 @@ Rank 0 alone writes here. `runs/latest` points to the run that began last.
 """
 
 import json
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from clip_lightning.reliability.run_paths import point_to
 from clip_lightning.reliability.status import now, read_json
 
 FAILURE = "failure.txt"
+START_CONFIG = "start.yaml"
 # Seconds that a run which starts again waits for the lock of its dead process, which a file server may still hold.
 RESTART_PATIENCE = 300.0
 
@@ -122,6 +124,16 @@ class RunDirectory:
         with (self.path / "starts.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(start) + "\n")
         point_to(self.path, self.path.parent / "latest")
+
+    def write_start_config(self, text: str) -> None:
+        """Writes the config of this start for its other ranks, readable by this user only: a URL may hold a secret."""
+        temporary = self.path / f".{START_CONFIG}.writing"
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as stream:
+            stream.write(text)
+        temporary.replace(self.path / START_CONFIG)
 
     def _changes_of_data(self, data: dict[str, Any]) -> list[str]:
         before = read_json(self.path / "data.json")

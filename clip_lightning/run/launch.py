@@ -22,11 +22,10 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.errors import NodeError, UserError
 from clip_lightning.parallel.process_group import FIRST_STEP_TIMEOUT
+from clip_lightning.run.directory import START_CONFIG
 from clip_lightning.slurm import tasks as slurm_tasks
 from clip_lightning.slurm.environment import SlurmEnvironment
 
-# The config of the newest start, in the run's directory; the ranks of that start read it.
-START_CONFIG = "start.yaml"
 # Keys of the store: the run's directory, empty where there is nothing to train; how many ranks have read it.
 _DIRECTORY, _NUM_READ = "clip_lightning/directory", "clip_lightning/num_read"
 # The run's directory, for ranks that Lightning starts.

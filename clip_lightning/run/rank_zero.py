@@ -36,7 +36,7 @@ from clip_lightning.run.console.banner import BannerFacts, banner
 from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.directory import RESTART_PATIENCE, RunDirectory
+from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
@@ -107,7 +107,7 @@ class OtherRank:
     @classmethod
     def join(cls, path: Path) -> "OtherRank":
         """The rank of a run that rank 0 has prepared in `path`."""
-        config = config_of_resume(compose.read(path / launch.START_CONFIG), path)
+        config = config_of_resume(compose.read(path / START_CONFIG), path)
         data = build_datamodule(config)
         tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
         return cls(config, path, data, tasks, resolve_lengths(config, data.num_samples))
@@ -166,7 +166,7 @@ class RankZero(OtherRank):
         data["order"] = found.datamodule.order.digest()
         versions = provenance.versions()
         directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
-        write_atomically(path / launch.START_CONFIG, compose.dump(config))
+        directory.write_start_config(compose.dump(config))
         checkpoints = CheckpointFolder(
             directory.checkpoints,
             keep_last=config.cluster.keep_last,
@@ -186,7 +186,7 @@ class RankZero(OtherRank):
         self.about = {
             "science": identity.science(config),
             "data": data,
-            "config": compose.dump(config),
+            "config": identity.redacted(compose.dump(config)),
             "versions": versions,
         }
         self.costs = Costs(found.training_flops, total_peak_flops(config.cluster))
@@ -275,7 +275,7 @@ class RankZero(OtherRank):
             records=records,
             bad_samples=outcome.bad_samples,
         )
-        table = end_table(summary, self.argv)
+        table = end_table(summary, [identity.redacted(word) for word in self.argv])
         write_atomically(self.path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
         write_atomically(self.path / "summary.txt", table + "\n")
         write_figures(self.path / "figures", records, outcome.shown)

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 
+from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.reliability.atomic_files import write_atomically
@@ -67,7 +68,7 @@ class WandbLogger(Logger):
         mode, reason = resolve_mode(self.mode)
         if mode == "disabled":
             return
-        self._folder, self._config, self._notify = folder, asdict(config), notify
+        self._folder, self._config, self._notify = folder, _shown(config), notify
         self._run_id = _run_id(folder / ID_FILE)
         if mode == "offline":
             notify(f"W&B offline ({reason}); logger=none switches it off; {sync_hint(folder)}")
@@ -180,6 +181,11 @@ def is_logged_in() -> bool:
 def sync_hint(folder: Path) -> str:
     """How what W&B keeps on the disk can be shown later."""
     return f"to show the run later: wandb sync {folder}/wandb/offline-run-*"
+
+
+def _shown(config: Config) -> dict[str, Any]:
+    """The config without the credentials of URLs."""
+    return asdict(compose.parse(identity.redacted(compose.dump(config)), Config, source="the config of this run"))
 
 
 def _run_id(file: Path) -> str:
