@@ -32,7 +32,7 @@ def all_gather(share: Tensor) -> Tensor:
 
 
 def reduce_scatter(partial: Tensor) -> Tensor:
-    """Sums [N, ...] over the ranks and gives each its own share [b, ...]."""
+    """This rank's share [b, ...] of the sum of all ranks' [N, ...]."""
     _, world = rank_and_world()
     if world == 1:
         return partial
@@ -53,22 +53,6 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if rank_and_world()[1] > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
     return values
-
-
-def share_of(source: int, own: Tensor) -> Tensor:
-    """The share [b, ...] of rank `source`, on every rank."""
-    rank, world = rank_and_world()
-    if world == 1:
-        return own
-    share = own.contiguous() if source == rank else torch.empty_like(own, memory_format=torch.contiguous_format)
-    dist.broadcast(share, src=source)
-    return share
-
-
-def sum_at(destination: int, partial: Tensor) -> None:
-    """Sums over the ranks in place at rank `destination`; the other ranks' tensors are spent."""
-    if rank_and_world()[1] > 1:
-        dist.reduce(partial, dst=destination, op=dist.ReduceOp.SUM)
 
 
 def exchange(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:

@@ -43,7 +43,9 @@ def build_loss(config: LossConfig) -> nn.Module:
         loss_class = LOSSES[config.name]
     else:
         known = ", ".join(LOSSES)
-        raise UserError(f"loss.name={config.name} is no registered loss: choose one of {known}, or set loss._target_")
+        raise UserError(
+            f"loss.name={config.name} is not a registered loss: choose one of {known}, or set loss._target_"
+        )
     if loss_class in (SoftmaxLoss, DistillLoss) and config.logit_bias_init is not None:
         raise UserError(
             f"loss.logit_bias_init={config.logit_bias_init} has no effect with loss={config.name}, whose value does "
@@ -55,7 +57,7 @@ def build_loss(config: LossConfig) -> nn.Module:
         raise UserError(f"loss.teacher={config.teacher} has no effect: loss={config.name} has no teacher; leave it out")
     options = dict(config.options)
     if "chunk" in options:
-        raise UserError(f"loss.options={options}: how large a tile is says loss.chunk, without options")
+        raise UserError(f"loss.options={options}: write the rows of a tile as loss.chunk, without options")
     signature = inspect.signature(loss_class)
     if "chunk" in signature.parameters:
         options["chunk"] = config.chunk

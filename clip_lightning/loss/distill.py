@@ -3,8 +3,8 @@
     loss = (1 - weight) softmax loss + weight / 2 (KL over the texts of each image + KL over the images of each text)
 
 where KL(teacher || student) compares how both spread one image over the texts of the global batch, and one text over
-its images, each with its own logit scale. One pass over this rank's rows, as in `softmax.py`: beside its chunk of
-logits stands the teacher's, and what the columns need of both is summed online. The worked example of docs/how-to.md.
+its images, each with its own logit scale. One pass over this rank's rows, as in `softmax.py`: each chunk of logits is
+computed with the teacher's, and the sums of both over columns are accumulated. The worked example of docs/how-to.md.
 
 Shapes: b pairs on this rank, N pairs over all ranks, c rows of one chunk, D and T widths of student and teacher.
 """
@@ -22,7 +22,7 @@ from clip_lightning.loss.softmax import LossOutput, logit_chunks
 
 
 class DistillLoss(nn.Module):
-    """What the pairs say, and what a teacher says of all other pairs of the batch."""
+    """The softmax loss of the pairs, and the divergence from a teacher over all pairs of the batch."""
 
     needs_teacher = True
 

@@ -31,7 +31,7 @@ def working_dtype(image: Tensor, text: Tensor) -> torch.dtype:
     """
     if not len(image) or image.shape != text.shape:
         raise UserError(
-            f"image features {list(image.shape)} and text features {list(text.shape)} are no pairs [b, D] with b above "
+            f"image features {list(image.shape)} and text features {list(text.shape)} must be pairs [b, D], b above "
             "0; give every rank as many images as texts, and both towers the same width"
         )
     if image.dtype != text.dtype:

@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint: copied and written in the background, against written at once.
+"""How long a checkpoint stops training: copied and written in the background, against written at once.
 
     python -m experiments.benchmarks.checkpoint --quick --json checkpoint.json
 

@@ -1,4 +1,4 @@
-"""A loss is chosen by its name or by the user's import path, and what does not fit is said in one sentence."""
+"""A loss is chosen by its name or by the user's import path, and what does not fit is refused in one sentence."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
         (LossConfig(name="distill"), "write loss.teacher=DIR"),
         (LossConfig(name="distill", teacher="runs/a", options={"weight": 0.0}), "above 0 and at most 1"),
         (LossConfig(name="distill", teacher="runs/a", options={"weight": "much"}), "do not fit the loss distill"),
-        (LossConfig(name="softmax", options={"chunk": 5}), r"says loss\.chunk"),
+        (LossConfig(name="softmax", options={"chunk": 5}), r"as loss\.chunk"),
         (LossConfig(name="mine", _target_="nowhere.at.all"), "cannot be imported"),
         (
             LossConfig(name="mine", _target_="torch.nn.Bilinear", options=dict.fromkeys(BILINEAR, 2)),
@@ -65,7 +65,7 @@ def test_features_that_are_no_pairs_are_refused(loss: torch.nn.Module) -> None:
     scale, bias, pairs = torch.ones(1), torch.zeros(1), torch.ones(3, 2)
     for text, words in [
         (pairs.bfloat16(), "torch.bfloat16"),
-        (pairs[:2], "are no pairs"),
+        (pairs[:2], "must be pairs"),
         (pairs[:, :1], "same width"),
     ]:
         with pytest.raises(UserError, match=words):

@@ -141,8 +141,8 @@ def test_gradients_are_right_in_float64(name: str, chunk: int, options: dict[str
     }
     leaves = [value.requires_grad_() for value in batch.values()]
     loss = LOSSES[name](chunk=chunk, **options)
-    taught = {**teachers(name, torch.float64, slice(7)), **pair_keys(loss, slice(7))}
-    assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs, **taught).loss, leaves)
+    teacher_inputs = {**teachers(name, torch.float64, slice(7)), **pair_keys(loss, slice(7))}
+    assert torch.autograd.gradcheck(lambda *inputs: loss(*inputs, **teacher_inputs).loss, leaves)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -172,11 +172,11 @@ def test_neither_autocast_nor_reduced_products_reach_the_logits(name: str, setti
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_without_gradients_the_value_is_the_same(name: str) -> None:
-    batch, taught = global_batch(torch.float32), teachers(name, torch.float32)
+    batch, teacher_inputs = global_batch(torch.float32), teachers(name, torch.float32)
     loss = LOSSES[name](chunk=8)
     with torch.inference_mode():
-        value = loss(*batch.values(), **taught)
-    graph = loss(*(tensor.requires_grad_() for tensor in batch.values()), **taught)
+        value = loss(*batch.values(), **teacher_inputs)
+    graph = loss(*(tensor.requires_grad_() for tensor in batch.values()), **teacher_inputs)
     assert torch.equal(value.loss, graph.loss)
     assert torch.equal(value.accuracy, graph.accuracy)
 
@@ -204,8 +204,8 @@ def test_a_feature_that_is_no_number_is_seen_in_the_loss(name: str) -> None:
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     image, text, scale, _ = (tensor.requires_grad_() for tensor in global_batch(torch.float64).values())
-    taught = {"teacher_image": image.detach(), "teacher_text": text.detach(), "teacher_scale": scale.detach()}
-    output = LOSSES["distill"](chunk=5, weight=1.0)(image, text, scale, **taught)
+    teacher_inputs = {"teacher_image": image.detach(), "teacher_text": text.detach(), "teacher_scale": scale.detach()}
+    output = LOSSES["distill"](chunk=5, weight=1.0)(image, text, scale, **teacher_inputs)
     output.loss.backward()
     assert abs(output.loss.item()) < 1e-12
     assert image.grad is not None
