@@ -61,9 +61,9 @@ def changed(config: Config, argv: Sequence[str]) -> list[str]:
     try:
         before = compose.load("train", options, check=False)
     except UserError:  # the options alone may leave a key open that the settings fill
-        return [word for word in argv if word not in options]
+        return [identity.redacted(word) for word in argv if word not in options]
     lines = identity.diff(asdict(before), asdict(config))
-    return [line.replace(":", "", 1) for line in lines if line.partition(":")[0] not in _NO_SETTINGS]
+    return [identity.redacted(line.replace(":", "", 1)) for line in lines if line.partition(":")[0] not in _NO_SETTINGS]
 
 
 def _science(config: Config, found: Plan) -> str:
