@@ -184,6 +184,12 @@ class ContrastiveDataModule(LightningDataModule):
         return notes
 
     @property
+    def identity(self) -> dict[str, str | int]:
+        """What tells this data from other data: fingerprint, number of training pairs, validation data of its own."""
+        own = {} if self._validation_layout is self.layout else {"validation": self._validation_layout.fingerprint()}
+        return {"fingerprint": self.fingerprint, "num_samples": self.num_samples, **own}
+
+    @property
     def num_validation(self) -> int:
         """Validation pairs; 0 also where fewer than two are there, with which nothing can be measured."""
         return num if (num := len(self._validation_ids)) > 1 else 0

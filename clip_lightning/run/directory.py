@@ -99,12 +99,7 @@ class RunDirectory:
             write_atomically(frozen, identity.redacted(compose.dump(config)))
         else:
             before, allowed = compose.read(frozen), set(config.allow_changed)
-            changed = self._changes_of_data(data)
-            if changed and "data" not in allowed:
-                raise DataError(
-                    f"{self.path}: the data is not what this run began with ({', '.join(changed)}); put the earlier "
-                    "data back, continue with this data by allow_changed=[data], or start over with fresh=true"
-                )
+            changed = compare_data(self.path, data, config)
             changes = identity.diff(identity.science(before), identity.science(config))
             if science := [change for change in changes if change.split(":")[0] not in allowed]:
                 names = ",".join(change.split(":")[0] for change in changes)
@@ -135,12 +130,29 @@ class RunDirectory:
             stream.write(text)
         temporary.replace(self.path / START_CONFIG)
 
-    def _changes_of_data(self, data: dict[str, Any]) -> list[str]:
-        before = read_json(self.path / "data.json")
-        return [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key, data[key]) != data[key]]
-
     def close(self) -> None:
         """Releases the lock."""
         if self._lock is not None:
             lock.release(self._lock)
             self._lock = None
+
+
+def compare_data(path: Path, data: dict[str, Any], config: Config) -> list[str]:
+    """How the data differs from that of the first start in a run's directory, one phrase for each difference.
+
+    Args:
+        path: the run's directory.
+        data: what `data.json` holds: `fingerprint`, `num_samples`, and `validation` where it has data of its own.
+
+    Raises:
+        DataError: it differs, and `allow_changed` does not name `data`.
+    """
+    before = read_json(path / "data.json")
+    changed = [f"{key} {before.get(key)} -> {data[key]}" for key in data if before.get(key, data[key]) != data[key]]
+    if changed and "data" not in config.allow_changed:
+        raise DataError(
+            f"{path}: the data is not what this run began with ({', '.join(changed)}); put the earlier data back, "
+            f"give this data another name by data.name={config.data.name}_2, continue with it by "
+            "allow_changed=[data], or start over with fresh=true"
+        )
+    return changed

@@ -36,7 +36,7 @@ from clip_lightning.run.console.banner import BannerFacts, banner
 from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory
+from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory, compare_data
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
@@ -162,7 +162,7 @@ class RankZero(OtherRank):
         begun: `time.perf_counter()` at the start of the process's work.
         """
         path, lengths = directory.path, found.lengths
-        data = {"fingerprint": found.datamodule.fingerprint, "num_samples": found.datamodule.num_samples}
+        data = found.datamodule.identity
         data["order"] = found.datamodule.order.digest()
         versions = provenance.versions()
         directory.begin(config, commit=provenance.commit(), versions=versions, data=data, argv=argv)
@@ -351,6 +351,7 @@ def _is_finished(config: Config, path: Path) -> bool:
     """Whether the run is finished and is not to start over; prints its summary then."""
     if _starts_over(config) or read_json(path / "status.json").get("status") != "finished":
         return False
+    compare_data(path, build_datamodule(config).identity, config)
     print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
     return True
 
