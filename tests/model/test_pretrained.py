@@ -1,4 +1,4 @@
-"""Files of weights: what training programs put around them is removed, what is no weights is named for what it is."""
+"""Files of weights: wrappers of training programs are removed; other files are refused with their layout and keys."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_the_format_is_read_from_the_content(tmp_path: Path) -> None:
         ({"state_dict": torch.nn.Linear(1, 1)}, "Python objects besides tensors"),
     ],
 )
-def test_what_is_no_weights_is_refused_in_one_sentence(content: Any, words: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_in_one_sentence(content: Any, words: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -81,7 +81,7 @@ def clip() -> CLIP:
     return build_clip(model, LossConfig(name="softmax"))
 
 
-def test_a_tower_takes_the_weights_of_a_run(clip: CLIP, tmp_path: Path) -> None:
+def test_a_tower_loads_the_weights_of_a_run(clip: CLIP, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({f"model.{name}": value for name, value in clip.state_dict().items()}, path)
     tower = VisionTower(VisionConfig(name="own", pretrained=str(path), **VISION), 16)

@@ -1,4 +1,4 @@
-"""A teacher stands beside the student: frozen, in no state of the run, and asked for only what both can read."""
+"""A teacher is frozen, is not part of the run's state, and must read the student's tokens."""
 
 from contextlib import nullcontext
 from dataclasses import replace
