@@ -32,11 +32,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _train(config: Config, arguments: Sequence[str]) -> int:
-    """Trains, or submits a job that does."""
+    """Trains, or submits a job that does. The first line is printed before torch, which takes seconds, is imported."""
+    from clip_lightning.run.console.headline import headline
+    from clip_lightning.run.process_rank import rank_of_process
     from clip_lightning.slurm.submit import is_submitted, submit
 
     if is_submitted(config):
         return submit(config)
+    if rank_of_process() == 0:
+        print(headline(config, arguments), flush=True)
     from clip_lightning.run.train import train
 
     return train(config, arguments)

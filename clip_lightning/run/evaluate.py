@@ -18,10 +18,10 @@ from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.reliability import provenance
 from clip_lightning.reliability.out_of_memory import out_of_memory_as
-from clip_lightning.run import launch
 from clip_lightning.run.console.summary import score_table
 from clip_lightning.run.evaluators import build_evaluators
 from clip_lightning.run.plan.preflight import build_datamodule
+from clip_lightning.run.process_rank import rank_of_process
 from clip_lightning.run.ranks import ranks
 from clip_lightning.run.trainer import quiet_libraries
 from clip_lightning.tokenizer import Tokenizer, load_tokenizer
@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> int:
     datamodule = _validation(saved, tokenizer) if own else None
     if not tasks and datamodule is None:
         raise UserError("eval: there is nothing to evaluate; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]")
-    if launch.rank_of_process() == 0:
+    if rank_of_process() == 0:
         print("".join(f"{line}\n" for line in warnings_of(tasks)), end="", flush=True)
     with ranks(config.cluster) as device:
         choose_attention(frozen.compute.precision, device.type == "cuda")

@@ -42,15 +42,6 @@ class _Place(NamedTuple):
     num_ranks: int
 
 
-def rank_of_process() -> int:
-    """The rank that a launcher gave this process: torchrun's, SLURM's, or Lightning's own; 0 without one."""
-    for name in ("RANK", "LOCAL_RANK"):  # before SLURM's: inside a job both may have started ranks of their own
-        if name in os.environ:
-            return int(os.environ[name])
-    task = slurm_tasks.step()
-    return task.rank if task else 0
-
-
 def restarts_on_error() -> bool:
     """Whether the launcher would restart at once a run that exits with a signal's exit code."""
     return _is_torchrun()

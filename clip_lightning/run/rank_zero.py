@@ -43,6 +43,7 @@ from clip_lightning.run.hardware import device_name, num_visible_gpus, total_pea
 from clip_lightning.run.loggers import Loggers, build_loggers
 from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
+from clip_lightning.run.process_rank import rank_of_process
 from clip_lightning.run.rank_watch import watch_ranks
 from clip_lightning.run.run_records import RunRecords
 from clip_lightning.run.tokenizer import prepare_tokenizer
@@ -308,7 +309,7 @@ def open_run(config: Config, argv: Sequence[str]) -> Iterator[OtherRank | None]:
     """
     begun = time.perf_counter()
     path, gpus = directory_of(config, argv), num_visible_gpus(config.cluster.accelerator)
-    if rank := launch.rank_of_process():
+    if rank := rank_of_process():
         prepared = launch.wait_for_rank_zero(path)
         if prepared is None:
             yield None
@@ -358,9 +359,7 @@ def _is_finished(config: Config, path: Path) -> bool:
 
 def _banner(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:
     facts = BannerFacts(
-        run=directory_of(config, argv).name,
         state=state,
-        commit=str(provenance.commit()),
         device=device_name(config.cluster.accelerator),
         seconds=time.perf_counter() - begun,
         argv=argv,

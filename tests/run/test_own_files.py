@@ -59,7 +59,7 @@ def test_resume_and_evaluation_need_no_original_and_refuse_a_changed_tokenizer(
     child.wait_for("sample 64/")
     assert child.kill() == -signal.SIGKILL, child.text()
     shutil.rmtree(tmp_path / "originals")
-    assert "[resumed at " in runner.train(runs, *originals, "compute.duration=40 steps")
+    assert "resumed at " in runner.train(runs, *originals, "compute.duration=40 steps")
     run = runs / "latest"
     child = runner.start("evaluate.py", f"run={run}")
     assert child.wait() == 0, child.text()

@@ -149,7 +149,7 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path
     runner.train(tmp_path, short)
     (first,) = (path for path in tmp_path.iterdir() if path.name != "latest")
     seconds = json.loads((first / "summary.json").read_text())["seconds"]
-    assert "[new]" in runner.train(tmp_path, short, "fresh=true")
+    assert "state    new" in runner.train(tmp_path, short, "fresh=true")
     old = first.with_name(first.name + ".old-1")
     assert json.loads((old / "summary.json").read_text())["seconds"] == seconds
     assert (tmp_path / "latest").resolve() == first.resolve()

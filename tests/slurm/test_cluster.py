@@ -191,7 +191,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_ends_with_the_same_wei
     printed = output(run)
     assert "saved before the time limit; the job starts again" in printed
     assert "start 2" in printed
-    assert "[resumed at " in printed
+    assert "resumed at " in printed
     assert len((run / "starts.jsonl").read_text().splitlines()) >= 2
     assert_bit_equal(weights(run), weights(by_hand))
     own = (run / "wandb_id.txt").read_text().strip()
@@ -209,7 +209,7 @@ def test_a_preempted_job_starts_again_and_ends_with_the_same_weights(
     cluster.wait(job)
     run = run_in(tmp_path)
     assert "preempted; the job starts again" in output(run)
-    assert "[resumed at " in output(run)
+    assert "resumed at " in output(run)
     assert_bit_equal(weights(run), weights(by_hand))
 
 
@@ -242,7 +242,7 @@ def test_a_job_whose_node_dies_starts_again_and_ends_with_the_same_weights(
     run = run_in(tmp_path)
     assert "on n[1,3], start 2" in output(run)
     assert (run / "slurm" / "job.txt").read_text().strip() == job
-    assert "[resumed at " in output(run)
+    assert "resumed at " in output(run)
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
     assert_bit_equal(weights(run), weights(by_hand))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
@@ -10,7 +9,6 @@ from clip_lightning.errors import UserError
 from clip_lightning.formatting import count, percent
 from clip_lightning.run.plan.preflight import Plan
 
-WIDTH = 100
 # Where and whether to run, not what.
 _NO_SETTINGS = ("runs", "fresh", "dry_run")
 
@@ -21,15 +19,12 @@ class BannerFacts:
 
     Attributes:
         state: new, or "resumed at 51.2k samples".
-        commit: as `provenance.Commit` words it.
         device: name of the device.
         seconds: that checks took.
         argv: the arguments of the command.
     """
 
-    run: str
     state: str
-    commit: str
     device: str
     seconds: float
     argv: Sequence[str]
@@ -37,10 +32,8 @@ class BannerFacts:
 
 def banner(config: Config, found: Plan, facts: BannerFacts) -> str:
     """The lines of the banner."""
-    head = f"clip_lightning {version('clip-lightning')}  {facts.commit}"
-    run = f"run {facts.run}  [{facts.state}]"
     lines = [
-        f"{head}{' ' * max(2, WIDTH - len(head) - len(run))}{run}",
+        f"state    {facts.state}",
         f"science  {_science(config, found)}",
         *_phases(found),
         f"hardware {_hardware(config, found, facts)}",

@@ -28,8 +28,10 @@ from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.reliability.preemption import SIGNALS
 from clip_lightning.reliability.run_paths import SWEEP_VARIABLE, SWEEPS, directory_of
 from clip_lightning.reliability.status import now
-from clip_lightning.run.launch import are_started_outside, rank_of_process
+from clip_lightning.run.console.headline import headline
+from clip_lightning.run.launch import are_started_outside
 from clip_lightning.run.plan.dry_run import dry_run_cells
+from clip_lightning.run.process_rank import rank_of_process
 from clip_lightning.run.sweep.table import (
     FILE,
     SweepCell,
@@ -177,6 +179,7 @@ def _cell(config: Config, argv: Sequence[str], sweep: Path) -> int:
     """Trains a cell, and notes failures that its directory may lack."""
     run = identity.run_name(config)
     try:
+        print(headline(config, argv), flush=True)
         return train(config, argv)
     except UserError as error:
         note_failure(sweep, run, "; ".join(error.problems))
