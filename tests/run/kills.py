@@ -2,7 +2,7 @@
 
     python -m tests.run.kills --kills 100
 
-prints a table. A kill is SIGKILL to one rank, drawn at random, after a random time, and to the others up to 0.3 s
+prints a table. A kill is SIGKILL to one rank, drawn at random, after a random step, and to the others up to 0.3 s
 later, as torchrun ends them; every fifth comes while a checkpoint is being written. Then the same command resumes.
 """
 
@@ -99,18 +99,17 @@ def kill_and_resume(runner: Runner, folder: Path, case: Case, num_kills: int, se
 
 
 def _wait(child: Child, runs: Path, wants_save: bool, draw: random.Random) -> bool:
-    """Until the moment has come, and False where the run has ended before it."""
-    end = time.monotonic() + SECONDS
-    while "| loss " not in child.text():
+    """Until the moment has come, up to 8 steps after the first one, and False if the run has ended before it.
+
+    Counted in steps, so that a slow machine kills at the same places of a run.
+    """
+    end, num_steps = time.monotonic() + SECONDS, 1 + draw.randrange(8)
+    while child.text().count("| loss ") < num_steps or (wants_save and not _half_written(runs)):
         if _has_ended(child):
             return False
         assert time.monotonic() < end, child.text()
-        time.sleep(0.002)
-    moment = time.monotonic() + 1.5 * draw.random()
-    while time.monotonic() < moment or (wants_save and not _half_written(runs)):
-        if _has_ended(child):
-            return False
         time.sleep(0.0005)
+    time.sleep(0.05 * draw.random())
     return True
 
 
