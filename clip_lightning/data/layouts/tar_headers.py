@@ -153,7 +153,10 @@ def _parse(header: bytes, offset: int) -> tuple[str, int, bytes]:
         if ((adler32(header) & 0xFFFF) - 1 - sum(written) + 256 - _octal(written)) % _ADLER_MODULUS:
             raise ValueError("checksum")
         field = header[124:136]
-        size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)  # 0x80: GNU's base 256
+        if field[11] == 0 and (digits := field[:11]).isdigit():  # as nearly every program writes it
+            size = int(digits, 8)
+        else:
+            size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)  # 0x80: GNU's base 256
     except ValueError as error:
         raise DamagedTarError("damaged shard" if offset else "not a tar", offset) from error
     name = header[:100].partition(b"\0")[0]
