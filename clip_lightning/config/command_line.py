@@ -1,6 +1,6 @@
 """The flags of train.py and evaluate.py, their help page, and the points of a sweep.
 
-Flags are spelled as in Hydra, so that what people know keeps working; what is not told apart here goes on to Hydra.
+Flags are spelled as in Hydra, so that known commands keep working; what is not handled here is passed to Hydra.
 """
 
 import itertools
@@ -60,7 +60,7 @@ class _Parser(ArgumentParser):
 
 
 def split(argv: Sequence[str]) -> tuple[Flags, list[str]]:
-    """Tells the flags of a command line from its settings.
+    """Separates the flags of a command line from its settings.
 
     Raises:
         UserError: a flag without its value, or a folder of --config-dir that does not exist.

@@ -1,6 +1,6 @@
 """From a command line to a checked config: Hydra composes the groups, the schema types them, `checks` compares them.
 
-Nothing here imports torch, so that a mistake is told in under a second. All mistakes of a command are told together.
+Nothing here imports torch, so that mistakes are reported in about a second, all of them at once.
 `by_data` and `by_model` stand for what the chosen data and model name; they are replaced after a first composition,
 which is why sweeps compose each of their points here as well.
 """
@@ -163,7 +163,7 @@ def read(path: Path, schema: type = Config) -> Any:
     """A config that `dump` has written.
 
     Raises:
-        UserError: the file is missing, is no YAML, or does not fit the schema.
+        UserError: the file is missing, is not valid YAML, or does not fit the schema.
     """
     try:
         return parse(path.read_text(encoding="utf-8"), schema, source=str(path))
@@ -301,7 +301,7 @@ def _show(config_name: str, argv: Sequence[str], flags: command_line.Flags) -> N
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra with conf/ as its folder, also inside a sweep, where Hydra already stands."""
+    """Hydra with conf/ as its folder, also inside a sweep, where Hydra is initialised already."""
     if not CONF.is_dir():
         raise UserError(f"{CONF}: the presets are missing; train and evaluate from a checkout of the repository")
     standing = GlobalHydra.instance().hydra
@@ -332,7 +332,7 @@ def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) 
 
 
 def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar, error: Exception) -> list[str]:
-    """Every key in the composed files that does not fit the schema; Hydra's own words where that is not the cause."""
+    """Every key in the composed files that does not fit the schema; Hydra's message where that is not the cause."""
     own_words = " ".join(first_line(cause) for cause in (error, error.__cause__) if cause is not None)
     try:
         return presets.problems(config_name, settings, grammar) or [own_words]
@@ -390,7 +390,7 @@ def _name_teacher(loss: LossConfig) -> list[str]:
     if not (path / "config.yaml").is_file():
         runs = [run.parent.name for run in sorted(path.parent.glob("*/config.yaml"))]
         near = keys.did_you_mean(keys.near(path.name, runs))
-        return [f"loss.teacher={path} is no run's directory: it has no config.yaml{near}"]
+        return [f"loss.teacher={path} is not a run's directory: it has no config.yaml{near}"]
     found = identity.science_hash(read(path / "config.yaml"))
     if loss.teacher_science not in (None, found):
         return [f"loss.teacher_science={loss.teacher_science} is not that of loss.teacher={path}, {found}"]

@@ -14,7 +14,7 @@ def parse(text: str, schema: type = Config, *, source: str) -> Any:
     """A config from the text that `compose.dump` has made.
 
     Raises:
-        UserError: the text is no YAML, or does not fit the schema; it names `source`.
+        UserError: the text is not valid YAML, or does not fit the schema; it names `source`.
     """
     if "${" in text:
         raise UserError(f"{source}: a frozen config holds no ${{...}}; it was not written by this project")

@@ -1,6 +1,6 @@
 """The cells of a sweep: the grid that an experiment brings, the values of the command line, and every combination.
 
-A grid stands in an experiment's file where Hydra has it, `hydra.sweeper.params`, and the command line goes before it.
+An experiment's file defines a grid where Hydra does, in `hydra.sweeper.params`; the command line takes precedence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from clip_lightning.errors import UserError
 
 
 class Cell(NamedTuple):
-    """One run of a sweep: the settings that tell it from the others, all its arguments, its checked config."""
+    """One run of a sweep: the settings in which it differs from the others, all its arguments, its checked config."""
 
     settings: list[str]
     argv: list[str]
@@ -22,7 +22,7 @@ class Cell(NamedTuple):
 
 
 def is_listed(words: Sequence[Override]) -> bool:
-    """Whether the cells can be told beforehand: values in lists, and nobody else's sweeper."""
+    """Whether the cells are known before the sweep: values in lists, and Hydra's own sweeper."""
     return all(not word.is_sweep_override() or word.is_discrete_sweep() for word in words) and not any(
         word.key_or_group == "hydra/sweeper" for word in words
     )

@@ -1,6 +1,6 @@
 """What makes two runs the same science: the part of a config that decides what is learned, its hash, the run's name.
 
-Machine settings, evaluation, tracking and paths never enter; a path does only where nothing else names the data.
+Hardware, evaluation, logging and paths never enter; a path does only where nothing else names the data.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The command line's `key=value` words, read and checked one by one, so that every mistake is told in one go.
+"""The command line's `key=value` words, read and checked one by one, so that all mistakes are reported at once.
 
 Hydra stops at the first mistake, names no near key, and lets `+key=` past its checks. Here each word is held against
 the schema and the options on disk before Hydra sees it.
@@ -206,8 +206,8 @@ def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
 
 def _unreadable(word: str) -> str:
     if word.startswith("-"):
-        mend = f"settings have no dashes, write {word.lstrip('-')}" if "=" in word else "--help shows the flags"
-        return f"{word}: there is no such flag; {mend}"
+        fix = f"settings have no dashes, write {word.lstrip('-')}" if "=" in word else "--help shows the flags"
+        return f"{word}: there is no such flag; {fix}"
     if "=" not in word:
         return f"{word}: a setting is written key=value"
     key, value = word.split("=", 1)

@@ -58,7 +58,7 @@ def phase_lengths(phases: Sequence[Phase], total_samples: int) -> list[int]:
 
 
 def size_step(vision: VisionConfig) -> int | None:
-    """What the side of an image must be a multiple of, where the name of the backbone tells: the patch, or a stride."""
+    """What the side of an image must be a multiple of, as the name of the backbone says: the patch, or a stride."""
     if not vision.timm:
         return None
     architecture = vision.timm.split(".")[0]
@@ -68,7 +68,7 @@ def size_step(vision: VisionConfig) -> int | None:
 
 
 def patch_size(vision: VisionConfig) -> int | None:
-    """Pixels of a patch, where the name or the options of a timm backbone tell; None where it has no patches."""
+    """Pixels of a patch, from the name or the options of a timm backbone; None where it has no patches."""
     if not vision.timm:
         return None
     named = re.search(r"patch(\d+)", vision.timm.split(".")[0])

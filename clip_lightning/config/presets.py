@@ -1,6 +1,6 @@
 """The files that a composition is made of: what in them does not fit the schema, and what they leave to the user.
 
-Hydra stops at the first key that does not fit, and forgets a `???` that stands over a default; both are told in full
+Hydra stops at the first key that does not fit, and forgets a `???` that overrides a default; both are reported in full
 by reading the files once more.
 """
 

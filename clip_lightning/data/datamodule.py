@@ -185,7 +185,7 @@ class ContrastiveDataModule(LightningDataModule):
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What tells this data from other data: fingerprint, number of training pairs, validation data of its own."""
+        """What identifies this data: fingerprint, number of training pairs, validation data of its own."""
         own = {} if self._validation_layout is self.layout else {"validation": self._validation_layout.fingerprint()}
         return {"fingerprint": self.fingerprint, "num_samples": self.num_samples, **own}
 

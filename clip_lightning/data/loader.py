@@ -72,7 +72,7 @@ class TrainingLoader:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore; that this method exists tells Lightning that a resume is exact."""
+        """Nothing to restore; Lightning takes the method as a sign that a resume is exact."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank."""

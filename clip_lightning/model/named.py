@@ -3,7 +3,7 @@
 from clip_lightning.config import compose
 from clip_lightning.config.schema import LossConfig, ModelConfig
 
-# `pair` is any two towers, `by_data` stands for another name.
+# `pair` is any two towers, `by_data` is replaced by another name.
 _NOT_ONE_MODEL = ("by_data", "pair")
 
 

@@ -1,7 +1,7 @@
 """A residual tower for images of about 32 pixels, quick to train on a CPU, as one more architecture of timm.
 
 All of it is timm's ByobNet; only its shape is set here, since no published one keeps small images large enough. What
-makes it quick: branches that are open from the start (the eight embedded shapes are told apart at 99 % after 24,000 of
+makes it quick: branches that are open from the start (the eight embedded shapes are classified at 99 % after 24,000 of
 them, with timm's `zero_init_last` at 49 %), and weights stored channels-last (a quarter less time in bfloat16 on a
 CPU). Groups of 16 channels are normalised, never the batch, so that ranks and micro-batches change nothing.
 """

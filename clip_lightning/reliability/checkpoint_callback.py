@@ -218,7 +218,7 @@ class CheckpointCallback(Callback):
                     "them; continue with the earlier settings, or start over with fresh=true"
                 )
             if before is not None and before != now:
-                self._report("parameters whose optimizer state starts anew", set(now) - set(before))
+                self._report("parameters whose optimizer state starts from zero", set(now) - set(before))
                 state = matched_by_name(state, before, now, optimizer)
             optimizer.load_state_dict(optimizer_laid_out(state, optimizer))
         trainer.precision_plugin.load_state_dict(training["precision"])

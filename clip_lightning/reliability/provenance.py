@@ -70,7 +70,7 @@ def write(found: Commit, folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Version of each package that decides numbers, and of Python, CUDA and the machine."""
+    """Version of each package that decides numbers, and of Python, CUDA and the platform."""
     import torch  # here, since a submission needs no torch
 
     found = {"python": platform.python_version(), "platform": platform.platform()}

@@ -121,7 +121,7 @@ def _place(tensor: DTensor) -> tuple[int, int, bool]:
     shard, num_shards, is_repeat = 0, 1, False
     for index, size, placement in zip(coordinate, tensor.device_mesh.shape, tensor.placements, strict=True):
         if placement.is_shard():
-            assert placement == Shard(0), "FSDP2 cuts along the first axis unless told otherwise"
+            assert placement == Shard(0), "FSDP2 cuts along the first axis by default"
             shard, num_shards = index, size
         else:
             is_repeat = is_repeat or index > 0

@@ -10,7 +10,7 @@ from clip_lightning.reliability import provenance
 
 
 class RunRecords:
-    """Writes records, and removes those of a course that the run has left."""
+    """Writes records, and removes those after the checkpoint that a rollback returns to."""
 
     def __init__(self, config: Config, folder: Path, notify: Callable[[str], None] = print) -> None:
         """Args.

@@ -144,7 +144,7 @@ def resolve_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], s
     """How W&B will run, and why.
 
     Raises:
-        UserError: the mode is not known, or online was requested and nobody is logged in.
+        UserError: the mode is not known, or online was requested without a login.
     """
     if mode not in MODES:
         raise UserError(f"logger.wandb.mode={mode} must be one of {', '.join(MODES)}")
@@ -157,7 +157,7 @@ def resolve_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], s
         return "online", "logged in"
     if mode == "online":
         raise UserError(
-            "logger.wandb.mode=online: nobody is logged in to W&B here; run `wandb login`, set WANDB_API_KEY, or "
+            "logger.wandb.mode=online: there is no W&B login here; run `wandb login`, set WANDB_API_KEY, or "
             "write logger.wandb.mode=offline"
         )
     return "offline", "not logged in"

@@ -39,7 +39,7 @@ _USERS_DEFAULTS = ("account", "partition", "qos", "constraint")
 # What a job needs of a checkout.
 _CODE = ("clip_lightning", "conf", "hydra_plugins", "slurm", "train.py", "evaluate.py", "pyproject.toml")
 # Between these two lines the template is rendered, from its first line to its last.
-_BEGIN, _END = "# --- what this job asks for and runs ---\n", "# --- how it runs: the same in every job ---\n"
+_BEGIN, _END = "# --- resources and command of this job ---\n", "# --- how it runs: the same in every job ---\n"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def is_submitted(config: Config) -> bool:
 def submit(config: Config) -> int:
     """Submits one run, or hands it to the launcher that gathers a sweep; returns the exit code.
 
-    Raises: UserError where SLURM, or what stands in the run's directory, does not allow it.
+    Raises: UserError where SLURM, or the state of the run's directory, does not allow it.
     """
     gathered = _GATHERED.get()
     submission = gathered or Submission()
@@ -280,7 +280,7 @@ def _sbatch(script: Path, slurm: SlurmConfig) -> str:
         done = subprocess.run(["sbatch", "--parsable", script], env=kept, capture_output=True, text=True, check=False)
     except OSError as error:
         raise UserError(
-            "cluster.scheduler=slurm: there is no sbatch on this machine; submit from a login node, or train here "
+            "cluster.scheduler=slurm: there is no sbatch here; submit from a login node, or train here "
             "with cluster=gpu or cluster=ddp"
         ) from error
     if done.returncode:

@@ -78,7 +78,7 @@ def check_tasks(cluster: ClusterConfig, num_visible_gpus: int | None) -> None:
 
     Args:
         num_visible_gpus: None where the run uses none.
-    Raises: UserError with all numbers in one sentence. Rank 0 says it for all, with no word from the others.
+    Raises: UserError with all numbers in one sentence. Only rank 0 prints it.
     """
     if not in_allocation() or {"RANK", "LOCAL_RANK"} & os.environ.keys():
         return
@@ -89,7 +89,7 @@ def check_tasks(cluster: ClusterConfig, num_visible_gpus: int | None) -> None:
     num_tasks, num_nodes = (found.num_tasks, found.num_nodes) if found else (1, 1)
     started = f"SLURM started {num_tasks} task{'s' * (num_tasks > 1)} on {num_nodes} node{'s' * (num_nodes > 1)}"
     started += f" ({found.tasks_per_node} on each)" if found else " (the batch script itself, without srun)"
-    gpus = "no GPU is asked for" if num_visible_gpus is None else f"a task sees {num_visible_gpus} GPUs"
+    gpus = "no GPU is requested" if num_visible_gpus is None else f"a task sees {num_visible_gpus} GPUs"
     numbers = (
         f"job {job}: {started}, {gpus}, and cluster.nodes={cluster.nodes} x cluster.devices={cluster.devices} are "
         f"{ranks} processes"
@@ -99,10 +99,10 @@ def check_tasks(cluster: ClusterConfig, num_visible_gpus: int | None) -> None:
         found is None or set(_counts(found.tasks_per_node)) <= {cluster.devices}
     )
     if not one_starts_the_rest and not fit:
-        mends = [f"srun --nodes={cluster.nodes} --ntasks-per-node={cluster.devices}"]
+        fixes = [f"srun --nodes={cluster.nodes} --ntasks-per-node={cluster.devices}"]
         if found and len(set(_counts(found.tasks_per_node))) == 1:
-            mends.insert(0, f"cluster.nodes={num_nodes} cluster.devices={num_tasks // num_nodes}")
-        problem = f"{numbers}; write {' or '.join(mends)}"
+            fixes.insert(0, f"cluster.nodes={num_nodes} cluster.devices={num_tasks // num_nodes}")
+        problem = f"{numbers}; write {' or '.join(fixes)}"
         raise UserError(*[problem] * (found is None or found.rank == 0))
     if num_visible_gpus is not None and num_visible_gpus < cluster.devices:
         problem = (

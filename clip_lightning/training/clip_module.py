@@ -342,7 +342,7 @@ class ClipModule(LightningModule):
         """Raises: UserError where half of it cannot be: several ranks, groups of batch norm, or a single pair."""
         micro_batch = self.micro_batch or share
         half = micro_batch // 2
-        # Other ranks already wait in a collective of the broken step, and would wait for ever; and DDP, also on one
+        # Other ranks already wait in a collective of the broken step, and would wait forever; and DDP, also on one
         # rank, cannot repeat a backward pass that broke.
         is_parallel = isinstance(self.trainer.strategy, ParallelStrategy)
         if is_parallel or not half or not self._prepared.batch_statistics.fits(half):

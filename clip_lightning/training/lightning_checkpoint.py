@@ -1,6 +1,6 @@
 """Checkpoints that Lightning's own ModelCheckpoint writes: a ClipModule can be made from one.
 
-They hold the config as plain text beside weights and optimizer. Such a file may come from anybody: nothing in it is
+They hold the config as plain text beside weights and optimizer. Such a file may come from anywhere: nothing in it is
 unpickled, and an import path in its config is used only where the caller allows it.
 """
 

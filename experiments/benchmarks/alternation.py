@@ -1,6 +1,6 @@
 """What all benchmarks share: both sides of a comparison run in turn, each comparison in a process of its own.
 
-Another load on the machine then slows both sides; medians are compared, and a ratio above 1 means that this project is
+Another load then slows both sides; medians are compared, and a ratio above 1 means that this project is
 better. A process for each case frees its memory, and its peak is measured: below 8 GiB for every `--quick`.
 """
 

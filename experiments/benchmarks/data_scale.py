@@ -59,7 +59,7 @@ def memory_mib(kind: str = "VmRSS") -> float:
 
 
 def measure(layout: Tars | None, order: TrainingOrder, begin: float, before: float) -> dict[str, Any]:
-    """Asks for a batch, and times 200 more; with a layout, also the look into the sidecars."""
+    """Reads a batch, and times 200 more; with a layout, also the look into the sidecars."""
     order.locate(np.arange(BATCH, dtype=np.int64))
     row: dict[str, Any] = {"samples": order.num_samples, "problems": len(layout.problems) if layout else 0}
     row |= {"start_seconds": time.perf_counter() - begin, "memory_mib": memory_mib(), "of_which_imports_mib": before}

@@ -127,7 +127,7 @@ def their_main(arguments: list[str]) -> None:
 
 
 def timed(command: list[str], log: Path) -> float:
-    """Wall seconds of a command, with as many threads as the machine has cores."""
+    """Wall seconds of a command, with as many threads as there are cores."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.memory --quick --json memory.json
 
-Real processes on this machine, float32, one optimizer step on two pairs each. Bytes of weights, gradients and AdamW's
+Real local processes, float32, one optimizer step on two pairs each. Bytes of weights, gradients and AdamW's
 two moments are read from the tensors; the peak is the process's resident memory beyond what it had before the model.
 """
 

@@ -1,4 +1,4 @@
-"""Cross-field checks: each kind of fault is told in one sentence that names key, value, rule and mend."""
+"""Cross-field checks: each kind of fault is reported in one sentence with key, value, rule and fix."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ FAULTS: list[tuple[dict[str, object], str]] = [
         "compute.warmup=60% and compute.cooldown=60% take",
     ),
     ({"compute__duration": "5%"}, "compute.duration=5% cannot be a share of itself"),
-    ({"compute__duration": "0 steps"}, "compute.duration=0 steps is no training"),
+    ({"compute__duration": "0 steps"}, "compute.duration=0 steps must be at least one step"),
     ({"compute__schedule": "constant_cooldown"}, "compute.cooldown is 0; write compute.cooldown=20%"),
     ({"compute__cooldown": "5%"}, "compute.cooldown=5% has no effect with compute.schedule=cosine"),
     ({"compute__schedule": "constant", "compute__final_learning_rate": 0.1}, "compute.final_learning_rate=0.1 has no"),
@@ -148,7 +148,7 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"eval__folders": ["nowhere"]}, "eval.folders: nowhere does not exist"),
     ({"trainer": {"precision": 16}}, "trainer.precision=16 is not taken: write compute.precision"),
     ({"trainer": {"limit_train_batch": 2}}, "did you mean trainer.limit_train_batches"),
-    ({"compute__on_divergence": "go on"}, "compute.on_divergence=go on must be one of stop, rollback"),
+    ({"compute__on_divergence": "continue"}, "compute.on_divergence=continue must be one of stop, rollback"),
     ({"compute__spike_threshold": 0.0}, "compute.spike_threshold=0.0 must be above 0"),
     ({"compute__spike_limit": 2}, "compute.spike_limit=2 has no effect with compute.spike_threshold=null"),
     ({"compute__rollback_limit": 9}, "compute.rollback_limit=9 has no effect with compute.on_divergence=stop"),
@@ -181,7 +181,7 @@ def test_faults_are_told_together(base: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "micro", "mend"),
+    ("ranks", "micro", "fix"),
     [
         (1, None, None),
         (2, None, None),
@@ -194,12 +194,12 @@ def test_faults_are_told_together(base: Config) -> None:
     ],
 )
 def test_batch_norm_needs_groups_that_the_ranks_can_form(
-    base: Config, ranks: int, micro: int | None, mend: str | None
+    base: Config, ranks: int, micro: int | None, fix: str | None
 ) -> None:
     changes = {"cluster__devices": ranks, "cluster__strategy": "ddp", "cluster__micro_batch": micro}
     problems = told(base, model__vision__timm="resnet50", model__vision__batch_norm=True, **changes)
-    assert len(problems) == (mend is not None), problems
-    assert mend is None or problems[0].endswith(mend)
+    assert len(problems) == (fix is not None), problems
+    assert fix is None or problems[0].endswith(fix)
 
 
 def test_what_is_remote_or_behind_braces_is_left_to_the_preflight(base: Config, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
     assert isinstance(good, EvaluateConfig)
     good.run += "x"
     (problem,) = checks.check(good)
-    assert "is no run's directory" in problem
+    assert "is not a run's directory" in problem
     assert "did you mean vit_b32-yfcc-paper-3f9a1c2e?" in problem
 
 

@@ -1,4 +1,4 @@
-"""Composition: what wins, what is filled in, and that every mistake is told, all of them at once."""
+"""Composition: what wins, what is filled in, and that all mistakes are reported at once."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_names_below_open_keys_are_the_users_own() -> None:
 
 
 def test_all_mistakes_of_a_command_are_told_at_once() -> None:
-    told = problems(
+    message = problems(
         "model=minn",
         "compute.lr=1",
         "optimizer.beta3=1",
@@ -128,14 +128,14 @@ def test_all_mistakes_of_a_command_are_told_at_once() -> None:
         "--global-batch=3: there is no such flag; settings have no dashes, write global-batch=3",
         "experiment=none: there is no such option",
     ]
-    assert len(told) == len(beginnings)
-    for sentence, beginning in zip(told, beginnings, strict=True):
+    assert len(message) == len(beginnings)
+    for sentence, beginning in zip(message, beginnings, strict=True):
         assert sentence.startswith(beginning)
         assert "\n" not in sentence
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "told"),
+    ("path", "text", "message"),
     [
         ("compute/mine.yaml", "name: mine\nlr: 3\n", "there is no key compute.lr; did you mean compute.learning_rate"),
         ("compute/mine.yaml", "name: mine\nglobal_batch: big\n", "compute.global_batch=big must be a whole number"),
@@ -145,14 +145,14 @@ def test_all_mistakes_of_a_command_are_told_at_once() -> None:
         ("data/mine.yaml", "name: mine\nkind: scenes\nmodel: vit_b33\n", "data.model=vit_b33: there is no such option"),
     ],
 )
-def test_mistakes_inside_a_users_file_are_told(path: str, text: str, told: str, tmp_path: Path) -> None:
+def test_mistakes_inside_a_users_file_are_told(path: str, text: str, message: str, tmp_path: Path) -> None:
     for file in OPTIONS.rglob("*.yaml"):
         target = tmp_path / file.relative_to(OPTIONS)
         target.parent.mkdir(exist_ok=True, parents=True)
         target.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / path).write_text(text, encoding="utf-8")
     sentences = problems(folder=tmp_path)
-    assert any(told in sentence for sentence in sentences), sentences
+    assert any(message in sentence for sentence in sentences), sentences
 
 
 def test_a_preset_that_names_no_option_is_told(tmp_path: Path) -> None:
@@ -172,16 +172,16 @@ def test_a_frozen_config_comes_back_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("compute: {lr: 3}", "does not fit the schema"),
         ("a: [", "does not fit the schema"),
         ("runs: ${oc.env:HOME}", "a frozen config holds no"),
     ],
 )
-def test_a_foreign_config_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_a_foreign_config_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         compose.read(tmp_path / "config.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         compose.read(tmp_path / "absent.yaml")

@@ -127,7 +127,7 @@ def test_a_teacher_is_known_by_its_science_wherever_it_lies(config: Config, tmp_
     assert identity.science(students[0])["loss"]["teacher_science"] == identity.science_hash(config)
     for word, sentence in (
         ("latest", "is a link"),
-        ("nowhere", "is no run's directory"),
+        ("nowhere", "is not a run's directory"),
         ("her", "did you mean here?"),
     ):
         with pytest.raises(UserError, match=re.escape(sentence)):

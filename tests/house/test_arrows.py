@@ -1,4 +1,4 @@
-"""The arrows between rooms: who may import whom. A room may import rooms to its left; rooms of one tier never meet."""
+"""Imports between packages: a package may import those to its left; packages of one tier do not import each other."""
 
 import ast
 import subprocess
@@ -28,13 +28,13 @@ TABLES_ONLY = {name: {"errors", "records", "formatting", "targets", "config"} fo
 DRAWERS = {"run", "report", "demo", "experiments"}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
     return Path(parts[1]).stem if parts[0] == "clip_lightning" else parts[0]
 
 
-def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
-    """The rooms of clip_lightning that a file imports anywhere, also inside functions, and where."""
+def imported_packages(path: Path) -> Iterator[tuple[str, int]]:
+    """The packages of clip_lightning that a file imports anywhere, also inside functions, and where."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -49,15 +49,15 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
                 yield parts[1], node.lineno
 
 
-def allowed(room: str) -> set[str]:
-    if room in TABLES_ONLY:
-        return TABLES_ONLY[room]
+def allowed(package: str) -> set[str]:
+    if package in TABLES_ONLY:
+        return TABLES_ONLY[package]
     left: set[str] = set()
     for tier in TIERS:
-        if room in tier:
-            return left | ({"plots", "scaling"} if room in DRAWERS else set())
+        if package in tier:
+            return left | ({"plots", "scaling"} if package in DRAWERS else set())
         left |= tier
-    raise AssertionError(f"{room} stands in no tier: give it one in this test and in docs/design.md")
+    raise AssertionError(f"{package} is in no tier: give it one in this test and in docs/design.md")
 
 
 def sources() -> list[Path]:
@@ -66,15 +66,15 @@ def sources() -> list[Path]:
     return files + [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.exists()]
 
 
-def test_rooms_import_only_to_their_left() -> None:
+def test_packages_import_only_to_their_left() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}: {room_of(path)} imports {room}"
+        f"{path.relative_to(ROOT)}:{line}: {package_of(path)} imports {package}"
         for path in sources()
-        if room_of(path) != "__init__"
-        for room, line in imported_rooms(path)
-        if room != room_of(path)
-        if room not in allowed(room_of(path))
-        if not (path.name == "__main__.py" and room == "plots")
+        if package_of(path) != "__init__"
+        for package, line in imported_packages(path)
+        if package != package_of(path)
+        if package not in allowed(package_of(path))
+        if not (path.name == "__main__.py" and package == "plots")
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -1,6 +1,6 @@
-"""What the presets come to, as text: a changed default is a change that a reviewer sees.
+"""What the presets resolve to, as text: a changed default is a change that a reviewer sees.
 
-`UPDATE_GOLDEN=1 python -m pytest tests/house/test_golden_configs.py` writes the texts anew; read the diff.
+`UPDATE_GOLDEN=1 python -m pytest tests/house/test_golden_configs.py` writes the texts again; read the diff.
 """
 
 import os

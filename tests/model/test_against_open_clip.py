@@ -143,7 +143,7 @@ def check_beginnings(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
         spread = expected.std()
         assert abs(value.std() / spread - 1) < 6 / n**0.5, f"{name}: std {value.std()} against {spread}"
         assert abs(value.mean() - expected.mean()) < 8 * spread / n**0.5, f"{name}: mean"
-        if n >= 1000:  # uniform numbers end at 1.73 standard deviations, normal ones go on
+        if n >= 1000:  # uniform numbers end at 1.73 standard deviations, normal ones do not
             assert (value.abs().max() > 2 * value.std()) == (expected.abs().max() > 2 * spread), f"{name}: distribution"
 
 

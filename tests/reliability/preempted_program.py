@@ -1,4 +1,4 @@
-"""A fit that goes on until a signal: argument 1 is the number of ranks; with `deaf` only a second Ctrl-C helps."""
+"""A fit that runs until a signal: argument 1 is the number of ranks; with `deaf` only a second Ctrl-C helps."""
 
 import os
 import sys

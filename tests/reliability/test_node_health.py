@@ -24,34 +24,34 @@ def ask(ailment: str, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ailment", "told"),
+    ("ailment", "message"),
     [
         ("data", "node n2 (rank 1): the data cannot be read there ([Errno 2] "),
         ("memory", "node n2: /dev/shm has "),
     ],
 )
-def test_both_ranks_name_the_sick_node(ailment: str, told: str, tmp_path: Path) -> None:
+def test_both_ranks_name_the_sick_node(ailment: str, message: str, tmp_path: Path) -> None:
     first, second = ask(ailment, tmp_path)
     assert first == second
-    assert first.startswith(told)
+    assert first.startswith(message)
     assert len(first.splitlines()) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ailment", "told"),
+    ("ailment", "message"),
     [
         ("silent", "rank 1 of 2 has not reported within 2 s; nodes that have: n1"),
         ("hanging", "rank 1 (node n2) of 2 has not read a sample within 2 s; nodes that have: n1"),
     ],
 )
-def test_a_rank_that_does_not_come_is_named_by_the_others(ailment: str, told: str, tmp_path: Path) -> None:
-    assert ask(ailment, tmp_path) == [told]
+def test_a_rank_that_does_not_come_is_named_by_the_others(ailment: str, message: str, tmp_path: Path) -> None:
+    assert ask(ailment, tmp_path) == [message]
 
 
 @pytest.mark.slow
 def test_fit_machines_pass(tmp_path: Path) -> None:
-    assert [told.split(" in ")[0] for told in ask("nothing", tmp_path)] == ["fit", "fit"]
+    assert [message.split(" in ")[0] for message in ask("nothing", tmp_path)] == ["fit", "fit"]
 
 
 def test_each_kind_of_trouble_has_its_sentence() -> None:

@@ -20,7 +20,7 @@ class Model(nn.Module):
 
 
 def stepped(model: Model) -> torch.optim.Optimizer:
-    """An optimizer with two groups after one step with gradients that tell the parameters apart."""
+    """An optimizer with two groups after one step with gradients that differ between parameters."""
     parameters = list(model.parameters())
     groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:]}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.1)

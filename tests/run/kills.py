@@ -57,7 +57,7 @@ class Kills:
     Attributes:
         inside_save: how many came while a checkpoint was being written.
         lost_steps: of each kill: from the newest checkpoint to the last step that was shown.
-        num_runs: that went on to their end, each bit-equal to the one never killed.
+        num_runs: that were resumed to their end, each bit-equal to the one never killed.
     """
 
     inside_save: int = 0
@@ -68,7 +68,7 @@ class Kills:
 def kill_and_resume(runner: Runner, folder: Path, case: Case, num_kills: int, seed: int = 0) -> Kills:
     """Kills runs of one config until there were so many kills, and lets the last one end.
 
-    Raises: AssertionError where a run does not go on, or ends with other bits or losses than the one never killed.
+    Raises: AssertionError where a run does not resume, or ends with other bits or losses than the one never killed.
     """
     draw, found = random.Random(seed), Kills()
     ranks, settings = case

@@ -1,4 +1,4 @@
-"""What breaks on one rank of many is named, spoils nothing, and the same command goes on."""
+"""What breaks on one rank of many is named, spoils nothing, and the same command resumes."""
 
 import json
 import os

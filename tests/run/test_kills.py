@@ -1,4 +1,4 @@
-"""Whatever the moment and whichever the rank: a killed run goes on by the same command, and ends with the same bits."""
+"""A run that is killed at any moment, on any rank, is resumed by the same command and ends with the same bits."""
 
 from pathlib import Path
 from typing import Any

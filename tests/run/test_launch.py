@@ -1,4 +1,4 @@
-"""Ranks that a launcher outside starts all at once wait for rank 0's word; the tasks here get what srun would set."""
+"""Ranks that a launcher starts all at once wait for rank 0; the tasks here get what srun would set."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def num_connected(port: int) -> int:
-    """How many connections to a port of this machine stand."""
+    """Number of established connections to a local port."""
     lines = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
     fields = [line.split() for line in lines]
     return sum(field[1].endswith(f":{port:04X}") and field[3] == "01" for field in fields)

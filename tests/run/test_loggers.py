@@ -84,7 +84,7 @@ def test_auto_is_online_where_somebody_is_logged_in(tmp_path: Path, monkeypatch:
 
 
 def test_online_without_a_login_is_refused() -> None:
-    with pytest.raises(UserError, match="nobody is logged in"):
+    with pytest.raises(UserError, match="there is no W&B login"):
         resolve_mode("online")
 
 

@@ -71,7 +71,7 @@ def test_shards_resume_to_the_bit_and_are_evaluated(
 
 @pytest.mark.ci
 def test_four_ranks_then_two_then_one_learn_what_one_does(runner: Any, tmp_path: Path, small: list[str]) -> None:
-    """Shards in two groups, whole weights on every rank, shards, one process: each goes on from the one before."""
+    """Shards in two groups, whole weights on every rank, shards, one process: each resumes from the one before."""
     settings, cut = ["compute.precision=fp32", "compute.duration=20 steps"], tmp_path / "cut"
     runner.train(tmp_path / "alone", *settings)
     for cluster in (

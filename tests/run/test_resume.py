@@ -135,7 +135,7 @@ def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Pat
 
 
 def test_the_default_run_has_the_same_first_fifty_losses_on_two_ranks(runner: Any, tmp_path: Path) -> None:
-    """As it stands in conf, to 1e-5: what magnifies rounding (a pick of near ties, say) does not belong there."""
+    """As configured, to 1e-5: what magnifies rounding (a pick of near ties, say) does not belong there."""
     found = []
     for name, machine in (("one", []), ("two", ["cluster=ddp", "cluster.devices=2"])):
         settings = ["compute.precision=fp32", "logger=none", "cluster.log_every=1 steps", "eval=none"]

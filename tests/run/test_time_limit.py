@@ -1,4 +1,4 @@
-"""A run with a time limit leaves before it, saved, and the same command goes on."""
+"""A run with a time limit saves and exits before it, and the same command resumes."""
 
 import json
 from pathlib import Path

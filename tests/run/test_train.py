@@ -133,7 +133,7 @@ def test_evaluate_refuses_what_it_cannot_trust_or_read(runner: Any, finished: tu
     (tmp_path / "config.yaml").write_text(config.replace("_target_: null", "_target_: os.getcwd", 1))
     cases = [
         ([f"run={tmp_path}"], "allow_target=[os.getcwd]", 2),
-        ([f"run={tmp_path / 'nowhere'}"], "is no run's directory", 2),
+        ([f"run={tmp_path / 'nowhere'}"], "is not a run's directory", 2),
         ([f"run={run}", f"checkpoint={tmp_path}"], "is not a checkpoint", 1),
         ([f"run={run}", "eval.tasks=[]"], "nothing to evaluate", 2),
         ([f"run={run}", "eval.tasks=[shapes]"], "did you mean shape", 2),

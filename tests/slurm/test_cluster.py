@@ -1,4 +1,4 @@
-"""Runs as jobs of a real SLURM cluster of two nodes on this machine; skipped where SLURM is not installed."""
+"""Runs as jobs of a real SLURM cluster of two nodes on this computer; skipped where SLURM is not installed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SCRIPT = ROOT / "tests" / "fixtures" / "slurm_cluster.sh"
 TWO_NODES = ["cluster=slurm_debug", "cluster.accelerator=cpu", "cluster.strategy=ddp", "cluster.nodes=2"]
 TWO_NODES += ["cluster.threads=1", "loss._target_=slow_loss.SlowLoss"]
 TEMPLATE = str(ROOT / "slurm" / "train.sbatch")
-# What its head asks for, for two such nodes.
+# What its head requests, for two such nodes.
 BY_HAND = [
     "--nodes=2",
     "--ntasks-per-node=1",
@@ -124,7 +124,7 @@ def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 @pytest.fixture(scope="module")
 def by_hand(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Path:
-    """A run of two nodes by slurm/train.sbatch as it stands in the checkout, never interrupted."""
+    """A run of two nodes by slurm/train.sbatch from the checkout, never interrupted."""
     folder = tmp_path_factory.mktemp("by hand")
     job = cluster.sbatch(*BY_HAND, f"--output={folder / 'output.txt'}", TEMPLATE, f"runs={folder}", *small, *TWO_NODES)
     cluster.wait(job)
@@ -303,7 +303,7 @@ def test_tasks_that_do_not_match_the_config_are_reported_in_one_sentence(
     done = cluster.run("srun", "--nodes=2", "--ntasks-per-node=1", *command, "cluster.devices=4")
     told = [line for line in done.stderr.splitlines() if "processes" in line]
     assert len(told) == 1, done.stderr
-    for part in ("SLURM started 2 tasks on 2 nodes (1(x2) on each)", "no GPU is asked for", "are 4 processes"):
+    for part in ("SLURM started 2 tasks on 2 nodes (1(x2) on each)", "no GPU is requested", "are 4 processes"):
         assert part in told[0]
     assert "write cluster.nodes=2 cluster.devices=1 or srun --nodes=1 --ntasks-per-node=4" in told[0]
     assert done.returncode == 2
@@ -316,5 +316,5 @@ def test_without_sbatch_one_sentence_is_printed_and_nothing_trains(tmp_path: Pat
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (sentence,) = done.stderr.splitlines()
-    assert "there is no sbatch on this machine" in sentence
+    assert "there is no sbatch here" in sentence
     assert not list((tmp_path / "runs").glob("*/metrics.jsonl"))

@@ -105,7 +105,7 @@ def test_the_third_start_without_progress_is_the_last(script: Script, tmp_path: 
 
     assert [start(0), start(1), start(2)] == [True, True, False]
     assert not list(tmp_path.glob(".saved*"))
-    # Progress begins the count anew; so does a submission by hand.
+    # Progress restarts the count; so does a submission by hand.
     assert [start(0), start(1), start(2, "saved"), start(3), start(4), start(5)] == [True] * 5 + [False]
     assert [start(0), start(1), start(0)] == [True] * 3
 

@@ -1,4 +1,4 @@
-"""Which rank a process is inside SLURM, and that tasks which are not the config's ranks are told before any wait."""
+"""Which rank a process is inside SLURM, and that tasks which do not match the config are reported before any wait."""
 
 import os
 from pathlib import Path
@@ -47,14 +47,14 @@ def test_a_task_is_a_rank_for_lightning(inside: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "devices", "gpus", "mend"),
+    ("nodes", "devices", "gpus", "fix"),
     [
         (1, 8, 8, "write cluster.nodes=2 cluster.devices=1 or srun --nodes=1 --ntasks-per-node=8"),
         (2, 4, None, "write cluster.nodes=2 cluster.devices=1 or srun --nodes=2 --ntasks-per-node=4"),
     ],
 )
 def test_only_rank_0_reports_tasks_that_do_not_match_the_ranks(
-    inside: pytest.MonkeyPatch, nodes: int, devices: int, gpus: int | None, mend: str
+    inside: pytest.MonkeyPatch, nodes: int, devices: int, gpus: int | None, fix: str
 ) -> None:
     cluster = ClusterConfig(name="other", nodes=nodes, devices=devices)
     with pytest.raises(UserError) as silent:
@@ -65,7 +65,7 @@ def test_only_rank_0_reports_tasks_that_do_not_match_the_ranks(
         check_tasks(cluster, gpus)
     (sentence,) = told.value.problems
     assert sentence.startswith("job 12345: SLURM started 2 tasks on 2 nodes (1(x2) on each), ")
-    assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {mend}" in sentence
+    assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {fix}" in sentence
 
 
 def test_uneven_tasks_per_node_are_refused(inside: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_uneven_tasks_per_node_are_refused(inside: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_reports_progress_to_its_batch_script(inside: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    note_progress("SIGUSR2")  # nobody asks
+    note_progress("SIGUSR2")  # no process requests it
     inside.setenv("CLIP_LIGHTNING_SAVED", str(tmp_path / "saved.txt"))
     note_progress("SIGUSR2")
     assert (tmp_path / "saved.txt").read_text() == "SIGUSR2\n"

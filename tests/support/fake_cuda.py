@@ -86,7 +86,7 @@ class FakeCuda(FakeTensorMode):
 
 
 class FakeEvent:
-    """Stands in for `torch.cuda.Event`."""
+    """Replaces `torch.cuda.Event`."""
 
     waited = 0  # calls of `synchronize`, over all events
 

@@ -110,7 +110,7 @@ class Runner:
 
 
 def _places(ranks: int) -> list[dict[str, str]]:
-    """What torchrun tells each rank of one node; nothing for a run that starts its own."""
+    """The environment that torchrun sets for each rank of one node; nothing for a run that starts its own."""
     if ranks == 1:
         return [{}]
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -101,7 +101,7 @@ def config_with_batch_norm(group: int, micro_batch: int | None = None) -> Config
 
 
 def global_batch(step: int) -> Batch:
-    """The batch of a step, the same wherever it is asked for."""
+    """The batch of a step, the same in every process."""
     generator = torch.Generator().manual_seed(step)
     lengths = torch.randint(3, CONTEXT + 1, (GLOBAL_BATCH,), generator=generator)
     tokens = torch.randint(3, VOCABULARY, (GLOBAL_BATCH, CONTEXT), generator=generator)

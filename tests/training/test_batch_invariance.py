@@ -1,4 +1,4 @@
-"""What would make features depend on the pairs beside them is told; what looks like it and does not is let through."""
+"""What would make features depend on the pairs beside them is reported; what only looks like it is accepted."""
 
 from typing import Any
 

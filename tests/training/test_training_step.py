@@ -146,7 +146,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit() -> None:
 
 
 class Restore(Callback):
-    """Goes on from a state that was kept."""
+    """Continues from a saved state."""
 
     def __init__(self, weights: dict[str, Tensor], optimizer: dict[str, Any], kept: dict[str, Any]) -> None:
         self.weights, self.optimizer, self.kept = weights, optimizer, kept
@@ -184,7 +184,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     assert all(torch.equal(value, before.ema.average[name]) for name, value in module.ema.average.items())
     assert [step.is_skipped.item() for step in module.steps] == [0, 0, 1]
     assert module.guard.num_skipped == 1
-    assert module.samples_seen == 3 * GLOBAL_BATCH, "the samples are passed over"
+    assert module.samples_seen == 3 * GLOBAL_BATCH, "the samples are skipped"
     fit(module, Poisoned(3, 5, set()))
     assert all(math.isfinite(step.loss) for step in module.steps[3:])
 

@@ -52,7 +52,7 @@ def _run_folder(config: EvaluateConfig) -> Iterator[str]:
     run = Path(config.run)
     if not (run / "config.yaml").is_file():
         runs = [path.parent.name for path in sorted(run.parent.glob("*/config.yaml"))]
-        yield f"run={config.run} is no run's directory: it has no config.yaml{did_you_mean(near(run.name, runs))}"
+        yield f"run={config.run} is not a run's directory: it has no config.yaml{did_you_mean(near(run.name, runs))}"
 
 
 def _names(config: Config) -> Iterator[str]:

@@ -37,10 +37,10 @@ def _shards(cluster: ClusterConfig) -> Iterator[str]:
         yield f"cluster.strategy={cluster.strategy} shares weights among ranks and there is 1; write cluster.devices=2"
     elif cluster.strategy == "hsdp" and (ranks % size or not 1 < size < ranks):
         fit = next((n for n in range(2, ranks) if ranks % n == 0), None)
-        mend = f"write cluster.shard_size={fit}, or cluster=fsdp" if fit else "write cluster=fsdp"
+        fix = f"write cluster.shard_size={fit}, or cluster=fsdp" if fit else "write cluster=fsdp"
         yield (
             f"cluster.shard_size={size} (null: cluster.devices) must divide the {ranks} ranks into two groups or more, "
-            f"of two or more; {mend} for one group"
+            f"of two or more; {fix} for one group"
         )
     if cluster.strategy != "hsdp" and cluster.shard_size is not None:
         yield f"cluster.shard_size={cluster.shard_size} has no effect without cluster=hsdp; leave it out"

@@ -42,12 +42,12 @@ def _batch(config: Config) -> Iterator[str]:
         )
     elif micro % group and (micro != share or group % share):
         # Groups lie inside a forward pass, or whole shares of ranks form them.
-        mend = f"take {batch // group} ranks (cluster.nodes x cluster.devices)"
+        fix = f"take {batch // group} ranks (cluster.nodes x cluster.devices)"
         if share % group == 0 or group % share == 0:
-            mend = f"write cluster.micro_batch={group if share % group == 0 else 'null'}"
+            fix = f"write cluster.micro_batch={group if share % group == 0 else 'null'}"
         yield (
             f"compute.batch_norm_samples={group}: {share} pairs on a rank, {micro} of them in a forward pass, form no "
-            f"such groups; {mend}"
+            f"such groups; {fix}"
         )
 
 
@@ -65,7 +65,7 @@ def _lengths(config: Config) -> Iterator[str]:
 
     total = samples(compute.duration, None)
     if total == 0:
-        yield f"compute.duration={compute.duration} is no training; write at least 1 steps"
+        yield f"compute.duration={compute.duration} must be at least one step"
         return
     if not (pairs is None and any("epoch" in phase.start for phase in compute.phases)):
         yield from phases.order_problems(config, total, pairs)

@@ -123,6 +123,6 @@ def _cached(config: Config) -> Iterator[str]:
     if vision.locked and drawn:
         wanted = " ".join(f"data.augment.{name}={value}".replace(", ", ",") for name, value in drawn.items())
         yield (
-            "cluster.cache_locked=true has no effect on images that augmentation draws anew in every epoch; "
+            "cluster.cache_locked=true has no effect on images that augmentation changes in every epoch; "
             f"write {wanted}, or leave it out"
         )

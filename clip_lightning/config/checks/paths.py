@@ -1,4 +1,4 @@
-"""Where a run's data lies on this machine, and what a dry run does without it. Knows no torch."""
+"""Whether a run's data exists here, and what a dry run does without it. Imports no torch."""
 
 import re
 from collections.abc import Iterator

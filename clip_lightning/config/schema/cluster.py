@@ -71,7 +71,7 @@ class ClusterConfig:
         None, "duration; the first checkpoint past each multiple is never removed; null: none", duration=True
     )
     device_memory_gib: float | None = key(
-        None, "of one device, to plan for other machines; null: this machine's", above=0
+        None, "of one device, to plan for other hardware; null: that of the device here", above=0
     )
     device_peak_tflops: float | None = key(
         None, "dense 16-bit peak of one device; null: known by the name of the GPU here", above=0

@@ -69,13 +69,11 @@ class ComputeConfig:
     spike_limit: int = key(3, "spikes in a row that are a divergence", above=0)
     on_divergence: str = key(
         "stop",
-        "stop (with its sample ids), rollback (and pass over its samples)",
+        "stop (with its sample ids), rollback (and skip its samples)",
         choices=("stop", "rollback"),
         science=False,
     )
-    rollback_margin: str = key(
-        "100 steps", "passed over before and after the steps of a divergence as well", duration=True
-    )
+    rollback_margin: str = key("100 steps", "also skipped, before and after the steps of a divergence", duration=True)
     rollback_limit: int = key(3, "rollbacks after which a divergence stops the run", above=0, science=False)
 
 

@@ -42,7 +42,7 @@ class ValidationConfig:
 
 @dataclass
 class CacheConfig:
-    """Where and how remote shards are kept on this machine."""
+    """Where and how local copies of remote shards are kept."""
 
     folder: str | None = key(None, "where remote shards are kept; null: ~/.cache/clip_lightning", science=False)
     max_gib: float = key(200.0, "largest size of that folder; the oldest shards leave first", above=0, science=False)

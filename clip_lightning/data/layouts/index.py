@@ -129,7 +129,7 @@ def index_sources(
         workers: processes; None is one per core.
         cache: of remote shards; may be left out where there are none. A sidecar beside a remote shard is taken as it
             is; the headers of the others are read by ranged requests.
-        force: makes all of them anew.
+        force: makes all of them again.
     Raises: DataError where a shard cannot be read.
     """
     found = [None if force else sidecar_of(source, keys, index_folder) for source in sources]

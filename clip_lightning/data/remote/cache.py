@@ -281,7 +281,7 @@ def _reader(store: Any, path: str, source: Source, offset: int) -> BinaryIO:
     try:
         info = store.info(path)
         if int(info["size"]) != source.size or version_of(info) != source.version:
-            raise DataError(f"{source.url} has changed since it was listed; start again to index it anew.")
+            raise DataError(f"{source.url} has changed since it was listed; start again to index it.")
         reader: BinaryIO = store.open(path, "rb", cache_type="readahead", block_size=_PIECE)
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(f"{source.url} cannot be read ({error}).") from error

@@ -1,4 +1,4 @@
-"""What a run or a sweep would cost, told before it costs anything: FLOPs, memory, hours, disk; nothing is written.
+"""What a run or a sweep would cost, printed before it starts: FLOPs, memory, hours, disk; nothing is written.
 
 A training step on made-up pairs is done, too, and the hours come from it. Where the device is not here, or a share of
 its peak (MFU) is stated, they come from that share. FLOPs are an upper bound: all texts fill the context.
@@ -36,8 +36,8 @@ class Estimate:
     """Hours of a run and where they come from.
 
     Attributes:
-        device_hours: the sum over all devices; None where the pace cannot be told.
-        basis: why they are that, or what to state so that they can be told.
+        device_hours: the sum over all devices; None where the speed is not known.
+        basis: how they were computed, or which key would make them known.
     """
 
     device_hours: float | None
@@ -121,14 +121,14 @@ def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]
     activations = memory.activations or 0
     fixed = memory.total - activations
     fitting = int(micro_batch * (device.memory_bytes - fixed) / max(activations, 1))
-    mends = [f"cluster.micro_batch={2 ** (fitting.bit_length() - 1)}"] if fitting > 0 else []
-    mends += ["cluster.activation_checkpointing=full"] * (config.cluster.activation_checkpointing == "none")
+    fixes = [f"cluster.micro_batch={2 ** (fitting.bit_length() - 1)}"] if fitting > 0 else []
+    fixes += ["cluster.activation_checkpointing=full"] * (config.cluster.activation_checkpointing == "none")
     if fixed > device.memory_bytes / 2 and config.cluster.strategy in ("single", "ddp"):
-        mends.append("cluster=fsdp")
+        fixes.append("cluster=fsdp")
     return [
         f"a step needs about {bytes_shown(memory.total)} per process, {bytes_shown(activations)} of it for "
         f"activations of {micro_batch:,} pairs, and a device has {bytes_shown(device.memory_bytes)}; write "
-        f"{' or '.join(mends or ['more devices, or a smaller model'])}"
+        f"{' or '.join(fixes or ['more devices, or a smaller model'])}"
     ]
 
 
@@ -150,7 +150,7 @@ def expected(config: Config, flops: float, device: Device, benchmark: StepBenchm
 
 
 def _part_shown(size: int | None) -> str:
-    return "not known: a tower asks for the values of its tensors" if size is None else bytes_shown(size)
+    return "not known: a tower reads the values of its tensors" if size is None else bytes_shown(size)
 
 
 def _counts(config: Config, found: Plan, device: Device) -> str:

@@ -33,7 +33,7 @@ class Memory:
         gradients: float32; of shards this rank's, and the largest unit's, which are whole until they are reduced.
         optimizer: float32; of shards this rank's.
         activations: of one micro-batch, with what its backward pass adds and autocast's copies of the weights; images.
-            None where a tower asks for the values of its tensors, and nothing can be said before it is tried.
+            None where a tower reads the values of its tensors, and nothing can be said before it is tried.
         loss: features of the global batch, their gradients, and the logits held at a time.
     """
 
@@ -68,7 +68,7 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
     try:
         activations = images + max(_activation_bytes(config, phase, micro_batch) for phase in phases)
     except RuntimeError:
-        activations = None  # fake tensors have no values, and a user's tower asks for them
+        activations = None  # fake tensors have no values, and a user's tower reads them
     batch, width = config.compute.global_batch, config.model.embed_dim
     return Memory(
         weights=4 * parameters * (2 if config.compute.ema_decay else 1) // shards

@@ -1,4 +1,4 @@
-"""What can fail before the first step, tried before the first step, and everything wrong told at once.
+"""Everything that can fail before the first step is tried here, and all problems are reported at once.
 
 The data is indexed, the model is built on the meta device (names, shapes, pretrained files, parameters, FLOPs,
 activations: no memory), the tokenizer and the evaluation tasks are looked for.
@@ -117,11 +117,11 @@ def plan(config: Config) -> Plan:
     pairs = datamodule.num_samples if datamodule else None if has_data else config.data.num_samples
     lengths, phases = (attempts.run(lambda: _lengths_and_phases(config, pairs)) if pairs else None) or (None, [])
     flops = attempts.run(lambda: [count_flops(config.model, config.loss, phase) for phase in phases]) if model else None
-    if flops:  # a size that a tower cannot take is told already
+    if flops:  # a size that a tower cannot take is reported already
         attempts.run(lambda: check_draws(config, phases))
     attempts.finish()
     if model is None or flops is None or pairs is None or lengths is None or tasks is None:
-        raise AssertionError("every attempt that told no problem has a result")
+        raise AssertionError("every attempt without a problem has a result")
     counted = Plan(
         epoch_samples=pairs,
         has_data=has_data,
@@ -144,7 +144,7 @@ def _lengths_and_phases(config: Config, epoch_samples: int) -> tuple[Lengths, li
 
 
 class _Trials:
-    """Runs builders and gathers what a user can mend."""
+    """Runs builders and collects the problems that a user can fix."""
 
     def __init__(self) -> None:
         self.count = 0

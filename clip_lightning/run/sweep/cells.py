@@ -1,7 +1,7 @@
 """Runs the cells of a sweep, each in a process of its own, forked from this one when everything is imported.
 
 A cell that fails, crashes or is killed is a row of the table with its reason, and the next one begins; what is finished
-stays as it is. A stop signal goes on to the cell at work, which saves and leaves, and ends the sweep; a cell whose
+stays as it is. A stop signal is passed to the running cell, which saves and exits, and ends the sweep; a cell whose
 sweep is killed gets SIGTERM from the kernel. No cell inherits another's environment, ranks or peak of memory.
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-# Shown where no metric is asked for: the first that a run has.
+# Default metric: the first of these that a run has.
 _USUAL = ("acc1", "val_loss_1024", "loss")
 
 

@@ -7,7 +7,7 @@
 The cells of a sweep are ordinary runs, in `runs/` beside all others. A sweep is named by the names of its cells' runs,
 and these by their science: the same command, or another for the same cells on another machine, finds the same sweep.
 A launcher is handed the folder in the environment variable `SWEEP_VARIABLE`; `read(folder).pending()` is what there is
-to do, and `note_failure` is how a job tells an end that its run could not note.
+to do, and `note_failure` records an end that the run could not record itself.
 
 `python -m clip_lightning.run.sweep status DIR` shows the table of a sweep, or of any folder of runs.
 """
@@ -36,7 +36,7 @@ STATES = ("failed", "interrupted", "stopped", "running", "submitted", "waiting",
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One cell: the name of its run's directory, the settings that tell it from others, its whole command."""
+    """One cell: the name of its run's directory, the settings that distinguish it, its whole command."""
 
     run: str
     settings: list[str]
@@ -80,7 +80,7 @@ class Row:
     Attributes:
         state: one of `STATES`; `reason` says why it is that.
         metric: the best value of the table's metric so far; None before the first.
-        seconds: of training so far; `seconds_left` as far as the pace tells, of a run at work.
+        seconds: of training so far; `seconds_left` estimated from the speed of a running run.
     """
 
     run: str

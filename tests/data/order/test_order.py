@@ -75,7 +75,7 @@ def test_all_permutations_of_a_few_are_equally_likely(size: int) -> None:
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_the_shuffle_is_as_even_as_chance(window: int | None) -> None:
-    """Over many epochs each sample stands at each place as often as any other, and so do neighbours' distances."""
+    """Over many epochs each sample is at each place as often as any other, and so do neighbours' distances."""
     shard_sizes = np.array([10] * 6)
     order = Order(shard_sizes, seed=1, window_shards=window)
     epochs = np.stack([ids_of(order, epoch) for epoch in range(2000)])

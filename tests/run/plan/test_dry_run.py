@@ -1,4 +1,4 @@
-"""A dry run tells what a run or a sweep costs, tries a step, refuses what cannot fit, and leaves nothing behind."""
+"""A dry run prints what a run or a sweep costs, measures a step, refuses what cannot fit, and leaves nothing behind."""
 
 import re
 from collections.abc import Iterator

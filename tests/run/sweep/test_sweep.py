@@ -1,4 +1,4 @@
-"""A sweep can be killed, fail in parts, and be repeated until every cell is done; its table tells how it stands."""
+"""A sweep can be killed, fail in parts, and be repeated until every cell is done; its table shows its state."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 SHORT = ["compute.duration=2 steps", "cluster.checkpoint_every=1 steps"]
-# A user's loss that fails where an option says so, until a file mends it.
+# A user's loss that fails where an option says so, until a file fixes it.
 LOSS = """
 import os, torch
 from clip_lightning.loss.softmax import SoftmaxLoss
@@ -35,7 +35,7 @@ class Mine(torch.nn.Module):
             stream.write(f"{os.getpid()}\\n")
 
     def forward(self, *features):
-        if self.fail and not os.path.exists(os.path.join(self.folder, "mended")):
+        if self.fail and not os.path.exists(os.path.join(self.folder, "fixed")):
             if self.fail == 9:
                 os.kill(os.getpid(), 9)
             raise ZeroDivisionError("no such luck")
@@ -91,7 +91,7 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     until(killed_a_cell)
     until(lambda: states(tmp_path).count("finished") >= 5)
     assert child.kill(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: "running" not in states(tmp_path))  # the cell at work is told by the kernel, and leaves
+    until(lambda: "running" not in states(tmp_path))  # the running cell gets a signal from the kernel, and exits
     record = sweep_of(tmp_path)
     assert len(record.cells) == 12
     finished = [cell for cell in record.cells if record.standing(cell)[0] == "finished"]
@@ -120,7 +120,7 @@ def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path
     argv = ["-m", f"runs={runs}", *small, *SHORT, *mine, "loss.options.fail=1,0,9", "model.text.context_length=32,33"]
     refused = runner.start("train.py", *argv)
     assert (refused.wait(), "is beyond the 32 positions" in refused.text()) == (2, True)
-    assert not runs.exists(), "what the config alone tells stops the sweep before its first cell"
+    assert not runs.exists(), "a problem of the config alone stops the sweep before its first cell"
 
     argv[-1] = "model.vision.timm=small_resnet,resnet5o"
     environment = {"PYTHONPATH": str(tmp_path)}
@@ -142,7 +142,7 @@ def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path
     assert [line.split()[0] for line in lines[head + 1 : head + 7]] == ["failed"] * 5 + ["finished"]
     assert "6 runs: 1 finished, 5 failed" in lines[-1]
 
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     done = next(cell for cell in record.cells if record.standing(cell)[0] == "finished")
     before = untouched(record.run_of(done))
     argv[-1] = whole
