@@ -11,7 +11,9 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -72,6 +74,10 @@ class WandbLogger(Logger):
         self._run_id = _run_id(folder / ID_FILE)
         if mode == "offline":
             notify(f"W&B offline ({reason}); logger=none switches it off; {sync_hint(folder)}")
+        # A loader process that is forked during an import of the thread would wait for the import's lock for ever.
+        # Where the import fails, the thread's own import gives the warning.
+        with suppress(Exception):
+            import_module("wandb")
         self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
         self._thread.start()
 

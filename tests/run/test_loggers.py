@@ -1,8 +1,11 @@
 """Numbers reach the run's own records whatever W&B does; no key is read into a config."""
 
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,6 +157,27 @@ def silent_server() -> Iterator[str]:
     """Takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+START_PROGRAM = """
+from pathlib import Path
+from clip_lightning.config import compose
+from clip_lightning.run.wandb_logger import WandbLogger
+logger = WandbLogger(mode="offline")
+logger.start(Path(), compose.load("train", []), print)
+logger.finish()
+"""
+
+
+@pytest.mark.slow
+def test_wandb_is_imported_in_the_main_thread_as_loader_processes_may_be_forked_later(
+    root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wandb.py").write_text("import threading\nprint('imported in', threading.current_thread().name)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    command = [sys.executable, "-c", START_PROGRAM]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "imported in MainThread" in done.stdout.splitlines()
 
 
 @pytest.mark.slow
