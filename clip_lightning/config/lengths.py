@@ -1,5 +1,6 @@
 """The durations of a config in samples, a pure function of the config and the number of training pairs."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,6 +59,27 @@ def schedule_problems(config: Config, total: int, epoch_samples: int | None) -> 
             f"{what} take {warmup + cooldown:,} samples and the whole run has {total:,} "
             f"(compute.duration={compute.duration}); write compute.warmup=5%"
         )
+
+
+def batch_warning(global_batch: int, num_pairs: int) -> list[str]:
+    """A sentence where a batch holds pairs twice, which are then each other's negatives."""
+    if global_batch <= num_pairs:
+        return []
+    return [
+        f"warning: compute.global_batch={global_batch:,} is larger than the {num_pairs:,} training pairs, so a batch "
+        f"holds pairs twice, as negatives of each other; write compute.global_batch={max(1, num_pairs // 2):,}"
+    ]
+
+
+def flat_loss_warning(loss: float | None, config: Config) -> list[str]:
+    """A sentence where a run ends with the softmax loss of chance, the logarithm of the batch."""
+    batch = config.compute.global_batch
+    if loss is None or config.loss.name != "softmax" or batch < 2 or loss < 0.98 * math.log(batch):
+        return []
+    return [
+        f"warning: the loss ends at {loss:.3f}, that of chance (ln {batch} = {math.log(batch):.3f}): nothing was "
+        f"learned; write a lower compute.learning_rate than {config.compute.learning_rate:g}, or train longer"
+    ]
 
 
 def resolve_lengths(config: Config, epoch_samples: int) -> Lengths:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_lightning.config import compose, identity
-from clip_lightning.config.lengths import Lengths, resolve_lengths
+from clip_lightning.config.lengths import Lengths, batch_warning, flat_loss_warning, resolve_lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -180,7 +180,8 @@ class RankZero(OtherRank):
         write_status(path, "running", samples_seen=self._begun_at, total_samples=lengths.total)
         state = f"resumed at {count(self._begun_at)} samples" if self.resume else directory.state
         state = "interrupted" if state == "running" else state
-        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks)]))
+        batch = batch_warning(config.compute.global_batch, found.datamodule.num_samples)
+        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks), *batch]))
         super().__init__(config, path, found.datamodule, found.tasks, lengths)
         self.config = config_of_resume(config, path)
         self.checkpoints = checkpoints
@@ -281,7 +282,7 @@ class RankZero(OtherRank):
         write_atomically(self.path / "summary.txt", table + "\n")
         write_figures(self.path / "figures", records, outcome.shown)
         write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
-        print(f"\n{table}")
+        print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), self.config)]))
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
 
     def _write(self, records: Iterable[Record]) -> None:

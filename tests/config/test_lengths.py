@@ -1,8 +1,12 @@
 """The durations of a run in samples."""
 
+import math
+
 import pytest
 
-from clip_lightning.config.lengths import Lengths, resolve_lengths, total_samples
+from clip_lightning.config import compose
+from clip_lightning.config.lengths import Lengths, batch_warning, flat_loss_warning, resolve_lengths, total_samples
+from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from tests.support.small_run import GLOBAL_BATCH, small_config
 
@@ -31,3 +35,26 @@ def test_a_length_in_epochs_needs_their_size_and_every_run_has_a_step() -> None:
     config.compute.duration = "0 steps"
     with pytest.raises(UserError):
         total_samples(config, 490)
+
+
+def test_a_batch_larger_than_the_data_is_reported() -> None:
+    assert batch_warning(128, 128) == []
+    (warning,) = batch_warning(128, 90)
+    assert "compute.global_batch=45" in warning
+
+
+def test_a_loss_of_chance_at_the_end_is_reported() -> None:
+    config: Config = compose.load("train", [], check=False)
+    chance = math.log(config.compute.global_batch)
+    assert flat_loss_warning(0.9 * chance, config) == flat_loss_warning(None, config) == []
+    (warning,) = flat_loss_warning(chance, config)
+    assert "compute.learning_rate" in warning
+
+
+def test_warm_up_is_checked_against_the_counted_pairs() -> None:
+    words = ["compute.duration=5 epochs", "compute.warmup=2000 steps", "data.num_samples=null"]
+    config: Config = compose.load("train", words, check=False)
+    batch = config.compute.global_batch
+    assert resolve_lengths(config, 1000 * batch).total == 5000 * batch
+    with pytest.raises(UserError, match=r"compute\.warmup=2000 steps take"):
+        resolve_lengths(config, 10 * batch)
