@@ -30,9 +30,10 @@ def finished(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]) -> None:
     lines = finished[1].splitlines()
-    assert re.match(r"clip_lightning \d+\.\d+\.\d+  .*run tiny-scenes-cpu_minutes-[0-9a-f]{8}  \[new\]$", lines[0])
-    assert [line.split(" ")[0] for line in lines[1:4]] == ["science", "hardware", "changed"]
-    assert "128 samples = " in lines[1]
+    assert re.match(r"clip_lightning \d+\.\d+\.\d+  .*run tiny-scenes-cpu_minutes-[0-9a-f]{8}$", lines[0])
+    assert [line.split(" ")[0] for line in lines[1:5]] == ["state", "science", "hardware", "changed"]
+    assert lines[1].split() == ["state", "new"]
+    assert "128 samples = " in lines[2]
     assert re.search(r"compute\.global_batch \d+ -> 16 \(command line\)", finished[1])
     assert sum(line.startswith("sample ") for line in lines) == 8
     assert sum(line.startswith("eval @64  ") for line in lines) == 6
