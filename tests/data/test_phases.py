@@ -28,7 +28,7 @@ def test_sizes_change_exactly_at_the_step_boundary_and_samples_stay(
     largest_piece: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("clip_lightning.data.datamodule.LARGEST_PIECE", largest_piece)
+    monkeypatch.setattr("clip_lightning.data.loader.LARGEST_PIECE", largest_piece)
     phased, plain = (module(shards, total_samples=80, workers=workers) for _ in range(2))
     phased.phases = PHASES
     pairs = list(zip(phased.train_dataloader(), plain.train_dataloader(), strict=True))
