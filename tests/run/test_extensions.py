@@ -104,6 +104,7 @@ def test_callbacks_and_loggers_share_names_over_samples_seen(runner: Any, small:
     scores = {step: float(row["shape/acc1"]) for step, row in logged if "shape/acc1" in row}
     assert scores == {record.samples_seen: record.value for record in records if record.what == "acc1"}
     assert {step for step, row in logged if any(name.startswith("lr-") for name in row)} <= set(range(0, 129, 16))
+    assert any("cpu_percent" in name for _, row in logged for name in row)
     assert not (run / "wandb_id.txt").exists()
 
 
