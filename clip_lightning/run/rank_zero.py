@@ -39,7 +39,7 @@ from clip_lightning.run.console.throughput import Costs
 from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory, compare_data
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.figures import write_figures
-from clip_lightning.run.hardware import device_name, num_visible_gpus, total_peak_flops, uses_gpu
+from clip_lightning.run.hardware import device_name, num_visible_gpus, precision_warning, total_peak_flops, uses_gpu
 from clip_lightning.run.loggers import Loggers, build_loggers
 from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
@@ -180,8 +180,12 @@ class RankZero(OtherRank):
         write_status(path, "running", samples_seen=self._begun_at, total_samples=lengths.total)
         state = f"resumed at {count(self._begun_at)} samples" if self.resume else directory.state
         state = "interrupted" if state == "running" else state
-        batch = batch_warning(config.compute.global_batch, found.datamodule.num_samples)
-        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings_of(found.tasks), *batch]))
+        warnings = [
+            *warnings_of(found.tasks),
+            *batch_warning(config.compute.global_batch, found.datamodule.num_samples),
+            *precision_warning(config.compute, config.cluster.accelerator),
+        ]
+        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings]))
         super().__init__(config, path, found.datamodule, found.tasks, lengths)
         self.config = config_of_resume(config, path)
         self.checkpoints = checkpoints

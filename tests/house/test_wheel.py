@@ -61,6 +61,7 @@ def test_an_installed_wheel_trains_and_evaluates(wheel: Path, tmp_path: Path) ->
     assert Path(output([sys.executable, "-c", code], **run).strip()).is_relative_to(site)
     command = str(site / "bin" / "clip-lightning")
     brief = ["logger=none", "cluster.workers=0", "eval.tasks=[handwritten_digits]", "eval.every=0 samples"]
+    brief.append("compute.precision=fp32")
     output([sys.executable, command, "train", "compute.duration=20 steps", *brief], **run)
     printed = output([sys.executable, command, "evaluate", "run=runs/latest"], **run)
     assert "handwritten_digits" in printed
