@@ -180,12 +180,7 @@ class RankZero(OtherRank):
         write_status(path, "running", samples_seen=self._begun_at, total_samples=lengths.total)
         state = f"resumed at {count(self._begun_at)} samples" if self.resume else directory.state
         state = "interrupted" if state == "running" else state
-        warnings = [
-            *warnings_of(found.tasks),
-            *batch_warning(config.compute.global_batch, found.datamodule.num_samples),
-            *precision_warning(config.compute, config.cluster.accelerator),
-        ]
-        shown.say("\n".join([_banner(config, argv, found, state, begun), *warnings]))
+        shown.say("\n".join([_banner(config, argv, found, state, begun), *_warnings(config, found)]))
         super().__init__(config, path, found.datamodule, found.tasks, lengths)
         self.config = config_of_resume(config, path)
         self.checkpoints = checkpoints
@@ -360,6 +355,14 @@ def _is_finished(config: Config, path: Path) -> bool:
     compare_data(path, build_datamodule(config).identity, config)
     print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
     return True
+
+
+def _warnings(config: Config, found: Preflight) -> list[str]:
+    return [
+        *warnings_of(found.tasks),
+        *batch_warning(config.compute.global_batch, found.datamodule.num_samples),
+        *precision_warning(config.compute, config.cluster.accelerator),
+    ]
 
 
 def _banner(config: Config, argv: Sequence[str], found: Plan, state: str, begun: float) -> str:

@@ -74,7 +74,7 @@ class WandbLogger(Logger):
         self._run_id = _run_id(folder / ID_FILE)
         if mode == "offline":
             notify(f"W&B offline ({reason}); logger=none switches it off; {sync_hint(folder)}")
-        # A loader process that is forked during an import of the thread would wait for the import's lock for ever.
+        # A loader process that is forked during an import of the thread would wait for the import's lock forever.
         # Where the import fails, the thread's own import gives the warning.
         with suppress(Exception):
             import_module("wandb")
