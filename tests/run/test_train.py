@@ -156,12 +156,13 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path
     assert (tmp_path / "latest").resolve() == first.resolve()
 
 
-def test_what_is_wrong_before_the_first_step_is_told_all_at_once(runner: Any, tmp_path: Path) -> None:
+def test_what_is_wrong_before_the_first_step_is_reported_at_once(runner: Any, tmp_path: Path) -> None:
     bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "logger=wandb", "logger.wandb.mode=online"]
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
     child = runner.start("train.py", f"runs={tmp_path / 'runs'}", *bad, env=nobody)
     assert child.wait() == 2, child.text()
-    lines = child.text().splitlines()
+    headline, *lines = child.text().splitlines()
+    assert headline.startswith("clip_lightning ")
     assert [next(k for k, line in enumerate(lines) if words in line) for words in ("nope", "resnet5o", "W&B")] == [
         0,
         1,
