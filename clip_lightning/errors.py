@@ -86,7 +86,7 @@ def silent_broken_pipe() -> Iterator[None]:
         sys.exit(_BROKEN_PIPE)
 
 
-def tell(error: UserError) -> int:
+def print_error(error: UserError) -> int:
     """Prints the sentences, inside a SLURM job with the node's name; returns the exit code."""
     node = os.environ.get("SLURMD_NODENAME")
     for problem in error.problems:

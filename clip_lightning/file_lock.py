@@ -43,10 +43,10 @@ class FileLock:
         self._descriptor: int | None = None
         self._heart: tuple[threading.Event, threading.Thread] | None = None
 
-    def acquire(self, goes_on: Callable[[], bool] = lambda: False) -> bool:
+    def acquire(self, keep_waiting: Callable[[], bool] = lambda: False) -> bool:
         """Takes the lock; False where another process has it.
 
-        Args: goes_on: asked between attempts whether to wait any longer.
+        Args: keep_waiting: called between attempts; whether to wait longer.
         Raises: OSError where the file cannot be made, or the file system has no locks.
         """
         descriptor, pause = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), _FIRST_LOOK
@@ -61,7 +61,7 @@ class FileLock:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                 except BlockingIOError:
                     pass
-                if not goes_on():
+                if not keep_waiting():
                     return False
                 time.sleep(pause)
                 pause = min(_LOOK, 1.5 * pause)

@@ -106,7 +106,7 @@ def test_ddp_makes_its_final_buckets_before_the_first_step_and_keeps_them() -> N
     assert not wrapped.reducer._rebuild_buckets(), "DDP made other buckets after the first step"
 
 
-def test_lightning_leaves_signals_alone() -> None:
+def test_lightning_does_not_handle_signals() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     for part, name in ((trainer._signal_connector, "register_signal_handlers"),
                        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor")):  # fmt: skip

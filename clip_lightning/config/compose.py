@@ -29,7 +29,7 @@ from clip_lightning.config.checks.cluster import take_torchrun_world
 from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
-from clip_lightning.errors import UserError, tell
+from clip_lightning.errors import UserError, print_error
 
 # In a checkout beside the package; in an installed wheel inside it.
 _CHECKOUT, _PACKAGED = Path(__file__).parents[2] / "conf", Path(__file__).parents[1] / "conf"
@@ -41,7 +41,7 @@ _CHOSEN_BY = {"model": "data.model", "compute": "data.compute", "loss": "model.l
 ARGUMENTS_VARIABLE = "CLIP_LIGHTNING_OVERRIDES"
 
 # Exit codes of a run that a signal has stopped (128 + SIGINT, SIGUSR2, SIGTERM): its sweep stops as well.
-TOLD_TO_STOP = (130, 140, 143)
+STOPPED_BY_SIGNAL = (130, 140, 143)
 
 Task = Callable[[Any, Sequence[str]], int]
 # Runs a sweep: gets its cells, the command, and what hands every cell to Hydra's launcher; returns the exit code.
@@ -155,7 +155,7 @@ def main(config_name: str, argv: Sequence[str], task: Task, sweep: Sweep | None 
     except UserError as error:
         if full_error:
             raise
-        code = tell(error)
+        code = print_error(error)
     sys.exit(code)
 
 
@@ -248,8 +248,8 @@ def _sweep(config_name: str, words: Sequence[str], grammar: overrides.Grammar, t
                 with _arguments_for_ranks(argv):
                     exit_codes.append(task(config, argv))
             except UserError as error:
-                exit_codes.append(tell(error))
-            if exit_codes[-1] in TOLD_TO_STOP:
+                exit_codes.append(print_error(error))
+            if exit_codes[-1] in STOPPED_BY_SIGNAL:
                 sys.exit(exit_codes[-1])
             return exit_codes[-1]
 
@@ -333,11 +333,11 @@ def _compose(config_name: str, settings: list[str], grammar: overrides.Grammar) 
 
 def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar, error: Exception) -> list[str]:
     """Every key in the composed files that does not fit the schema; Hydra's message where that is not the cause."""
-    own_words = " ".join(first_line(cause) for cause in (error, error.__cause__) if cause is not None)
+    message = " ".join(first_line(cause) for cause in (error, error.__cause__) if cause is not None)
     try:
-        return presets.problems(config_name, settings, grammar) or [own_words]
+        return presets.problems(config_name, settings, grammar) or [message]
     except HydraException:
-        return [own_words]
+        return [message]
 
 
 def _is_open(composed: Composition, group: str) -> bool:

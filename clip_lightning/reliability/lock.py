@@ -33,7 +33,7 @@ def acquire(path: Path, patience: float = 0.0) -> FileLock:
     lock = FileLock(path / LOCK)
     end = time.monotonic() + max(patience, 0.25)  # whoever only looks (is_at_work) holds it for an instant
     try:
-        is_mine = lock.acquire(goes_on=lambda: time.monotonic() < end)
+        is_mine = lock.acquire(keep_waiting=lambda: time.monotonic() < end)
     except OSError as error:
         raise UserError(
             f"runs={path.parent}: this file system has no locks ({error.strerror}), without which two processes "

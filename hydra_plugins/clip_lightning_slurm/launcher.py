@@ -24,7 +24,7 @@ class SlurmLauncher(BasicLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submits the points; exits with a code when SLURM refuses them, since Hydra would print a traceback."""
-        from clip_lightning.config.compose import tell
+        from clip_lightning.config.compose import print_error
         from clip_lightning.errors import UserError
         from clip_lightning.slurm import submit as slurm
 
@@ -32,4 +32,4 @@ class SlurmLauncher(BasicLauncher):
             with slurm.gathered():
                 return super().launch(job_overrides, initial_job_idx)
         except UserError as error:
-            sys.exit(tell(error))
+            sys.exit(print_error(error))

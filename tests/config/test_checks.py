@@ -20,7 +20,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-def told(base: Config, **changes: object) -> list[str]:
+def problems_of(base: Config, **changes: object) -> list[str]:
     """The problems after keys like compute__seed were changed."""
     tree = OmegaConf.structured(base)
     for key, value in changes.items():
@@ -166,18 +166,21 @@ FAULTS: list[tuple[dict[str, object], str]] = [
 
 
 def test_a_sound_config_has_no_problem(base: Config) -> None:
-    assert told(base) == []
+    assert problems_of(base) == []
 
 
 @pytest.mark.parametrize(("changes", "sentence"), FAULTS, ids=[sentence[:40] for _, sentence in FAULTS])
 def test_a_fault_is_one_sentence(base: Config, changes: dict[str, object], sentence: str) -> None:
-    problems = told(base, **changes)
+    problems = problems_of(base, **changes)
     assert any(sentence in problem for problem in problems), problems
     assert all("\n" not in problem for problem in problems)
 
 
-def test_faults_are_told_together(base: Config) -> None:
-    assert len(told(base, compute__global_batch=0, compute__schedule="x", data__path="nowhere", cluster__nodes=2)) == 4
+def test_faults_are_reported_together(base: Config) -> None:
+    assert (
+        len(problems_of(base, compute__global_batch=0, compute__schedule="x", data__path="nowhere", cluster__nodes=2))
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,25 +200,25 @@ def test_batch_norm_needs_groups_that_the_ranks_can_form(
     base: Config, ranks: int, micro: int | None, fix: str | None
 ) -> None:
     changes = {"cluster__devices": ranks, "cluster__strategy": "ddp", "cluster__micro_batch": micro}
-    problems = told(base, model__vision__timm="resnet50", model__vision__batch_norm=True, **changes)
+    problems = problems_of(base, model__vision__timm="resnet50", model__vision__batch_norm=True, **changes)
     assert len(problems) == (fix is not None), problems
     assert fix is None or problems[0].endswith(fix)
 
 
 def test_what_is_remote_or_behind_braces_is_left_to_the_preflight(base: Config, tmp_path: Path) -> None:
     (tmp_path / "0.tar").touch()
-    assert told(base, data__path="s3://bucket/{0..9}.tar") == []
-    assert told(base, data__path=f"{tmp_path}/{{0..9}}.tar") == []
+    assert problems_of(base, data__path="s3://bucket/{0..9}.tar") == []
+    assert problems_of(base, data__path=f"{tmp_path}/{{0..9}}.tar") == []
 
 
 def test_epochs_of_data_that_is_not_yet_counted_are_allowed(base: Config) -> None:
-    assert told(base, data__num_samples=None, compute__duration="3 epochs") == []
+    assert problems_of(base, data__num_samples=None, compute__duration="3 epochs") == []
 
 
 def test_roberta_counts_its_positions_behind_its_padding(base: Config) -> None:
     roberta = {"model_type": "roberta", "vocab_size": 49408, "max_position_embeddings": 514, "pad_token_id": 1}
-    assert told(base, model__text__config=roberta, model__text__context_length=512) == []
-    assert len(told(base, model__text__config=roberta, model__text__context_length=513)) == 1
+    assert problems_of(base, model__text__config=roberta, model__text__context_length=512) == []
+    assert len(problems_of(base, model__text__config=roberta, model__text__context_length=513)) == 1
 
 
 def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
@@ -232,10 +235,10 @@ def test_an_evaluation_needs_a_run(tmp_path: Path) -> None:
 def test_torchrun_must_start_what_the_cluster_has(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    found = told(base, cluster__strategy="ddp", cluster__devices=4)
+    found = problems_of(base, cluster__strategy="ddp", cluster__devices=4)
     assert len(found) == 1
     assert "write cluster.nodes=2 cluster.devices=2" in found[0]
-    assert not told(base, cluster__strategy="ddp", cluster__devices=2, cluster__nodes=2)
+    assert not problems_of(base, cluster__strategy="ddp", cluster__devices=2, cluster__nodes=2)
 
 
 @pytest.mark.parametrize(("batch", "nodes"), [(48, 3), (64, 4)])
@@ -249,11 +252,11 @@ def test_torchrun_may_start_fewer_nodes_where_they_divide_the_batch(
 
 
 def test_a_key_below_an_open_key_may_be_allowed_to_change(base: Config) -> None:
-    assert told(base, allow_changed=["data", "model.text.config.hidden_dropout_prob", "compute.seed"]) == []
+    assert problems_of(base, allow_changed=["data", "model.text.config.hidden_dropout_prob", "compute.seed"]) == []
 
 
 def test_the_right_rates_of_the_larger_image_size_are_no_problem(base: Config) -> None:
-    assert told(base, model__name="vit_l14_336", compute__learning_rate=4e-4) == []
+    assert problems_of(base, model__name="vit_l14_336", compute__learning_rate=4e-4) == []
 
 
 @pytest.mark.parametrize(
@@ -263,5 +266,5 @@ def test_a_path_without_data_names_the_option_that_reads_it(
     base: Config, file: str, option: str, tmp_path: Path
 ) -> None:
     (tmp_path / file).touch()
-    found = told(base, data__kind="scenes", data__path=str(tmp_path))
+    found = problems_of(base, data__kind="scenes", data__path=str(tmp_path))
     assert any(f"write data={option} as well" in problem for problem in found)

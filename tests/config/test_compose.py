@@ -93,7 +93,7 @@ def test_names_below_open_keys_are_the_users_own() -> None:
     assert config.optimizer.eps == 3
 
 
-def test_all_mistakes_of_a_command_are_told_at_once() -> None:
+def test_all_mistakes_of_a_command_are_reported_at_once() -> None:
     message = problems(
         "model=minn",
         "compute.lr=1",
@@ -145,7 +145,7 @@ def test_all_mistakes_of_a_command_are_told_at_once() -> None:
         ("data/mine.yaml", "name: mine\nkind: scenes\nmodel: vit_b33\n", "data.model=vit_b33: there is no such option"),
     ],
 )
-def test_mistakes_inside_a_users_file_are_told(path: str, text: str, message: str, tmp_path: Path) -> None:
+def test_mistakes_inside_a_users_file_are_reported(path: str, text: str, message: str, tmp_path: Path) -> None:
     for file in OPTIONS.rglob("*.yaml"):
         target = tmp_path / file.relative_to(OPTIONS)
         target.parent.mkdir(exist_ok=True, parents=True)
@@ -155,7 +155,7 @@ def test_mistakes_inside_a_users_file_are_told(path: str, text: str, message: st
     assert any(message in sentence for sentence in sentences), sentences
 
 
-def test_a_preset_that_names_no_option_is_told(tmp_path: Path) -> None:
+def test_a_preset_that_names_no_option_is_reported(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/typo.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /compute: papre\n", encoding="utf-8"
@@ -221,7 +221,7 @@ def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, r
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_a_sweep_that_is_told_to_stop_starts_no_further_point(code: int, tmp_path: Path, root: Path) -> None:
+def test_a_sweep_that_gets_a_stop_signal_starts_no_further_point(code: int, tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = call([*MINE, "-m", f"compute.seed=0,{code},4", "loss=other"], tmp_path, root)
     assert [json.loads(line)[1] for line in done.stdout.splitlines()] == [0, code]
@@ -271,7 +271,7 @@ def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
     assert "did you mean eval" in done.stderr
 
 
-def test_what_a_preset_leaves_open_is_asked_for(tmp_path: Path) -> None:
+def test_what_a_preset_leaves_open_is_required(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/open.yaml").write_text("defaults: [mine]\nname: open\ntext: {pool: '???'}\n", encoding="utf-8")
     words = [*MINE, f"--config-dir={tmp_path}", "model=open", "compute.learning_rate=1"]
@@ -287,7 +287,7 @@ def test_the_slurm_launcher_means_a_job_per_run_with_and_without_a_sweep() -> No
     assert with_scheduler(sweep) == [*sweep, "cluster.scheduler=slurm"]
 
 
-def test_a_frozen_config_comes_back_whole_and_takes_no_settings(tmp_path: Path) -> None:
+def test_a_frozen_config_is_read_back_unchanged_and_accepts_no_settings(tmp_path: Path) -> None:
     config = load("compute.seed=7", "cluster.slurm.extra=[--exclusive]", "cluster.scheduler=slurm")
     file = tmp_path / "config.yaml"
     file.write_text(compose.dump(config))
@@ -342,7 +342,7 @@ def test_a_list_of_one_needs_no_brackets() -> None:
     assert load("eval.folders=/dir", "eval.tasks=birds").eval.folders == ["/dir"]
 
 
-def test_a_wrong_word_is_one_sentence() -> None:
+def test_a_mistyped_argument_is_reported_in_one_sentence() -> None:
     with pytest.raises(UserError) as caught:
         compose.load("train", [*MINE, "loss=other", "data.path='a"])
     assert len(caught.value.problems) == 1
@@ -359,7 +359,7 @@ def test_the_papers_recipe_has_the_papers_crop() -> None:
     assert load("compute=paper", "model=vit_b32", "data.augment.crop=area").data.augment.crop == "area"
 
 
-def test_evaluate_takes_a_directory_and_says_what_a_run_is(tmp_path: Path) -> None:
+def test_evaluate_takes_a_directory_and_explains_what_a_run_is(tmp_path: Path) -> None:
     assert with_run([str(tmp_path), "--cfg", "job"]) == [f"run={tmp_path}", "--cfg", "job"]
     assert with_run(["--config-dir", str(tmp_path)]) == ["--config-dir", str(tmp_path)]
     with pytest.raises(UserError, match=r"run is not set: .* write run=runs/latest"):

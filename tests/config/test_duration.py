@@ -61,7 +61,7 @@ def test_the_papers_run_is_14453_steps() -> None:
     assert samples("32 epochs", batch=32_768, epoch=14_800_000) == 14_453 * 32_768
 
 
-def test_an_unknown_unit_is_told() -> None:
+def test_an_unknown_unit_is_reported() -> None:
     with pytest.raises(UserError, match="how many pairs an epoch has is not known"):
         samples("3 epochs", epoch=None)
     with pytest.raises(UserError, match="the run's own length"):

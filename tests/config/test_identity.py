@@ -27,7 +27,7 @@ def changed(config: Config, change: Callable[[Config], object]) -> str:
     return identity.science_hash(other)
 
 
-def test_the_name_tells_model_data_compute_and_hash(config: Config) -> None:
+def test_the_name_holds_model_data_compute_and_hash(config: Config) -> None:
     name = identity.run_name(config)
     assert name == f"mine-mine-mine-{identity.science_hash(config)}"
     assert len(name.rsplit("-", 1)[1]) == 8
@@ -73,7 +73,7 @@ def test_science_changes_the_hash(config: Config, change: Callable[[Config], obj
         lambda c: setattr(c, "experiment", "study"),
     ],
 )
-def test_the_machine_never_changes_the_hash(config: Config, change: Callable[[Config], object]) -> None:
+def test_the_hardware_never_changes_the_hash(config: Config, change: Callable[[Config], object]) -> None:
     assert changed(config, change) == identity.science_hash(config)
 
 
@@ -113,7 +113,7 @@ def test_a_difference_is_readable(config: Config) -> None:
     ]
 
 
-def test_a_teacher_is_known_by_its_science_wherever_it_lies(config: Config, tmp_path: Path) -> None:
+def test_a_teacher_is_identified_by_its_science_not_its_path(config: Config, tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(compose.dump(config))

@@ -38,13 +38,13 @@ def test_phases_tile_a_run_in_whole_steps(base: Config, steps: set[int], positio
     assert found.start <= position
 
 
-def test_what_a_phase_leaves_out_is_the_models_own(base: Config) -> None:
+def test_what_a_phase_does_not_set_is_the_models_own(base: Config) -> None:
     listed = [PhaseConfig("0", 16, 8), PhaseConfig("2 steps", context_length=16), PhaseConfig("0.5")]
     found = phases_of(with_phases(base, *listed), total_samples=10 * BATCH, epoch_samples=None)
     assert found == [Phase(0, 16, 8, 0.0), Phase(256, 32, 16, 0.0), Phase(640, 32, 32, 0.0)]
 
 
-def test_before_the_first_phase_stand_the_models_own_values(base: Config) -> None:
+def test_before_the_first_phase_the_models_own_values_apply(base: Config) -> None:
     listed = with_phases(base, PhaseConfig("1 epochs", image_size=16))
     found = phases_of(listed, total_samples=5000 * BATCH, epoch_samples=500)
     assert found == [Phase(0, 32, 32, 0.0), Phase(512, 16, 32, 0.0)]

@@ -94,7 +94,7 @@ def test_too_many_found_by_the_index_stop_before_the_first_step(module: MakeModu
         module(tmp_path)
 
 
-def test_a_shard_without_captions_is_told_and_does_not_hang(module: MakeModule, tmp_path: Path) -> None:
+def test_a_shard_without_captions_is_reported_and_does_not_hang(module: MakeModule, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [(f"{k}.jpg", jpeg(k)) for k in range(20)])
     with pytest.raises(DataError, match=r"holds no usable sample \(missing caption: 20\)"):
         module(tmp_path)

@@ -195,7 +195,7 @@ def test_captions_for_a_tokenizer_are_spread_over_the_data(module: MakeModule, s
     assert len(list(made.captions(1000))) == 59
 
 
-def test_the_fingerprint_tells_changed_data(module: MakeModule, shards: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_detects_changed_data(module: MakeModule, shards: Path, tmp_path: Path) -> None:
     before = module(shards).fingerprint
     moved = tmp_path / "moved"
     shards.rename(moved)

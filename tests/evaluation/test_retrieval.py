@@ -45,7 +45,7 @@ def test_equals_open_clips_metrics_and_loss(model: Any, tokenizer: Any, pairs_of
     assert ours["val_loss_60"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_pairs_compete_within_whole_groups_only(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
+def test_pairs_compete_within_complete_groups_only(model: Any, tokenizer: Any, pairs_of: Pairs) -> None:
     records = RetrievalEvaluator(pairs_of(range(70), batch=9), candidates=32).run(model, tokenizer, CPU)
     images, texts = features(model, pairs_of, list(range(64)))
     scale = model.log_logit_scale.exp().detach()

@@ -34,7 +34,7 @@ def test_a_run_gets_its_three_figures_again(root: Path, tmp_path: Path) -> None:
     assert "did you mean handwritten_digits?" in wrong.stderr
 
 
-def test_a_folder_that_is_no_run_is_done(root: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(root: Path, tmp_path: Path) -> None:
     done = command(root, "-m", MODULE, tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == f"{tmp_path} is not the directory of a run: it has no metrics.jsonl."

@@ -90,6 +90,6 @@ TORCHLESS = ("errors", "config.schema", "config.checks", "config.compose", "conf
 
 
 @pytest.mark.parametrize("module", TORCHLESS)
-def test_leaves_load_without_torch(module: str) -> None:
+def test_leaf_modules_load_without_torch(module: str) -> None:
     code = f"import sys, clip_lightning.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -46,7 +46,7 @@ def load(command: str) -> Config:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_preset_comes_to_what_was_reviewed(name: str) -> None:
+def test_a_preset_resolves_to_the_reviewed_text(name: str) -> None:
     path = GOLDEN / f"{name}.yaml"
     config = load(COMMANDS[name])
     head = f"# python train.py {COMMANDS[name]}".rstrip() + f"\n# science {identity.science_hash(config)}\n"
@@ -125,7 +125,7 @@ def test_the_command_in_a_header_composes(command: str) -> None:
     load(command.removeprefix("python train.py").strip())
 
 
-def test_a_wrong_model_names_the_near_one_and_leaves_with_2() -> None:
+def test_a_wrong_model_names_a_near_one_and_exits_with_2() -> None:
     command = [sys.executable, "train.py", "model=vit_l14x", "data=yfcc", "data.path=nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -134,7 +134,7 @@ def test_a_wrong_model_names_the_near_one_and_leaves_with_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_missing_data_is_one_sentence_that_says_how_to_get_it() -> None:
+def test_missing_data_is_reported_with_how_to_get_it() -> None:
     command = [sys.executable, "train.py", "data=yfcc", "data.path=nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     (sentence,) = done.stderr.splitlines()

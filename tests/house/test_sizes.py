@@ -31,7 +31,7 @@ def num_lines(path: Path) -> int:
     return path.read_text(encoding="utf-8").count("\n")
 
 
-def test_files_and_functions_fit_on_the_table() -> None:
+def test_files_and_functions_are_short_enough() -> None:
     wrong = []
     for path in tracked(".py"):
         name = str(path.relative_to(ROOT))
@@ -76,5 +76,5 @@ def test_nothing_is_left_half_done() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_drawer_for_leftovers() -> None:
+def test_no_file_for_leftovers() -> None:
     assert not [path for path in tracked(".py") if path.name in ("utils.py", "helpers.py", "misc.py", "common.py")]

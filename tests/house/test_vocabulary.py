@@ -32,6 +32,7 @@ INSTEAD = {
     r"\bdrawer\b|\bunder one roof\b|\bkeeps company\b": "say it plainly",
 }
 PROSE = (".md", ".yaml", ".sbatch", ".sh", "Makefile")
+TEXT = (tokenize.COMMENT, tokenize.STRING, tokenize.NAME, getattr(tokenize, "FSTRING_MIDDLE", -1))
 EXEMPT = {"tests/house/test_vocabulary.py"}
 
 
@@ -42,16 +43,17 @@ def tracked() -> list[str]:
 
 
 def prose_of(name: str) -> Iterator[tuple[int, str]]:
-    """Lines of a page; comments and string literals of a Python file, with their line numbers."""
+    """Lines of a page; comments, string literals and names of a Python file, with their line numbers."""
     if not name.endswith((".py", *PROSE)):
         return
     text = (ROOT / name).read_text(encoding="utf-8")
     if name.endswith(".py"):
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type in (tokenize.COMMENT, tokenize.STRING) or token.type == getattr(
-                tokenize, "FSTRING_MIDDLE", -1
-            ):
-                yield from ((token.start[0] + i, line) for i, line in enumerate(token.string.split("\n")))
+            lines = token.string.split("\n")
+            if token.type == tokenize.NAME:
+                lines = [token.string.replace("_", " ")]
+            if token.type in TEXT:
+                yield from ((token.start[0] + i, line) for i, line in enumerate(lines))
     elif "golden" not in name:
         yield from enumerate(text.split("\n"), 1)
 

@@ -55,7 +55,7 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_said(config: LossConfig, words: str) -> None:
+def test_what_does_not_fit_is_reported(config: LossConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_loss(config)
 

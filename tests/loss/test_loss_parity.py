@@ -188,7 +188,7 @@ def test_sigmoid_holds_at_extreme_logits(logit: float) -> None:
     assert value.item() == pytest.approx(3 * max(logit, 0) + max(-logit, 0), rel=1e-6)
 
 
-def test_softmax_of_features_that_say_nothing_is_the_chance_level() -> None:
+def test_softmax_of_equal_features_is_the_chance_level() -> None:
     image = text = torch.nn.functional.normalize(torch.ones(NUM_PAIRS, 8), dim=1)
     output = LOSSES["softmax"](chunk=5)(image, text, torch.tensor([100.0]))
     assert output.loss.item() == pytest.approx(math.log(NUM_PAIRS), rel=1e-6)

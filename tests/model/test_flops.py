@@ -58,5 +58,5 @@ def test_an_own_tower_is_counted_where_it_can_be(window: int, is_counted: bool) 
     assert (count_text(replace(load("tiny")[0], text=text)) is not None) == is_counted
 
 
-def test_a_text_that_is_padded_costs_the_whole_context() -> None:
+def test_a_padded_text_costs_the_full_context() -> None:
     assert count_text(model_of("model=siglip_b16")) is None

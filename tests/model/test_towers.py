@@ -126,7 +126,7 @@ def test_an_id_that_the_encoder_takes_for_padding_is_a_word_like_others(model_ty
         assert (tower(tokens, lengths) - tower(changed, lengths))[:2].abs().amax(1).min() > 1e-5
 
 
-def test_pools_read_what_they_say() -> None:
+def test_pools_read_the_named_position() -> None:
     towers = {p: TextTower(text_config(pool=p, pad_to_context=True), 16) for p in ("eot", "cls", "mean", "last")}
     hidden, lengths = torch.randn(2, 4, 32), torch.tensor([2, 4])
     pooled = {pool: tower._pool(hidden, lengths) for pool, tower in towers.items()}
@@ -145,7 +145,7 @@ def test_bytes_are_normalised_as_the_tower_says() -> None:
         torch.testing.assert_close(tower(pixels()), tower((pixels() / 255 - mean) / std), atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_is_off_unless_the_config_asks_for_it() -> None:
+def test_dropout_is_off_by_default() -> None:
     def two_passes(config: TextConfig) -> tuple[Tensor, Tensor]:
         tower = TextTower(config, 16).train()
         return tower(*texts()), tower(*texts())

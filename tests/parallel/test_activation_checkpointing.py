@@ -49,6 +49,6 @@ def test_selective_keeps_less_and_full_far_less() -> None:
     assert full < 0.3 * selective
 
 
-def test_an_unknown_kind_is_said() -> None:
+def test_an_unknown_kind_is_reported() -> None:
     with pytest.raises(UserError, match=r"cluster\.activation_checkpointing=some"):
         model_with("some")

@@ -31,7 +31,7 @@ def test_strategies_by_name() -> None:
         (ClusterConfig(name="x", devices=2), "cluster=ddp"),
     ],
 )
-def test_what_cannot_be_is_said(cluster: ClusterConfig, words: str) -> None:
+def test_what_cannot_be_built_is_reported(cluster: ClusterConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
         strategy.build(cluster)
 

@@ -57,6 +57,6 @@ def test_fewer_classes_have_fewer_bars_and_many_rows_fill_a_grid() -> None:
     figure.canvas.draw()
 
 
-def test_no_rows_are_told() -> None:
+def test_no_rows_are_reported() -> None:
     with pytest.raises(UserError, match="no predictions"):
         prediction_panels([])

@@ -74,7 +74,7 @@ def test_a_repeated_measurement_replaces_the_earlier_one() -> None:
     assert axes.lines[0].get_ydata().tolist() == [0.3, 0.5]
 
 
-def test_nothing_to_draw_is_told() -> None:
+def test_nothing_to_draw_is_reported() -> None:
     nothing = to_frame([])
     with pytest.raises(UserError, match="no loss"):
         loss_curve(nothing)

@@ -50,7 +50,7 @@ def test_a_rank_that_does_not_come_is_named_by_the_others(ailment: str, message:
 
 
 @pytest.mark.slow
-def test_fit_machines_pass(tmp_path: Path) -> None:
+def test_healthy_nodes_pass(tmp_path: Path) -> None:
     assert [message.split(" in ")[0] for message in ask("nothing", tmp_path)] == ["fit", "fit"]
 
 

@@ -177,7 +177,7 @@ def test_starting_over_moves_every_earlier_run_aside(config: Any, tmp_path: Path
     assert move_aside(directory_of(config)) is None
 
 
-def test_status_keeps_numbers_until_they_are_given_anew(tmp_path: Path) -> None:
+def test_status_keeps_numbers_until_they_are_set_again(tmp_path: Path) -> None:
     write_status(tmp_path, "running", samples_seen=5, total_samples=10)
     write_status(tmp_path, "failed", "the disk burnt")
     status = read_json(tmp_path / "status.json")
@@ -191,7 +191,7 @@ def test_a_folder_that_is_called_latest_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "latest").is_symlink()
 
 
-def test_the_commit_tells_what_was_changed_and_is_empty_without_git(tmp_path: Path) -> None:
+def test_the_commit_lists_what_was_changed_and_is_empty_without_git(tmp_path: Path) -> None:
     assert commit(tmp_path) == Commit("")
     assert str(Commit("")) == "no commit"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -207,7 +207,7 @@ def test_the_commit_tells_what_was_changed_and_is_empty_without_git(tmp_path: Pa
     assert b"+two" in found.patch
 
 
-def test_a_file_system_without_locks_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

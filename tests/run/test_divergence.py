@@ -64,7 +64,7 @@ def divergences(runs: Path) -> list[dict[str, Any]]:
     ],
     ids=["not finite", "spike"],
 )  # fmt: skip
-def test_a_run_goes_back_passes_over_and_is_bit_equal_however_it_is_killed(
+def test_a_rollback_skips_its_windows_and_is_bit_equal_however_it_is_killed(
     start: Start, tmp_path: Path, argv: list[str], poisoned: tuple[int, int], place: int,
     window: tuple[int, int, int], reason: str,
 ) -> None:  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_run_goes_back_passes_over_and_is_bit_equal_however_it_is_killed(
     assert skip_windows(tmp_path / "cut") == [window]
 
 
-def test_a_run_that_is_to_stop_leaves_its_sample_ids_and_may_go_on_past_them(
+def test_a_run_that_stops_writes_its_sample_ids_and_may_resume_past_them(
     start: Start, small: list[str], tmp_path: Path
 ) -> None:
     positions = range(96, 144)
@@ -105,9 +105,9 @@ def test_a_run_that_is_to_stop_leaves_its_sample_ids_and_may_go_on_past_them(
     status = json.loads((tmp_path / "latest" / "status.json").read_text())
     assert (status["status"], "3 steps in a row" in status["reason"]) == ("failed", True)
 
-    went_on = start(tmp_path, positions, *NAN, "compute.on_divergence=rollback")
-    assert went_on.wait() == 0, went_on.text()
-    assert "rollback 1 of 3 to 0 samples" in went_on.text()
+    resumed_run = start(tmp_path, positions, *NAN, "compute.on_divergence=rollback")
+    assert resumed_run.wait() == 0, resumed_run.text()
+    assert "rollback 1 of 3 to 0 samples" in resumed_run.text()
     assert skip_windows(tmp_path) == [(0, 0, 144 + 100 * 16)]
 
 

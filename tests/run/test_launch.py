@@ -54,7 +54,7 @@ def start(root: Path, free_port: int) -> Iterator[Start]:
         process.communicate()
 
 
-def test_a_rank_that_comes_first_touches_nothing_before_rank_0s_word(
+def test_a_rank_that_starts_first_writes_nothing_before_rank_0_is_ready(
     start: Start, tmp_path: Path, small: list[str]
 ) -> None:
     for k in range(2):  # the second moves the first aside
@@ -65,13 +65,13 @@ def test_a_rank_that_comes_first_touches_nothing_before_rank_0s_word(
         assert ranks[0].poll() is None, ranks[0].communicate()
         assert sorted(tmp_path.rglob("*")) == before
         ranks.insert(0, start(0, *argv))
-        told = [rank.communicate(timeout=120) for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0, 0], told
+        outputs = [rank.communicate(timeout=120) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], outputs
         assert len(list((tmp_path / "runs").glob("*-*/metrics.jsonl"))) == k + 1
-        assert [text.strip() for text in told[1]] == ["", ""]
+        assert [text.strip() for text in outputs[1]] == ["", ""]
 
 
-def test_where_rank_0_finds_nothing_to_train_the_others_leave_in_silence(
+def test_where_rank_0_finds_nothing_to_train_the_others_exit_silently(
     start: Start, tmp_path: Path, small: list[str]
 ) -> None:
     (tmp_path / "file").write_text("no directory")
@@ -82,32 +82,34 @@ def test_where_rank_0_finds_nothing_to_train_the_others_leave_in_silence(
     assert [text.strip() for text in other] == ["", ""]
 
 
-def test_a_rank_that_loses_rank_0_says_so(start: Start, tmp_path: Path, small: list[str], free_port: int) -> None:
+def test_a_rank_that_loses_rank_0_reports_it(start: Start, tmp_path: Path, small: list[str], free_port: int) -> None:
     server = dist.TCPStore("127.0.0.1", free_port, is_master=True, wait_for_workers=False)
     rank = start(1, f"runs={tmp_path / 'runs'}", *small)
     while num_connected(free_port) < 2:  # the server's own is one
         assert rank.poll() is None, rank.communicate()
         time.sleep(0.05)
     del server
-    told = rank.communicate(timeout=60)
+    outputs = rank.communicate(timeout=60)
     assert rank.returncode == 1
     # c10d itself prints before it that the connection was closed.
     sentence = "rank 0 was lost before it said where to train; what it printed says why"
-    assert told[1].splitlines()[-1] == f"n2: {sentence}"
+    assert outputs[1].splitlines()[-1] == f"n2: {sentence}"
 
 
 def test_a_sweep_that_srun_starts_in_several_tasks_is_refused_by_one_of_them(
     start: Start, tmp_path: Path, small: list[str]
 ) -> None:
     ranks = [start(rank, "-m", "compute.seed=0,1", f"runs={tmp_path / 'runs'}", *small) for rank in (0, 1)]
-    told = [rank.communicate(timeout=60)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2], told
-    assert "a sweep starts its runs by itself" in told[0]
-    assert told[1].strip() == ""
+    outputs = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], outputs
+    assert "a sweep starts its runs by itself" in outputs[0]
+    assert outputs[1].strip() == ""
     assert not (tmp_path / "runs").exists()
 
 
-def test_nodes_that_nothing_starts_are_told_instead_of_waited_for(root: Path, tmp_path: Path, small: list[str]) -> None:
+def test_nodes_that_nothing_starts_are_reported_instead_of_waited_for(
+    root: Path, tmp_path: Path, small: list[str]
+) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     command = [sys.executable, "train.py", f"runs={tmp_path / 'runs'}", *small, *TWO]
     done = subprocess.run(command, cwd=root, env=kept, capture_output=True, text=True, timeout=60, check=False)

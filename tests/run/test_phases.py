@@ -33,7 +33,7 @@ def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return runs, runner.train(runs, *VIT, PHASES, *SCORED)
 
 
-def test_its_card_and_records_follow_the_phases(uninterrupted: tuple[Path, str]) -> None:
+def test_banner_and_records_follow_the_phases(uninterrupted: tuple[Path, str]) -> None:
     runs, printed = uninterrupted
     assert (
         "phases   from 0: 16 pixels, 8 tokens | from 48 (37.5%): 32 pixels, 32 tokens, 50% of patches dropped | "

@@ -113,7 +113,7 @@ def test_the_death_of_a_rank_is_one_line_and_the_status(runner: Any, tmp_path: P
 
 
 @pytest.mark.ci
-def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(
+def test_torchrun_restarts_a_killed_rank_and_the_run_resumes(
     uninterrupted: Path, tmp_path: Path, root: Path, small: list[str]
 ) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]

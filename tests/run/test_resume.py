@@ -84,7 +84,7 @@ def test_after_a_resume_a_row_covers_its_whole_interval(runner: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_goes_on(
+def test_a_signal_saves_and_the_same_command_resumes(
     runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str], number: int
 ) -> None:
     argv = [f"runs={tmp_path}", *small, "cluster.checkpoint_every=0 samples"]

@@ -10,7 +10,7 @@ from clip_lightning.config.schema import ClusterConfig
 from clip_lightning.reliability.preemption import leave_after
 
 
-def test_how_long_before_its_limit_a_run_leaves() -> None:
+def test_how_long_before_its_limit_a_run_stops() -> None:
     assert leave_after(ClusterConfig(name="c")) is None
     assert leave_after(ClusterConfig(name="c", time_limit_minutes=10)) == 540
     assert leave_after(ClusterConfig(name="c", time_limit_minutes=1440)) == 1440 * 60 - 300
@@ -18,7 +18,7 @@ def test_how_long_before_its_limit_a_run_leaves() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_before_its_time_limit_and_goes_on(runner: Any, tmp_path: Path, small: list[str]) -> None:
+def test_a_run_saves_before_its_time_limit_and_resumes(runner: Any, tmp_path: Path, small: list[str]) -> None:
     argv = [f"runs={tmp_path}", *small, "loss._target_=slow_loss.SlowLoss", "cluster.checkpoint_every=0 samples"]
     tests = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     child = runner.start("train.py", *argv, "cluster.time_limit_minutes=0.2", env={**tests, "SECONDS_PER_STEP": "3"})

@@ -28,7 +28,7 @@ def finished(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return runs, runner.train(runs, *TASKS, "compute.ema_decay=0.8")
 
 
-def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]) -> None:
+def test_a_run_prints_its_banner_lines_scores_and_table(finished: tuple[Path, str]) -> None:
     lines = finished[1].splitlines()
     assert re.match(r"clip_lightning \d+\.\d+\.\d+  .*run tiny-scenes-cpu_minutes-[0-9a-f]{8}$", lines[0])
     assert [line.split(" ")[0] for line in lines[1:5]] == ["state", "science", "hardware", "changed"]
@@ -40,7 +40,7 @@ def test_a_run_prints_its_card_lines_scores_and_table(finished: tuple[Path, str]
     assert re.search(r"^status +finished$", finished[1], re.MULTILINE)
 
 
-def test_a_run_leaves_its_records_summary_and_figures(finished: tuple[Path, str]) -> None:
+def test_a_run_writes_its_records_summary_and_figures(finished: tuple[Path, str]) -> None:
     run = finished[0] / "latest"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["zeroshot"]) == {"shape", "unseen_combination"}
@@ -158,8 +158,8 @@ def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path
 
 def test_what_is_wrong_before_the_first_step_is_reported_at_once(runner: Any, tmp_path: Path) -> None:
     bad = ["model.vision.timm=resnet5o", "eval.tasks=[nope,shape]", "logger=wandb", "logger.wandb.mode=online"]
-    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
-    child = runner.start("train.py", f"runs={tmp_path / 'runs'}", *bad, env=nobody)
+    without_login = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "", "WANDB_API_KEY": ""}
+    child = runner.start("train.py", f"runs={tmp_path / 'runs'}", *bad, env=without_login)
     assert child.wait() == 2, child.text()
     headline, *lines = child.text().splitlines()
     assert headline.startswith("clip_lightning ")

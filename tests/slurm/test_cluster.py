@@ -301,11 +301,11 @@ def test_tasks_that_do_not_match_the_config_are_reported_in_one_sentence(
 ) -> None:
     command = [sys.executable, "train.py", f"runs={tmp_path}", *small, "cluster=ddp", "cluster.accelerator=cpu"]
     done = cluster.run("srun", "--nodes=2", "--ntasks-per-node=1", *command, "cluster.devices=4")
-    told = [line for line in done.stderr.splitlines() if "processes" in line]
-    assert len(told) == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "processes" in line]
+    assert len(lines) == 1, done.stderr
     for part in ("SLURM started 2 tasks on 2 nodes (1(x2) on each)", "no GPU is requested", "are 4 processes"):
-        assert part in told[0]
-    assert "write cluster.nodes=2 cluster.devices=1 or srun --nodes=1 --ntasks-per-node=4" in told[0]
+        assert part in lines[0]
+    assert "write cluster.nodes=2 cluster.devices=1 or srun --nodes=1 --ntasks-per-node=4" in lines[0]
     assert done.returncode == 2
     assert not list(tmp_path.iterdir())
 

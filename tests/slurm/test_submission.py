@@ -48,9 +48,9 @@ def test_a_queue_that_cannot_be_read_is_not_taken_for_an_empty_one(
     slurm.submit(config)
     assert (status(config)["status"], status(config)["reason"]) == ("submitted", "job 12")
     commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", sbatch="exit 9")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         slurm.submit(config)
-    (sentence,) = told.value.problems
+    (sentence,) = refusal.value.problems
     assert "squeue does not report the waiting jobs (" in sentence
     assert "Unable to contact slurm controller)" in sentence
 

@@ -61,9 +61,9 @@ def test_only_rank_0_reports_tasks_that_do_not_match_the_ranks(
         check_tasks(cluster, gpus)
     assert silent.value.problems == []
     inside.setenv("SLURM_PROCID", "0")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         check_tasks(cluster, gpus)
-    (sentence,) = told.value.problems
+    (sentence,) = refusal.value.problems
     assert sentence.startswith("job 12345: SLURM started 2 tasks on 2 nodes (1(x2) on each), ")
     assert f"cluster.nodes={nodes} x cluster.devices={devices} are 8 processes; {fix}" in sentence
 

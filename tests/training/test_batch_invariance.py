@@ -71,7 +71,7 @@ def test_padding_that_changes_features_is_refused(config: Config, fixes: str) ->
     [with_text(BERT, mask_padding=True), with_text(BERT, pad_to_context=True), small_config()],
     ids=["masked", "always padded", "causal"],
 )
-def test_padding_that_reaches_no_feature_is_let_through(config: Config) -> None:
+def test_padding_that_reaches_no_feature_is_accepted(config: Config) -> None:
     small_module(config)
 
 
@@ -84,12 +84,12 @@ def test_padding_that_reaches_no_feature_is_let_through(config: Config) -> None:
     ],
     ids=["timm", "bert", "functional"],
 )
-def test_a_draw_that_no_sample_decides_is_told(config: Config, words: str) -> None:
+def test_a_draw_that_no_sample_decides_is_reported(config: Config, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check(config)
 
 
-def test_draws_in_windows_are_told() -> None:
+def test_draws_in_windows_are_reported() -> None:
     config = small_config()
     options = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2, "proj_drop_rate": 0.1}
     config.model.vision = VisionConfig(
@@ -115,11 +115,11 @@ def with_drops() -> Config:
 
 
 @pytest.mark.parametrize("config", [with_drops(), small_config()], ids=["every layer that drops by sample", "none"])
-def test_draws_by_sample_are_let_through(config: Config) -> None:
+def test_draws_by_sample_are_accepted(config: Config) -> None:
     check(config)
 
 
-def test_micro_batches_drop_what_the_whole_batch_drops() -> None:
+def test_micro_batches_drop_what_the_undivided_batch_drops() -> None:
     whole, cut = (first_step(with_drops(), micro_batch) for micro_batch in (None, 8))
     check_close(cut, whole, 1e-6)
     undropped = with_text({**BERT}, mask_padding=True)

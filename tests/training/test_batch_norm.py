@@ -82,7 +82,7 @@ def test_groups_that_cannot_be_formed_are_refused() -> None:
         small_module(config_with_batch_norm(6, micro_batch=4))
 
 
-def test_a_skipped_step_leaves_the_running_statistics() -> None:
+def test_a_skipped_step_does_not_change_the_running_statistics() -> None:
     layer = torch.nn.BatchNorm1d(3)
     shared = batch_norm.apply(layer, group=4, share=4, micro_batch=4)
     before = {name: value.clone() for name, value in layer.state_dict().items() if "running" in name}
@@ -91,7 +91,7 @@ def test_a_skipped_step_leaves_the_running_statistics() -> None:
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in before.items())
 
 
-def test_a_step_that_saw_nothing_leaves_the_running_statistics() -> None:
+def test_a_step_without_samples_does_not_change_the_running_statistics() -> None:
     layer = torch.nn.BatchNorm1d(3)
     shared = batch_norm.apply(layer, group=4, share=4, micro_batch=4)
     before = {name: value.clone() for name, value in layer.state_dict().items()}

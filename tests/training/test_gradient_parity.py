@@ -110,7 +110,7 @@ def test_one_process_gives_the_peers_gradient(loss: str, teacher: Path) -> None:
 @pytest.mark.parametrize("drop", [0.0, 0.4])
 @pytest.mark.parametrize("micro_batch", [8, 7])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_micro_batches_give_the_whole_batchs_gradient(loss: str, micro_batch: int, drop: float, teacher: Path) -> None:
+def test_micro_batches_give_the_undivided_gradient(loss: str, micro_batch: int, drop: float, teacher: Path) -> None:
     whole = one_rank(config_of(loss, teacher), None, drop)
     check_close(one_rank(config_of(loss, teacher), micro_batch, drop), whole, 1e-6)
 

@@ -44,7 +44,7 @@ def test_no_other_groups_of_neighbours_are_cheaper(lengths: list[int]) -> None:
     assert sum(len(rows) * longest + GROUP_TOKENS for rows, longest in plan.groups) == min(map(tokens, every))
 
 
-def test_features_and_gradients_are_the_whole_batchs() -> None:
+def test_features_and_gradients_are_those_of_the_undivided_batch() -> None:
     module = small_module(small_config())
     text = module.model.text
     batch = global_batch(0)

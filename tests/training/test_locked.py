@@ -106,7 +106,7 @@ def test_autograd_keeps_nothing_of_a_locked_tower() -> None:
 
 
 @pytest.mark.parametrize(("vision", "text"), [(True, False), (False, True), (True, True)])
-def test_micro_batches_give_the_whole_batchs_gradient_and_pass_a_locked_tower_once(vision: bool, text: bool) -> None:
+def test_micro_batches_give_the_undivided_gradient_and_run_a_locked_tower_once(vision: bool, text: bool) -> None:
     config = locked(small_config(), vision=vision, text=text)
     whole, cut = small_module(config), small_module(locked(small_config(), vision=vision, text=text, micro_batch=7))
     fit(whole, Stream(0, 1))
@@ -117,7 +117,7 @@ def test_micro_batches_give_the_whole_batchs_gradient_and_pass_a_locked_tower_on
     assert seen.count("vision") == (4 if vision else 8), "four pieces"
 
 
-def test_a_tower_whose_projection_is_its_own_is_locked_whole() -> None:
+def test_a_tower_with_its_own_projection_is_locked_completely() -> None:
     config = locked(small_config(), text=False, micro_batch=8)
     config.model.vision.projection, config.model.embed_dim = "none", 32
     module = small_module(config)
@@ -140,7 +140,7 @@ def test_features_kept_over_the_run_change_nothing_and_save_the_pass(tmp_path: P
         assert all(torch.equal(plain.model.state_dict()[name], v) for name, v in module.model.state_dict().items())
 
 
-def test_another_caption_or_crop_of_a_sample_is_computed_anew(tmp_path: Path) -> None:
+def test_another_caption_or_crop_of_a_sample_is_computed_again(tmp_path: Path) -> None:
     plain, kept = small_module(locked(small_config())), small_module(locked(small_config()))
     kept.locked.keep_in(tmp_path / "locked", GLOBAL_BATCH)
 
@@ -157,7 +157,9 @@ def test_another_caption_or_crop_of_a_sample_is_computed_anew(tmp_path: Path) ->
 
 @settings(deadline=None, max_examples=40)
 @given(width=st.integers(1, 9), seed=st.integers(0, 99))
-def test_a_row_comes_back_whole_or_not_at_all(width: int, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_row_is_read_back_complete_or_not_at_all(
+    width: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(5, width, generator=generator)
     ids, contents = torch.tensor([7, 0, 3, 9, 2]), torch.randint(-(2**62), 2**62, (5,), generator=generator)
@@ -191,7 +193,7 @@ def test_a_hash_is_of_the_bytes_and_not_of_the_padding() -> None:
     assert not (content_hashes(batch.images ^ (torch.arange(GLOBAL_BATCH) == 5).view(-1, 1, 1, 1)) == images)[5]
 
 
-def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cluster\.cache_locked=true needs .* GiB are free"):
         FeatureStore(tmp_path / "rows", 2**40, 1024)
 

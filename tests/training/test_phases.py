@@ -74,7 +74,7 @@ def first_step(config: Config) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("micro_batch", [8, 7])
-def test_micro_batches_give_the_whole_batchs_gradient_at_a_small_size(tower: str, micro_batch: int) -> None:
+def test_micro_batches_give_the_undivided_gradient_at_a_small_size(tower: str, micro_batch: int) -> None:
     cached = phased_config(tower)
     cached.cluster.micro_batch = micro_batch
     check_close(first_step(cached), first_step(phased_config(tower)), 1e-6)

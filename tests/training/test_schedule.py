@@ -59,6 +59,6 @@ def test_after_the_warmup_the_rate_depends_on_samples_not_on_the_batch(batch: in
     assert whole.learning_rate(samples) == small.learning_rate(samples)
 
 
-def test_an_unknown_schedule_is_said() -> None:
+def test_an_unknown_schedule_is_reported() -> None:
     with pytest.raises(UserError, match=r"compute\.schedule=cosin"):
         schedule("cosin")

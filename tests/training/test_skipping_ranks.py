@@ -13,7 +13,7 @@ from tests.training.skipping_program import POISONED, STEPS
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_rank_that_meets_what_is_not_finite_lets_no_rank_step_and_the_run_goes_on(
+def test_no_rank_steps_where_one_gradient_is_not_finite_and_the_run_continues(
     root: Path, tmp_path: Path, strategy: str
 ) -> None:
     command = [sys.executable, "-m", "tests.training.skipping_program", str(tmp_path), strategy]

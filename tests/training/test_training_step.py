@@ -222,7 +222,7 @@ def test_a_share_of_the_wrong_size_is_refused() -> None:
         fit(module, Stream(0, 1))
 
 
-def test_averaged_weights_stand_in_and_leave() -> None:
+def test_ema_weights_are_swapped_in_and_out() -> None:
     module = small_module(small_config(ema_decay=0.5))
     fit(module, Stream(0, 2))
     assert module.ema is not None
@@ -301,7 +301,7 @@ def test_out_of_memory_halves_the_micro_batch_and_does_the_step_again() -> None:
     assert resumed.micro_batch == 6
 
 
-def test_a_pair_that_does_not_fit_is_said() -> None:
+def test_a_pair_that_does_not_fit_is_reported() -> None:
     module = SmallMemory(small_config(), Lengths(NUM_STEPS * GLOBAL_BATCH, 40))
     module.room = 0
     with pytest.raises(UserError, match=r"cluster\.micro_batch=1 does not fit"):

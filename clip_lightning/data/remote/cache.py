@@ -233,7 +233,7 @@ class ShardCache:
         lock = FileLock(self.folder / f"{name}.lock")
         waiting = _Waiting(self.folder / f"{name}.part", lock) if wait else None
         try:
-            is_mine = lock.acquire(waiting.goes_on) if waiting else lock.acquire()
+            is_mine = lock.acquire(waiting.keep_waiting) if waiting else lock.acquire()
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -250,7 +250,7 @@ class _Waiting:
         self.state: tuple[int, int] | None = None
         self.since = self.warned = time.monotonic()
 
-    def goes_on(self) -> bool:
+    def keep_waiting(self) -> bool:
         """True. Raises: DataError after `STALL_SECONDS` without progress."""
         try:
             stat = self.part.stat()

@@ -81,7 +81,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Preflight(Plan):
-    """What stands before training begins."""
+    """What has been built and counted before training starts."""
 
     datamodule: ContrastiveDataModule
     tasks: list[ZeroShotTask]

@@ -56,10 +56,10 @@ def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[c
         launch: calls a task with the config and arguments of each cell, or leaves that to jobs elsewhere.
     """
     if are_started_outside():
-        told = (
+        refusal = (
             "a sweep starts its runs by itself: write python train.py -m ... without srun (or with one task), torchrun"
         )
-        raise UserError(*[told] * (rank_of_process() == 0))
+        raise UserError(*[refusal] * (rank_of_process() == 0))
     if any(cell.config.dry_run for cell in cells):
         return dry_run_cells(cells)
     record = begin(cells, command)
@@ -135,7 +135,7 @@ class _Turns:
         code = self._in_own_process(lambda: _cell(config, cell.argv, self.record.path))
         if code < 0:
             code = 128 - code
-            if code not in compose.TOLD_TO_STOP:
+            if code not in compose.STOPPED_BY_SIGNAL:
                 name = signal.Signals(code - 128).name
                 hint = "; the kernel does so when memory runs out" * (code == 128 + signal.SIGKILL)
                 note_failure(self.record.path, run, f"killed by {name}{hint}")
@@ -183,7 +183,7 @@ def _cell(config: Config, argv: Sequence[str], sweep: Path) -> int:
         return train(config, argv)
     except UserError as error:
         note_failure(sweep, run, "; ".join(error.problems))
-        return compose.tell(error)
+        return compose.print_error(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:

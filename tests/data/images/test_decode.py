@@ -105,7 +105,7 @@ def test_an_animation_gives_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_where_it_is_asked_for(orientation: int) -> None:
+def test_exif_rotation_is_applied_where_it_is_requested(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = Image.fromarray(pixels(jpeg(5, 48, 32)))

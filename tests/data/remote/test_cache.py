@@ -281,7 +281,7 @@ def _fill_up(url: str, folder: Path, results: Any) -> None:
         results.put(str(error))
 
 
-def test_a_full_disk_is_told_in_a_sentence(shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_a_sentence(shards: Path, tmp_path: Path) -> None:
     results: Any = multiprocessing.get_context("fork").Queue()
     job = multiprocessing.get_context("fork").Process(
         target=_fill_up, args=(f"local://{shards}", tmp_path / "cache", results)
@@ -293,7 +293,7 @@ def test_a_full_disk_is_told_in_a_sentence(shards: Path, tmp_path: Path) -> None
     assert not list((tmp_path / "cache/shards").glob("*.part"))
 
 
-def test_a_store_without_its_package_is_told(tmp_path: Path) -> None:
+def test_a_store_without_its_package_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path=gs://bucket/x: .*gcsfs"):
         list_sources("gs://bucket/x", ".tar")
     with pytest.raises(DataError, match="Protocol not known: nostore"):

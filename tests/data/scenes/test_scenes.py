@@ -71,7 +71,7 @@ def test_unseen_pairs_are_neither_drawn_nor_written_in_training() -> None:
     assert set(said) == set(scenes.SEEN)
 
 
-def test_captions_say_only_what_is_drawn() -> None:
+def test_captions_mention_only_what_is_drawn() -> None:
     for k in IDS:
         there, caption = scene(k), LAYOUT.captions(k)[0]
         assert pairs_said(caption) <= {(thing.color, thing.shape) for thing in there.things}, caption
@@ -100,7 +100,7 @@ def test_places_in_captions_are_where_things_are() -> None:
 
 
 @pytest.mark.parametrize("color", scenes.COLORS)
-def test_a_shape_has_the_color_that_it_is_said_to_have(color: str) -> None:
+def test_a_shape_has_the_color_of_its_caption(color: str) -> None:
     low, high = scenes.COLORS[color][:2]
     for shape in scenes.SHAPES:
         rng = CounterRng(7, 99)
@@ -145,7 +145,7 @@ def test_tasks_of_scenes_are_balanced_labelled_and_fresh(name: str) -> None:
     assert (task.image(3) == task.image(3)).all()
 
 
-def test_unseen_combination_asks_for_the_unseen_pairs_among_all() -> None:
+def test_unseen_combination_scores_the_unseen_pairs_among_all() -> None:
     task = scenes.zero_shot_set("unseen_combination")
     assert {tuple(task.classnames[label].split()) for label in task.labels} == set(scenes.UNSEEN)
 

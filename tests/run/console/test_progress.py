@@ -27,7 +27,7 @@ def test_an_interval_is_one_line_of_the_designs_fields() -> None:
     )
 
 
-def test_without_a_known_peak_the_line_tells_the_flops() -> None:
+def test_without_a_known_peak_the_line_shows_the_flops() -> None:
     line = interval_line(Interval(**{**vars(NUMBERS), "mfu": None, "flops_per_second": 52.7e9}))
     assert " | 52.7GFLOP/s | " in line
 

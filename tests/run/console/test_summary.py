@@ -81,7 +81,7 @@ def test_a_finished_run_without_any_record_still_has_a_table() -> None:
     assert "run again" in table
 
 
-def test_peaks_are_those_of_the_named_card() -> None:
+def test_peaks_are_those_of_the_named_gpu() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 311.8e12
@@ -90,7 +90,7 @@ def test_peaks_are_those_of_the_named_card() -> None:
     assert peak_flops("Some Processor") is None
 
 
-def test_the_average_of_weights_stands_beside_the_raw_ones() -> None:
+def test_ema_scores_are_listed_beside_the_raw_ones() -> None:
     assert summary().as_json()["ema"] is None
     both = [*summary().records, *(replace(record, weights="ema") for record in scores(48, 0.75))]
     content = summary(records=both).as_json()

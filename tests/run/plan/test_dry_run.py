@@ -28,7 +28,7 @@ def row(printed: str, name: str) -> str:
     return next(line.removeprefix(name).strip() for line in printed.splitlines() if line.startswith(name))
 
 
-def test_a_dry_run_counts_tries_a_step_and_leaves_nothing(runner: Any, tmp_path: Path) -> None:
+def test_a_dry_run_counts_measures_a_step_and_writes_nothing(runner: Any, tmp_path: Path) -> None:
     printed = runner.train(tmp_path, "dry_run=true")
     assert "[dry run]" in printed
     assert [name for name in ROWS if f"\n{name}" not in printed] == []
@@ -68,7 +68,7 @@ def test_micro_batches_are_tried_as_they_are(runner: Any, tmp_path: Path) -> Non
 
 
 @has_no_gpu
-def test_another_machine_is_planned_for_and_what_does_not_fit_is_refused(runner: Any, tmp_path: Path) -> None:
+def test_other_hardware_is_planned_for_and_what_does_not_fit_is_refused(runner: Any, tmp_path: Path) -> None:
     printed = runner.train(tmp_path, "dry_run=true", *GPU, "cluster.device_memory_gib=80", "cluster.assumed_mfu=0.4")
     assert "not tried: the device is not here" in row(printed, "one step")
     assert "stated: 40% MFU of 989 TFLOP/s" in row(printed, "time")

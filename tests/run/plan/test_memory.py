@@ -87,7 +87,7 @@ class Asking(nn.Module):
         return -features
 
 
-def test_a_tower_that_asks_for_values_is_no_error_and_its_activations_are_not_known() -> None:
+def test_the_activations_of_a_tower_that_reads_values_are_not_known() -> None:
     tower = [f"model.vision._target_={Asking.__module__}.Asking", "model.vision.timm=null"]
     found = estimate(*tower)
     assert found.activations is None

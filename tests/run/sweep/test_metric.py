@@ -7,7 +7,7 @@ from clip_lightning.records import EMA, Record, RecordWriter
 from clip_lightning.run.sweep.metric import Curve
 
 
-def test_averaged_weights_do_not_stand_for_the_raw_ones(tmp_path: Path) -> None:
+def test_ema_scores_do_not_replace_the_raw_ones(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = RecordWriter(path)
     for samples_seen, raw, averaged in ((10, 0.25, 0.875), (20, 0.5, 0.75)):
