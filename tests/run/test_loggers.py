@@ -24,7 +24,7 @@ from clip_lightning.run.wandb_logger import resolve_mode
 
 
 @pytest.fixture(autouse=True)
-def no_login_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
