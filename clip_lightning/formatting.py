@@ -64,11 +64,6 @@ def listed(items: Iterable[Any], most: int = MOST_LISTED) -> str:
     return f"{shown} and {len(words) - most:,} more" if len(words) > most else shown
 
 
-def plural(number: int, noun: str, suffix: str = "s") -> str:
-    """1 -> "1 file", 2000 -> "2,000 files"."""
-    return f"{number:,} {noun}{suffix * (number != 1)}"
-
-
 def setting(value: Any) -> str:
     """A value as it is written on a command line and in YAML: true, null, 4e-4, [a,b], {a:1}."""
     if value is None or isinstance(value, bool):

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clip_lightning import compat
 from clip_lightning.parallel.ddp import FixedBuckets
@@ -104,6 +106,11 @@ def test_ddp_makes_its_final_buckets_before_the_first_step_and_keeps_them() -> N
     wrapped = FixedBuckets(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
     wrapped(torch.ones(1, 3)).sum().backward()
     assert not wrapped.reducer._rebuild_buckets(), "DDP made other buckets after the first step"
+
+
+def test_ddp_is_built_and_lists_its_parameters_by_the_methods_that_are_overridden() -> None:
+    assert hasattr(DDPStrategy, "_setup_model"), "Lightning builds DDP in another method than DDPStrategy._setup_model"
+    assert hasattr(DistributedDataParallel, "_build_params_for_reducer"), "torch renamed DDP's list of parameters"
 
 
 def test_lightning_does_not_handle_signals() -> None:

@@ -201,7 +201,7 @@ class RankZero(OtherRank):
         records = self.records.read()
         self.seconds_before = last_value(records, "seconds") or 0.0
         self._num_skipped = last_value(records, "skipped_steps") or 0.0
-        watch_ranks(path, shlex.join(["python", "train.py", *argv]), shown.say)
+        watch_ranks(path, shlex.join(["python", "train.py", *map(identity.redacted, argv)]), shown.say)
         self._log = Loggers(self.loggers, path, config, shown.say)
 
     def say(self, text: str) -> None:
