@@ -39,7 +39,6 @@ class CheckpointCallback(Callback):
     Attributes:
         seconds: for which training has waited for checkpoints, to be left out of throughput.
         restored: the checkpoint that this start resumes from, or None.
-        sink: takes the records of each checkpoint that was written, on rank 0.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class CheckpointCallback(Callback):
         minutes: float | None = None,
         resume: Checkpoint | None,
         about: Mapping[str, Any],
+        sink: Callable[[list[Record]], None] = lambda records: None,
         on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         """Args.
@@ -58,13 +58,13 @@ class CheckpointCallback(Callback):
         minutes: longest time between checkpoints, by rank 0's clock; None: not by time.
         resume: the checkpoint to resume from; only rank 0's is used.
         about: plain values for the manifest: science, data fingerprint, versions.
+        sink: takes the records of each checkpoint that was written, on rank 0.
         on_saved: called on rank 0 after each checkpoint that was written.
         """
         self.folder, self.every, self.minutes, self.about = folder, every, minutes, dict(about)
-        self.on_saved = on_saved
+        self.sink, self.on_saved = sink, on_saved
         self.restored = resume
         self.seconds = 0.0
-        self.sink: Callable[[list[Record]], None] = lambda records: None
         self._ranks = RankGroup()
         self._samples_before = 0
         self._saved_at: int | None = None

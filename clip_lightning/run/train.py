@@ -51,10 +51,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
         if run is None:
             return 0
         config, path, data, lengths = run.config, run.path, run.data, run.lengths
-        every, windows, seconds = lengths.checkpoint_every, NO_WINDOWS, run.seconds_before
-        checkpoint = CheckpointCallback(run.checkpoints, every=every, resume=run.resume, about=run.about or {})
-        checkpoint.sink, checkpoint.on_saved = run.evaluation, run.saved
-        checkpoint.minutes = config.cluster.checkpoint_minutes
+        windows, seconds, checkpoint = NO_WINDOWS, run.seconds_before, _checkpointing(run)
         record_collectives(path)
         with run.signals:
             launch.connect_ranks(uses_gpu(config.cluster.accelerator))
@@ -115,6 +112,19 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
         seconds, bad_samples = throughput.seconds, data.bad_samples
         return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown))
     return 0
+
+
+def _checkpointing(run: OtherRank) -> CheckpointCallback:
+    """The callback that saves, of all fits of this start."""
+    return CheckpointCallback(
+        run.checkpoints,
+        every=run.lengths.checkpoint_every,
+        minutes=run.config.cluster.checkpoint_minutes,
+        resume=run.resume,
+        about=run.about or {},
+        sink=run.evaluation,
+        on_saved=run.saved,
+    )
 
 
 def _measuring(run: OtherRank, checkpoint: CheckpointCallback, seconds: float) -> tuple[Throughput, ZeroShotCallback]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_ENTRY, LONGEST_ASSEMBLY = 400, 60, 25, 150
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINEAR, LONGEST_ENTRY, LONGEST_ASSEMBLY = 400, 60, 80, 25, 150
 LONGER_FUNCTIONS: dict[str, str] = {
     "clip_lightning/run/train.py:train": "the assembly of a run, read from top to bottom",
 }
@@ -39,7 +39,8 @@ def test_files_and_functions_are_short_enough() -> None:
             wrong.append(f"{name}: {num_lines(path)} lines")
         for node in functions(path):
             size = (node.end_lineno or node.lineno) - node.lineno + 1
-            if size > LONGEST_FUNCTION and f"{name}:{node.name}" not in LONGER_FUNCTIONS:
+            longest = LONGEST_LINEAR if f"{name}:{node.name}" in LONGER_FUNCTIONS else LONGEST_FUNCTION
+            if size > longest:
                 wrong.append(f"{name}:{node.lineno}: {node.name} is {size} lines long")
     assert not wrong, "\n".join(wrong)
 
