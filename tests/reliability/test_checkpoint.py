@@ -130,7 +130,7 @@ def test_only_a_full_disk_removes_old_checkpoints_before_a_new_one_is_complete(
     assert folder.save(300, parts(300), {}) is None
     monkeypatch.setattr(os, "fsync", fsync)
     assert folder.numbers() == [200, 100]
-    assert "takes none (Input/output error)" in said[-1]
+    assert "cannot take it (Input/output error)" in said[-1]
 
 
 def test_a_pickle_from_outside_is_refused(folder: CheckpointFolder, tmp_path: Path) -> None:
