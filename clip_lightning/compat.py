@@ -5,7 +5,7 @@ base class of launchers is imported in hydra_plugins only, since nothing else im
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,11 @@ def argument_names(operator: Any) -> list[str]:
 def storage_id(storage: torch.UntypedStorage) -> int:
     """A number that belongs to a storage while it lives, also to one without memory, as fake tensors have."""
     return int(storage._cdata)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, autocast is off. torch makes no such context for the meta device, which never has autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def replace_tensors(module: nn.Module, change: Any) -> None:

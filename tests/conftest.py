@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,32 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 def small() -> list[str]:
     """The settings that `Runner.train` gives every run."""
     return list(SMALL)
+
+
+def end_process_group() -> list[str]:
+    """Destroys the default process group and deletes its variables; returns the names of what there was."""
+    found = [name for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ]
+    for name in found:
+        del os.environ[name]
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+            found.append("the default process group")
+    return found
+
+
+@pytest.fixture
+def process_group_of_lightning() -> Iterator[None]:
+    """For a test in which a Trainer makes a process group in this process: Lightning leaves it."""
+    yield
+    end_process_group()
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_is_left() -> Iterator[None]:
+    """With a process group of an earlier test, or its variables, a later one fails or joins it."""
+    yield
+    found = end_process_group()
+    assert not found, f"this test leaves behind: {', '.join(found)}"

@@ -49,6 +49,13 @@ def test_fake_tensors_have_shapes_and_modules_take_them() -> None:
     assert shape == (2, 4), "torch changed FakeTensorMode or Module._apply"
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_autocast_is_off_on_every_device(device: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16), compat.no_autocast(torch.device(device)):
+        product = torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+    assert product.dtype == torch.float32, "torch.autocast(enabled=False) does not turn autocast off"
+
+
 def test_a_dispatch_mode_sees_operators() -> None:
     names: list[str] = []
 

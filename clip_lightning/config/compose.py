@@ -119,14 +119,13 @@ def compose(config_name: str, words: Sequence[Override], grammar: overrides.Gram
     chosen = [word for word in settings if word not in waiting]
     with _hydra():
         composed = _compose(config_name, chosen, grammar)
-        for groups in (("model", "compute"), ("loss",)):
-            named = {g: OmegaConf.select(composed.config, _CHOSEN_BY[g]) for g in groups if _is_open(composed, g)}
-            if problems := _named_problems(named, grammar):
-                raise UserError(*problems)
-            chosen += waiting + [f"{group}={option}" for group, option in named.items()]
-            if named or waiting:
-                composed = _compose(config_name, chosen, grammar)
-            waiting = []
+        placeholders = [group for group in _CHOSEN_BY if composed.choices.get(group) in overrides.PLACEHOLDERS]
+        named: dict[str, Any] = {}
+        # One more composition; two where the model that the data names has another loss than the default.
+        while named != (found := _named(composed, placeholders, grammar)) or waiting:
+            named, waiting = found, []
+            chosen = [*settings, *(f"{group}={option}" for group, option in named.items())]
+            composed = _compose(config_name, chosen, grammar)
         left = presets.required(config_name, chosen, composed.choices, grammar) - {word.key_or_group for word in words}
     return composed._replace(required=left)
 
@@ -340,18 +339,18 @@ def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar,
         return [message]
 
 
-def _is_open(composed: Composition, group: str) -> bool:
-    return composed.choices.get(group) in overrides.PLACEHOLDERS
-
-
-def _named_problems(named: dict[str, Any], grammar: overrides.Grammar) -> list[str]:
-    groups = grammar.groups
-    return [
+def _named(composed: Composition, groups: Sequence[str], grammar: overrides.Grammar) -> dict[str, Any]:
+    """The option that stands for each of `groups`. Raises UserError for one that does not exist."""
+    named = {group: OmegaConf.select(composed.config, _CHOSEN_BY[group]) for group in groups}
+    problems = [
         f"{_CHOSEN_BY[group]}={option}: there is no such option of {group}"
-        + keys.did_you_mean(keys.near(str(option), groups[group]))
+        + keys.did_you_mean(keys.near(str(option), grammar.groups[group]))
         for group, option in named.items()
-        if option not in groups[group]
+        if option not in grammar.groups[group]
     ]
+    if problems:
+        raise UserError(*problems)
+    return named
 
 
 def _resolve(composed: Composition, problems: list[str]) -> Any:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from clip_lightning.compat import no_autocast
 from clip_lightning.errors import UserError
 
 
@@ -17,7 +18,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
     for backend in backends:
         backend.fp32_precision = "ieee"
     try:
-        with torch.autocast(device.type, enabled=False):
+        with no_autocast(device):
             yield
     finally:
         for backend, precision in zip(backends, before, strict=True):

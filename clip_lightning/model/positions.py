@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from clip_lightning.compat import no_autocast
+
 
 def resize_matrix(old: int, new: int) -> Tensor:
     """Float32 [Q, P], equal to timm's antialiased bicubic resize of an `old` x `old` grid to `new` x `new`."""
@@ -36,7 +38,7 @@ def call_resized(backbone: Any, matrix: Tensor, images: Tensor) -> Tensor:
     """
     table = backbone.pos_embed  # [1, prefix + P, D]
     num_prefix = table.shape[1] - matrix.shape[1]
-    with torch.autocast(images.device.type, enabled=False):
+    with no_autocast(images.device):
         resized = (matrix @ table[0, num_prefix:].float()).to(table.dtype)
     positions = torch.cat([table[:, :num_prefix], resized[None]], dim=1)
     grid = backbone.patch_embed.grid_size

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clip_lightning.compat import BatchNorm
+from clip_lightning.compat import BatchNorm, no_autocast
 from clip_lightning.distributed import all_reduce_sum, rank_and_world
 from clip_lightning.errors import UserError
 
@@ -136,7 +136,7 @@ class _GroupedBatchNorm(BatchNorm):
     def _across_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
         ranks, group = self.shared.ranks, self.shared.process_group
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             values = x.float()
             mean = _AllReduce.apply(values.mean(axes), group) / ranks
             centred = values - mean.view(shape)

@@ -267,6 +267,7 @@ def test_out_of_memory_in_the_optimizer_is_a_sentence(monkeypatch: pytest.Monkey
         fit(module, Stream(0, 1))
 
 
+@pytest.mark.usefixtures("process_group_of_lightning")
 def test_ddp_on_one_device_does_not_repeat_a_backward_pass_that_broke() -> None:
     module = SmallMemory(small_config(), Lengths(NUM_STEPS * GLOBAL_BATCH, 40))
     with pytest.raises(UserError, match=r"cluster\.micro_batch=24 does not fit"):
