@@ -209,6 +209,7 @@ def test_a_mistake_is_exit_code_2_without_traceback(tmp_path: Path, root: Path) 
     assert "Traceback" in call([*MINE, "compute.lr=3"], tmp_path, root, HYDRA_FULL_ERROR="1").stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     words = [*MINE, "-m", "compute.seed=0,4", "loss=other", "model.text.config.hidden_size=64"]
@@ -220,6 +221,7 @@ def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, r
     assert not list(tmp_path.glob("multirun")) + list(tmp_path.glob("outputs")) + list(tmp_path.glob("*.log"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_sweep_that_gets_a_stop_signal_starts_no_further_point(code: int, tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
