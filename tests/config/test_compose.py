@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -366,3 +367,18 @@ def test_evaluate_takes_a_directory_and_explains_what_a_run_is(tmp_path: Path) -
     assert with_run(["--config-dir", str(tmp_path)]) == ["--config-dir", str(tmp_path)]
     with pytest.raises(UserError, match=r"run is not set: .* write run=runs/latest"):
         compose.load("evaluate", [])
+
+
+@pytest.mark.parametrize(("argv", "most"), [([], 2), (["model=vit_l14", "data=yfcc"], 2), (["model=siglip_b16"], 3)])
+def test_a_command_is_composed_at_most_three_times(argv: list[str], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to learn which model and recipe the data names, once with these, once more for a loss but the default."""
+    calls = []
+
+    def counted(*arguments: Any) -> compose.Composition:
+        calls.append(arguments)
+        return original(*arguments)
+
+    original = compose._compose
+    monkeypatch.setattr(compose, "_compose", counted)
+    compose.load("train", argv, check=False)
+    assert len(calls) <= most
