@@ -340,7 +340,7 @@ def _diagnose(config_name: str, settings: list[str], grammar: overrides.Grammar,
 
 
 def _named(composed: Composition, groups: Sequence[str], grammar: overrides.Grammar) -> dict[str, Any]:
-    """The option that stands for each of `groups`. Raises UserError for one that does not exist."""
+    """The option that each of `groups` is replaced by. Raises UserError for one that does not exist."""
     named = {group: OmegaConf.select(composed.config, _CHOSEN_BY[group]) for group in groups}
     problems = [
         f"{_CHOSEN_BY[group]}={option}: there is no such option of {group}"

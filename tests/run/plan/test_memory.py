@@ -44,10 +44,11 @@ def test_fake_tensors_hold_as_many_bytes_as_real_ones(model: str, checkpointing:
 
 @pytest.mark.slow
 def test_every_setting_that_saves_memory_is_seen() -> None:
-    whole = estimate()
+    whole = estimate("compute.precision=bf16")
     assert whole.total == sum(getattr(whole, name) for name in memory.Memory.__annotations__)
-    assert estimate("cluster.micro_batch=16").activations < whole.activations / 2
-    assert estimate("cluster.activation_checkpointing=full").activations < 0.6 * whole.activations
+    assert estimate("compute.precision=bf16", "cluster.micro_batch=16").activations < whole.activations / 2
+    full = estimate("compute.precision=bf16", "cluster.activation_checkpointing=full")
+    assert full.activations < 0.6 * whole.activations
     assert estimate("compute.precision=fp32").activations > 1.3 * whole.activations
     assert estimate("compute.ema_decay=0.99").weights == 2 * whole.weights
 
