@@ -40,6 +40,7 @@ class Settings:
         starts: of the search.
         chance: the value of guessing where the form has it (L0 of bounded, bottom of two_step); None: fitted.
         reach_limit: as a factor of the largest budget.
+        flops_per_nd: k in the budget C = k n d of forms of n and d.
     """
 
     estimator: str = "variable_projection"
@@ -52,6 +53,7 @@ class Settings:
     seed: int = 0
     chance: float | None = None
     reach_limit: float = REACH_LIMIT
+    flops_per_nd: float = 1.0
 
 
 def fit(points: Points, form: str, settings: Settings | None = None, **data: str) -> Law:
@@ -84,7 +86,7 @@ def fit(points: Points, form: str, settings: Settings | None = None, **data: str
         shares.append(share)
     used = {role: points.inputs[role] for role in forms[0].inputs}
     ranges = {role: (float(value.min()), float(value.max())) for role, value in used.items()}
-    budget = budget_of(used)
+    budget = budget_of(used, settings.flops_per_nd)
     ranges["budget"] = (float(budget.min()), float(budget.max()))
     noted = {**settings.__dict__, "share_of_starts_at_optimum": min(shares)}
     return Law(

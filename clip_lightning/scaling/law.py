@@ -146,8 +146,13 @@ class Law:
 
     def reach(self, inputs: Mapping[str, Array]) -> Array:
         """How many times the largest budget of the data a place is, [N]; in a budget's absence of any input."""
-        budget = budget_of({role: np.asarray(value, float) for role, value in inputs.items()})
-        return budget / self.ranges["budget"][1]
+        found = {role: np.asarray(value, float) for role, value in inputs.items()}
+        return budget_of(found, self.flops_per_nd) / self.ranges["budget"][1]
+
+    @property
+    def flops_per_nd(self) -> float:
+        """k in the budget C = k n d."""
+        return float(self.settings.get("flops_per_nd", 1.0))
 
     def predict(self, inputs: Mapping[str, Array], *, beyond_reach: bool = False) -> list[Prediction]:
         """The law with intervals.
@@ -157,7 +162,7 @@ class Law:
             beyond_reach: also where the reach limit of the fit is exceeded.
         Raises: UserError: a place is beyond the reach limit.
         """
-        inputs = {role: np.atleast_1d(np.asarray(inputs[role], float)) for role in self.roles}
+        inputs = self.complete(inputs)
         limit, reaches = float(self.settings.get("reach_limit", REACH_LIMIT)), self.reach(inputs)
         if not beyond_reach and (reaches > limit).any():
             k = int(np.argmax(reaches))
@@ -181,6 +186,18 @@ class Law:
             for k in range(len(values))
         ]
 
+    def complete(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """The inputs that the form reads as arrays [N]; a budget that is missing is k n d.
+
+        Raises: UserError: one is missing.
+        """
+        found = {role: np.atleast_1d(np.asarray(value, float)) for role, value in inputs.items()}
+        if "x" in self.roles and "x" not in found and {"n", "d"} <= found.keys():
+            found["x"] = self.flops_per_nd * found["n"] * found["d"]
+        if missing := [role for role in self.roles if role not in found]:
+            raise UserError(f"{self.form} also reads {', '.join(missing)}; write {missing[0]}=VALUE")
+        return {role: found[role] for role in self.roles}
+
     def _with_noise(self, law: Array) -> Array:
         """Draws of a new run: the law's [B, N] with noise of one run, whose size is that of the residuals."""
         noise = np.random.default_rng(self.settings.get("seed", 0)).standard_normal(law.shape) * self.stages[-1].sigma
@@ -195,29 +212,34 @@ class Law:
     def _is_first_of_two(self, stage: Stage) -> bool:
         return len(self.stages) == 2 and stage is self.stages[0]
 
-    def save(self, path: Path) -> None:
-        """Writes the law as JSON."""
+    @property
+    def verdict(self) -> str:
+        """identified, or the parameters that are not."""
+        wrong = [name for name, text in self.verdicts.items() if text != "identified"]
+        return f"not identified: {', '.join(wrong)}" if wrong else "identified"
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Writes the law as JSON, complete or not at all.
+
+        Args: more: further entries for readers, such as predictions; `load` does not read them.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(plain({**self.to_json(), **more}), indent=1, allow_nan=False) + "\n"
+        write_complete(path, text)
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds; `parameters`, `intervals` and `verdict` are for readers and are computed again."""
-        verdict = "identified"
-        if wrong := [name for name, text in self.verdicts.items() if text != "identified"]:
-            verdict = f"not identified: {', '.join(wrong)}"
-        content = {
+        return {
             "version": VERSION,
             "parameters": self.parameters,
             "intervals": self.intervals,
             "predictions": [],
-            "verdict": verdict,
+            "verdict": self.verdict,
             "verdicts": self.verdicts,
             **{name: getattr(self, name) for name in ("form", "estimator", "columns", "kind", "ranges", "data")},
             "settings": self.settings,
             "stages": [asdict(stage) for stage in self.stages],
         }
-        plain: dict[str, Any] = json.loads(json.dumps(content, default=_as_list), parse_constant=lambda _: None)
-        return plain
 
 
 def load(path: Path) -> Law:
@@ -243,17 +265,24 @@ def load(path: Path) -> Law:
         raise UserError(f"{path} is not a fit ({type(error).__name__}: {error}); write one by fit --json") from error
 
 
-def budget_of(inputs: Mapping[str, Array]) -> Array:
-    """x where it is among the inputs, else n times d."""
-    if "x" in inputs:
-        return inputs["x"]
-    return inputs["n"] * inputs["d"]
+def budget_of(inputs: Mapping[str, Array], k: float = 1.0) -> Array:
+    """x where it is among the inputs, else k n d."""
+    return inputs["x"] if "x" in inputs else k * inputs["n"] * inputs["d"]
 
 
-def _as_list(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        number = value.item()
-        return number if not isinstance(number, float) or math.isfinite(number) else None
-    raise TypeError(f"{type(value).__name__} is not for JSON")
+def plain(value: Any) -> Any:
+    """A value for JSON: arrays as lists, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_complete(path: Path, text: str) -> None:
+    """Writes a text file under another name and renames it."""
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
