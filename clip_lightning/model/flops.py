@@ -116,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Forward GFLOPs of named models, an image and a text apart.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names below conf/model (default: all)")
     parser.add_argument("--config", nargs="+", type=Path, default=[], help="config.yaml of runs instead of names")
-    parser.add_argument("--csv", action="store_true", help="exact numbers, with parameters and width, for other programs")
+    parser.add_argument(
+        "--csv", action="store_true", help="exact numbers, with parameters and width, for other programs"
+    )
     arguments = parser.parse_args()
     found = [(str(path), config.model, config.loss) for path in arguments.config for config in [read(path)]]
     found = found or [(name, *load(name)) for name in arguments.models or names()]

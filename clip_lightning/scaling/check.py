@@ -73,7 +73,9 @@ class Coverage:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of check."""
     fit_command.add_table_arguments(parser)
-    parser.add_argument("--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns whose groups are left out")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns whose groups are left out"
+    )
     parser.add_argument("--studies", type=int, default=0, help="simulated studies of the coverage (200 take a minute)")
     parser.add_argument("--json", type=Path, metavar="OUT")
 

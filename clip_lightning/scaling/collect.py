@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open-clip", nargs="+", type=Path, default=[], metavar="DIR", help="runs of open_clip")
     parser.add_argument("--table", type=Path, help="a published table, read by --mapping")
     parser.add_argument("--mapping", help=f"a YAML file, or one of {', '.join(published.carried())}")
-    parser.add_argument("--without-flops", action="store_true", help="do not count FLOPs of models that are not in conf")
+    parser.add_argument(
+        "--without-flops", action="store_true", help="do not count FLOPs of models that are not in conf"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".csv or .parquet")
 
 

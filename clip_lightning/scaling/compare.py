@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of compare."""
     fit_command.add_table_arguments(parser)
     parser.add_argument("--by", required=True, metavar="COLUMN", help="what distinguishes the two, such as data")
-    parser.add_argument("--at", type=float, nargs="+", default=[], help="budgets (default: 1, 3 and 10 times the largest)")
+    parser.add_argument(
+        "--at", type=float, nargs="+", default=[], help="budgets (default: 1, 3 and 10 times the largest)"
+    )
     parser.add_argument("--beyond-reach", action="store_true", help="also past the reach limit")
     parser.add_argument("--json", type=Path, metavar="OUT")
 

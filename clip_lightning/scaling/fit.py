@@ -140,9 +140,7 @@ def _held(form: Form, chance: float | None, size: float) -> Held:
     return Held({0 if form.is_rising else 1: np.array([chance / size])}, {})
 
 
-def _huber_draws(
-    form: Form, z: Array, y: Array, solution: Solution, settings: Settings, factors: Array
-) -> Solution:
+def _huber_draws(form: Form, z: Array, y: Array, solution: Solution, settings: Settings, factors: Array) -> Solution:
     """Each draw from the estimate; residuals are those of the logarithm."""
     fitted = form.features(z, solution.theta)[0][0] @ solution.coefficients[0]
     residuals = np.log(y / fitted) * np.sqrt(len(y) / max(len(y) - form.num_parameters, 1))

@@ -12,8 +12,7 @@ import pandas as pd
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, percent
 from clip_lightning.scaling import allocation
-from clip_lightning.scaling.fit import NAMES, RESIDUALS, Settings, fit, side_by_side, split
-from clip_lightning.scaling.fit import ESTIMATORS
+from clip_lightning.scaling.fit import ESTIMATORS, NAMES, RESIDUALS, Settings, fit, side_by_side, split
 from clip_lightning.scaling.forms import FORMS, Array
 from clip_lightning.scaling.huber import DELTA
 from clip_lightning.scaling.law import REACH_LIMIT, Law, Prediction
@@ -251,5 +250,3 @@ def _place(text: str) -> dict[str, float]:
         return {role: float(value) for role, _, value in (part.partition("=") for part in text.split(","))}
     except ValueError as error:
         raise UserError(f"--predict {text}: write a place as x=1e21, or n=1e9,d=1e10") from error
-
-

@@ -127,9 +127,7 @@ def _sigmoid(z: Array, theta: Array) -> tuple[Array, Array]:
     distance = z[:, 0][None, :] - theta[:, 1:2]
     value = 1 / (1 + np.exp(np.clip(steepness * distance, -60, 60)))
     slope = -value * (1 - value)
-    return _stack(
-        [np.ones_like(value), value], {(1, 0): slope * steepness * distance, (1, 1): -slope * steepness}, 2
-    )
+    return _stack([np.ones_like(value), value], {(1, 0): slope * steepness * distance, (1, 1): -slope * steepness}, 2)
 
 
 def _raw_power(c: Array, theta: Array, scales: Array) -> dict[str, Array]:

@@ -11,8 +11,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from clip_lightning.scaling.forms import Array, Form
-from clip_lightning.scaling.projection import SAME_OPTIMUM, Solution, solve_linear, starts
-from clip_lightning.scaling.projection import Held
+from clip_lightning.scaling.projection import SAME_OPTIMUM, Held, Solution, solve_linear, starts
 
 DELTA = 1e-3
 _SMALLEST = 1e-12  # of a coefficient, as a share of the largest answer

@@ -19,7 +19,9 @@ def row_of(run: Path) -> dict[str, Any]:
     params = read_params(run / "params.txt")
     path = run / "checkpoints" / "results.jsonl"
     if not path.exists():
-        raise UserError(f"{path} is missing: open_clip writes it with --save-logs where a --val-data or zero-shot is set")
+        raise UserError(
+            f"{path} is missing: open_clip writes it with --save-logs where a --val-data or zero-shot is set"
+        )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     last = max(lines, key=lambda row: float(row.get("epoch", 0)))
     try:

@@ -25,9 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", nargs="+", default=[], metavar="FLOPS", help="like 1e20 1e21, or 1e20:1e22:5")
     parser.add_argument("--design", choices=plan.DESIGNS, default="isoflop")
     parser.add_argument("--prior", default="auto", help="a fit by n and d, none, or auto: LAION's runs (not on a CPU)")
-    parser.add_argument("--unbracketed", action="store_true", help="plan although the ladder does not bracket the optimum")
+    parser.add_argument(
+        "--unbracketed", action="store_true", help="plan although the ladder does not bracket the optimum"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="config folder for the experiment files")
-    parser.add_argument("--dial", type=Path, metavar="DIR", help="write the group scale= instead: a rung for each model")
+    parser.add_argument(
+        "--dial", type=Path, metavar="DIR", help="write the group scale= instead: a rung for each model"
+    )
     parser.add_argument("--tie", metavar="MODEL=SAMPLES", help="of a dial without a fit: one run that is known")
     parser.add_argument("--json", type=Path, metavar="OUT")
 
@@ -36,7 +40,9 @@ def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
     """Which models, data and recipe; recommend has them, too."""
     parser.add_argument("--ladder", choices=plan.LADDERS, default="laion")
     parser.add_argument("--models", nargs="+", help="names of conf/model instead of a ladder")
-    parser.add_argument("--anchor", choices=ANCHORS, help="recipe that others follow from (default: cpu for the ladder cpu)")
+    parser.add_argument(
+        "--anchor", choices=ANCHORS, help="recipe that others follow from (default: cpu for the ladder cpu)"
+    )
     parser.add_argument("--data", help="option of data= in the files (default: laion2b; of the ladder cpu scenes)")
     parser.add_argument("--unique", type=float, help="distinct training pairs, for the epochs")
 
@@ -45,7 +51,9 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
     """What a FLOP takes and costs."""
     parser.add_argument("--device", choices=DEVICES, default="h100")
     parser.add_argument("--peak-tflops", type=float, help="peak of another device")
-    parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak that training reaches (default 0.35)")
+    parser.add_argument(
+        "--mfu", type=float, default=0.35, help="share of the peak that training reaches (default 0.35)"
+    )
     parser.add_argument("--price-per-hour", type=float, help="of one device")
 
 
@@ -102,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         outside = f"{reach:.3g} times the largest budget of its data" if reach > 1 else "inside its data"
         print(f"expected   {answer} by {law.data['file']}, up to {outside}: a prior for the ladder, no promise")
     if any(one.epochs is not None and one.epochs > plan.MOST_EPOCHS for one in cells):
-        print(f"epochs     some runs repeat their data more than {plan.MOST_EPOCHS:g} times; fit --form bounded --unique")
+        print(
+            f"epochs     some runs repeat their data more than {plan.MOST_EPOCHS:g} times; fit --form bounded --unique"
+        )
     if not arguments.unbracketed:
         plan.check_bracket(cells, rising=law is not None and law.kind == "accuracy")
     if arguments.json:
@@ -132,9 +142,7 @@ def _write_dial(
         raise UserError("--dial needs a fit (--prior FIT.json), or a run that is known (--tie tiny=256000)")
     folder = arguments.dial / "scale"
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [
-        plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)
-    ]
+    cells = [plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)]
     for number, (one, cost) in enumerate(zip(cells, costs, strict=True), 1):
         write_complete(folder / f"r{number}.yaml", rung(number, one, cost, compute=anchor.name, source=source))
     print(plan.table(cells, law.columns["y"] if law else "expected"))

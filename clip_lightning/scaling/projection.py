@@ -99,7 +99,9 @@ def _active_sets(num: int, held: set[int], has_floor: bool) -> list[tuple[str, .
     """Which coefficients are free, at 0, at their cap, or held; the one with all free first."""
     choices = []
     for k in range(num):
-        choices.append(("held",) if k in held else ("free", "cap", "zero") if k == 0 and has_floor else ("free", "zero"))
+        choices.append(
+            ("held",) if k in held else ("free", "cap", "zero") if k == 0 and has_floor else ("free", "zero")
+        )
     return sorted(product(*choices), key=lambda states: sum(state in ("zero", "cap") for state in states))
 
 

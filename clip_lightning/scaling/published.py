@@ -1,12 +1,12 @@
 """Published tables as tidy rows, by a small mapping file.
 
-    where: [dataset=rpj]                 # rows that are read
-    unpivot: {columns: [cosine, const], name: schedule, value: acc1}
-    columns:                             # tidy name: a column, or a column times a number
-      samples_seen: tokens
-      flops_per_sample: {column: gflops_per_sample, times: 3e9}
-    products: {model_flops: [flops_per_sample, samples_seen]}
-    constants: {data: datacomp}
+where: [dataset=rpj]                 # rows that are read
+unpivot: {columns: [cosine, const], name: schedule, value: acc1}
+columns:                             # tidy name: a column, or a column times a number
+  samples_seen: tokens
+  flops_per_sample: {column: gflops_per_sample, times: 3e9}
+products: {model_flops: [flops_per_sample, samples_seen]}
+constants: {data: datacomp}
 """
 
 from pathlib import Path
@@ -42,7 +42,9 @@ def read(path: Path, mapping: str) -> pd.DataFrame:
         for name in unpivot["columns"]:
             of_table(table, name)
         rest = [name for name in table.columns if name not in unpivot["columns"]]
-        table = table.melt(rest, unpivot["columns"], unpivot["name"], unpivot["value"]).dropna(subset=[unpivot["value"]])
+        table = table.melt(rest, unpivot["columns"], unpivot["name"], unpivot["value"]).dropna(
+            subset=[unpivot["value"]]
+        )
     found = {}
     for name, rule in rules["columns"].items():
         column, times = (rule["column"], float(rule.get("times", 1))) if isinstance(rule, dict) else (rule, None)

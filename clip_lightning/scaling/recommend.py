@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_reach(law, budget, arguments.beyond_reach)
     unique = arguments.unique
     cells = plan.grid(of_models(names), [budget], anchor, hardware, unique=unique, law=law)
-    cells = [replace(one, name=f"recommended_{one.model}_{budget:.2g}".replace("+", "").replace(".", "p")) for one in cells]
+    cells = [
+        replace(one, name=f"recommended_{one.model}_{budget:.2g}".replace("+", "").replace(".", "p")) for one in cells
+    ]
     best = best_of(cells, law)
     print(plan.table(cells, law.columns["y"]))
     for line in describe(law, cells, best, budget, unique):
@@ -122,7 +124,9 @@ def describe(law: Law, cells: Sequence[plan.Cell], best: int, budget: float, uni
     lines += aligned(rows).splitlines()
     if law.form == "surface":
         stage = law.stages[0]
-        lines.append(f"optimum    {surface_allocation(stage.parameters(), stage.parameters(draws=True), law.flops_per_nd)}")
+        lines.append(
+            f"optimum    {surface_allocation(stage.parameters(), stage.parameters(draws=True), law.flops_per_nd)}"
+        )
     if unique:
         epochs = chosen.recipe.samples / unique
         lines.append(f"data       {epochs:.2f} epochs of {count(unique)} unique pairs")

@@ -11,7 +11,7 @@ from clip_lightning.config.compose import read
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.records import Record, metric_name, read_records
-from clip_lightning.scaling.costs import TRAINING_FACTOR, Cost, of_config, of_models
+from clip_lightning.scaling.costs import Cost, of_config, of_models
 
 SWEEP = "sweep.json"
 _PHASES = {"constant": "trunk", "constant_cooldown": "cooldown", "cosine": "whole"}
