@@ -1,7 +1,7 @@
 """The best split of a budget between model and data: from a surface, from isoFLOP parabolas, from a Pareto frontier.
 
 n is a model's size, d the amount of data, and the budget C = k n d: k is 6 for parameters and tokens (Kaplan et al.
-2020), 1 where n is the FLOPs of a sample and d samples. The three estimators disagree on one data set, so all are shown.
+2020), 1 where n is the FLOPs of a sample and d samples. The three estimators differ on one data set, so all are shown.
 """
 
 from dataclasses import dataclass

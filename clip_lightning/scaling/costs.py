@@ -1,4 +1,4 @@
-"""FLOPs of a training sample: both towers and the loss, from the table that `python -m clip_lightning.model.flops` prints.
+"""FLOPs of a training sample, both towers and the loss, from the table of `python -m clip_lightning.model.flops`.
 
 models.csv is that command's output for all named models (`--csv`), so that planning needs no torch; another model, or
 that of a run's config, is counted by the command itself in a process of its own.

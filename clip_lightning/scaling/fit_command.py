@@ -1,4 +1,4 @@
-"""The verb fit: `python -m clip_lightning.scaling fit --table FILE --x COLUMN --y COLUMN --form power_floor --json OUT`."""
+"""The verb fit: `python -m clip_lightning.scaling fit --table FILE --x COLUMN --y COLUMN --form FORM --json OUT`."""
 
 import argparse
 from collections.abc import Mapping

@@ -169,7 +169,7 @@ class Law:
             raise UserError(
                 f"row {k + 1} of what is to be predicted has {reaches[k]:.3g} times the largest budget of the data "
                 f"({self.ranges['budget'][1]:.3g}), and the reach limit is {limit:g} times: add larger runs, or write "
-                "--beyond-reach for a number without a warrant"
+                "--beyond-reach for a number that no test supports"
             )
         values = self.values(inputs)
         ends: list[Any] = [[None] * len(values)] * 4

@@ -94,10 +94,8 @@ def cell(
         law: of n (training FLOPs of a sample) and d (samples), for the expected answer.
         length: samples that the recipe follows; None: those of the run.
     """
-    if length is None:
-        samples = samples_for(cost, budget, anchor)
-    else:
-        samples = budget / cost.per_sample(anchor.batch(length))
+    batch = anchor.batch(length or samples_for(cost, budget, anchor))
+    samples = budget / cost.per_sample(batch)
     recipe = anchor.recipe(samples, length)
     per_sample = cost.per_sample(recipe.global_batch)
     flops = per_sample * recipe.samples
@@ -160,18 +158,18 @@ def check_bracket(cells: Sequence[Cell], rising: bool = False) -> None:
         values = np.array(expected, float)
         best = int(np.argmax(values) if rising else np.argmin(values))
         if best in (0, len(row) - 1):
-            wanted = "smaller" if best == 0 else "larger"
+            end, wanted = ("smallest", "smaller") if best == 0 else ("largest", "larger")
             problems.append(
-                f"budget {budget:.3g}: the prior expects {row[best].model}, the {'smallest' if best == 0 else 'largest'} "
-                f"of the ladder, to be the best, so the ladder does not bracket the optimum; add {wanted} models, or "
-                f"drop the {'smallest' if best == 0 else 'largest'} budgets (--unbracketed plans it anyway)"
+                f"budget {budget:.3g}: the prior expects {row[best].model}, the {end} of the ladder, to be the best, "
+                f"so the ladder does not bracket the optimum; add {wanted} models, or drop the {end} budgets "
+                "(--unbracketed plans it anyway)"
             )
     if problems:
         raise UserError(*problems)
 
 
 def table(cells: Sequence[Cell], answer: str) -> str:
-    """The cells for a person, and their sum."""
+    """The cells for a person."""
     head = ("budget", "model", "samples", "epochs", "batch", "rate", "warm-up", "beta2", "steps", "FLOPs", "hours")
     lines = [(*head, "price", answer)]
     for one in cells:
@@ -186,11 +184,16 @@ def table(cells: Sequence[Cell], answer: str) -> str:
                 "-" if one.expected is None else f"{one.expected:.4f}",
             )
         )  # fmt: skip
+    return aligned(lines)
+
+
+def sum_of(cells: Sequence[Cell]) -> str:
+    """What all cells take together, as a sentence."""
     total = sum(one.flops for one in cells)
     taken = [one.device_hours for one in cells if one.device_hours is not None]
     prices = [one.price for one in cells if one.price is not None]
     money = f", price {sum(prices):,.0f}" if prices else ""
-    return f"{aligned(lines)}\n{len(cells)} runs: {total:.4g} FLOPs, {hours(sum(taken))} device-hours{money}"
+    return f"{len(cells)} runs: {total:.4g} FLOPs, {hours(sum(taken))} device-hours{money}"
 
 
 def rung_budgets(costs: Sequence[Cost], law: Law) -> list[float]:

@@ -1,4 +1,4 @@
-"""The verb plan: `python -m clip_lightning.scaling plan --ladder laion --budgets 1e20 1e21 1e22 --device h100 --mfu 0.35`."""
+"""The verb plan: `python -m clip_lightning.scaling plan --ladder laion --budgets 1e20 1e21 1e22 --device h100`."""
 
 import argparse
 import json
@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     answer = law.columns["y"] if law else "expected"
     print(plan.table(cells, answer))
+    print(plan.sum_of(cells))
     print(f"hours at {arguments.mfu:.0%} of {hardware.peak / 1e12:g} TFLOP/s; FLOPs of both towers and the loss")
     if law:
         reach = max(one.flops for one in cells) / law.ranges["budget"][1]

@@ -1,4 +1,4 @@
-"""The verb recommend: a budget and a fit -> the best model of a ladder, its samples and recipe, as a preset that runs."""
+"""The verb recommend: a budget and a fit -> the best model of a ladder, its samples and recipe, as a preset."""
 
 import argparse
 import json
@@ -85,8 +85,9 @@ def check_reach(law: Law, budget: float, beyond_reach: bool) -> None:
     reach, limit = budget / law.ranges["budget"][1], float(law.settings["reach_limit"])
     if reach > limit and not beyond_reach:
         raise UserError(
-            f"the budget of {budget:.3g} FLOPs is {reach:.3g} times the largest of the fit ({law.ranges['budget'][1]:.3g}), "
-            f"and the reach limit is {limit:g} times: add larger runs, or write --beyond-reach"
+            f"the budget of {budget:.3g} FLOPs is {reach:.3g} times the largest of the fit "
+            f"({law.ranges['budget'][1]:.3g}), and the reach limit is {limit:g} times: add larger runs, or "
+            "write --beyond-reach"
         )
 
 
@@ -133,8 +134,9 @@ def describe(law: Law, cells: Sequence[plan.Cell], best: int, budget: float, uni
         if epochs > plan.MOST_EPOCHS and "u" not in law.roles:
             largest = unique * plan.MOST_EPOCHS
             lines.append(
-                f"           past {plan.MOST_EPOCHS:g} epochs this fit is optimistic, since it has no term for repeated "
-                f"data: fit --form bounded --unique, or take a larger model with {count(largest)} samples at most"
+                f"           past {plan.MOST_EPOCHS:g} epochs this fit is optimistic, since it has no term for "
+                f"repeated data: fit --form bounded --unique, or take a larger model with {count(largest)} samples "
+                "at most"
             )
     return lines
 

@@ -1,9 +1,9 @@
 """How sure a fit is: bootstrap over runs, profile likelihood, and the verdict on each parameter.
 
 `residuals` keeps the design (sizes and budgets were chosen, not drawn) and multiplies the residual of every run by a
-normal factor: a wild bootstrap (Wu 1986) with residuals inflated by sqrt(N / (N - parameters)). `runs` draws whole runs,
-or whole groups of runs, with replacement; for groups it is the only one, since a shared factor covers too little (86 %
-of 200 simulated studies for nominal 95 %, where `runs` covers 93 %).
+normal factor: a wild bootstrap (Wu 1986) with residuals inflated by sqrt(N / (N - parameters)). `runs` draws whole
+runs, or whole groups of runs, with replacement; for groups it is the only one, since a shared factor covers too little
+(86 % of 200 simulated studies for nominal 95 %, where `runs` covers 93 %).
 """
 
 from dataclasses import dataclass

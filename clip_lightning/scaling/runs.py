@@ -141,7 +141,8 @@ def _metrics(run: Path) -> dict[str, float | int | None]:
         if record.what == "loss" and not record.task:
             found["train_loss"] = record.value
         elif record.n is not None and record.value is not None:
-            name = record.what if record.what.startswith("val_loss_") else metric_name(record)
+            is_loss = record.what.startswith("val_loss_") and not record.weights
+            name = record.what if is_loss else metric_name(record)
             found[name], found[f"{name}_n"] = record.value, record.n
     return found
 
@@ -154,7 +155,8 @@ def _complete(path: Path) -> list[Record]:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         good = [json.loads(line) for line in lines if line.endswith("\n")]
         names = Record.__dataclass_fields__
-        return [Record(**{key: value for key, value in row.items() if key in names}) for row in good]
+        known = [{key: value for key, value in row.items() if key in names} for row in good]
+        return [Record(**{**row, "value": float(row["value"])}) for row in known]
 
 
 def _samples(text: str, batch: int, epoch: int | None, total: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Plans: FLOPs are hand-worked ones, recipes follow the length, ladders that do not bracket are refused, files compose."""
+"""Plans: hand-worked FLOPs, recipes that follow the length, ladders that do not bracket, files that compose."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def test_ladder_that_does_not_bracket_the_optimum_is_refused() -> None:
         UserError, match=r"expects vit_b16, the largest of the ladder, to be the best.*add larger models"
     ):
         main(["plan", "--models", "vit_s32", "vit_b32", "vit_b16", "--budgets", "1e22"])
-    with pytest.raises(UserError, match="the smallest of the ladder.*add smaller models"):
+    with pytest.raises(UserError, match=r"the smallest of the ladder.*add smaller models"):
         main(["plan", "--models", "vit_l14", "vit_h14", "vit_g14", "--budgets", "1e20"])
     with pytest.raises(UserError, match="2 models of the ladder can train on it"):
         main(["plan", "--models", "vit_b32", "vit_b16", "--budgets", "1e20"])

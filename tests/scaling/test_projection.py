@@ -67,8 +67,9 @@ def test_result_does_not_depend_on_units(estimator: str) -> None:
 
 
 def test_result_does_not_depend_on_the_random_starts() -> None:
-    found = [fit(points(grid(np.geomspace(1e18, 1e20, 3), 6, 4, noise=0.01)), "surface",
-                 Settings(draws=0, with_profiles=False, starts=16, seed=seed, estimator="huber")) for seed in (0, 1)]  # fmt: skip
+    study = points(grid(np.geomspace(1e18, 1e20, 3), 6, 4, noise=0.01))
+    quick = {"draws": 0, "with_profiles": False, "starts": 16, "estimator": "huber"}
+    found = [fit(study, "surface", Settings(seed=seed, **quick)) for seed in (0, 1)]  # type: ignore[arg-type]
     assert found[0].parameters == pytest.approx(found[1].parameters, rel=1e-4)
 
 
