@@ -30,10 +30,8 @@ def refusal(table: pd.DataFrame, y: str = "val_loss_1024", form: str = "power_fl
 
 
 def test_fewer_points_than_parameters() -> None:
-    message = refusal(power_table()[:2])
-    assert (
-        "has 3 parameters (E, a, alpha) and the table only 2 points, row 2 the last" in message or "budget" in message
-    )
+    message = refusal(power_table()[:3], form="shifted_floor")
+    assert "has 4 parameters (E, a, alpha, log_b) and the table only 3 points, row 3 the last" in message
 
 
 def test_one_budget_only() -> None:

@@ -1,12 +1,15 @@
 """Forms and variable projection: derivatives, recovery of known answers, bounds, units."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_lightning.scaling.fit import Settings, fit
-from clip_lightning.scaling.forms import FORMS, normalise
+from clip_lightning.scaling.forms import FORMS, Form, normalise
 from clip_lightning.scaling.huber import fit_huber
 from clip_lightning.scaling.projection import Held, refine, search, solve_linear
 from clip_lightning.scaling.table import points_of
@@ -16,9 +19,7 @@ QUICK = Settings(draws=0, with_profiles=False, starts=36)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_derivatives_of_features_equal_finite_differences(form: object) -> None:
-    assert form is FORMS[form.name]  # type: ignore[attr-defined]
-    form = FORMS[form.name]  # type: ignore[attr-defined]
+def test_derivatives_of_features_equal_finite_differences(form: Form) -> None:
     z = np.exp(np.random.default_rng(0).standard_normal((7, len(form.inputs))))
     theta = 0.7 * form.bounds.mean(axis=1)[None] * 0.3 + 0.05
     _, slopes = form.features(z, theta)
@@ -68,8 +69,8 @@ def test_result_does_not_depend_on_units(estimator: str) -> None:
 
 def test_result_does_not_depend_on_the_random_starts() -> None:
     study = points(grid(np.geomspace(1e18, 1e20, 3), 6, 4, noise=0.01))
-    quick = {"draws": 0, "with_profiles": False, "starts": 16, "estimator": "huber"}
-    found = [fit(study, "surface", Settings(seed=seed, **quick)) for seed in (0, 1)]  # type: ignore[arg-type]
+    quick: dict[str, Any] = {"draws": 0, "with_profiles": False, "starts": 16, "estimator": "huber"}
+    found = [fit(study, "surface", Settings(seed=seed, **quick)) for seed in (0, 1)]
     assert found[0].parameters == pytest.approx(found[1].parameters, rel=1e-4)
 
 
@@ -142,11 +143,11 @@ def test_outlier_moves_huber_less_than_least_squares() -> None:
         ("shifted_floor", lambda x: 0.4 + 3 * (x + 40) ** -0.3),
     ],
 )
-def test_forms_of_compute_predict_what_they_were_drawn_from(form: str, answer: object) -> None:
+def test_forms_of_compute_predict_what_they_were_drawn_from(form: str, answer: Callable[[Any], Any]) -> None:
     x = np.geomspace(1, 1e4, 15)
-    table = grid(np.array([1e18]), 2, 15).assign(flops=x, loss=answer(x))  # type: ignore[operator]
+    table = grid(np.array([1e18]), 2, 15).assign(flops=x, loss=answer(x))
     law = fit(points_of(table, {"x": "flops", "y": "loss"}, form), form, QUICK)
-    assert law.predict({"x": 5e4})[0].value == pytest.approx(answer(5e4), rel=1e-3)  # type: ignore[operator]
+    assert law.predict({"x": 5e4})[0].value == pytest.approx(answer(5e4), rel=1e-3)
 
 
 def test_bounded_form_with_repeated_data_predicts_what_it_was_drawn_from() -> None:
