@@ -162,7 +162,7 @@ def _prior(word: str, anchor: Anchor) -> Law | None:
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
-    """The command's own words, without paths, for the header of a preset."""
+    """The words of the command, without paths, for the header of a preset."""
     words = ["plan", "--ladder", arguments.ladder] if not arguments.models else ["plan", "--models", *arguments.models]
     if arguments.budgets:
         words += ["--budgets", *arguments.budgets]

@@ -21,7 +21,7 @@ def rows_of(path: Path, *, count_flops: bool = True) -> Iterator[dict[str, Any]]
     """The rows of a run, of a folder of runs, or of a sweep with its cells that never became runs.
 
     Args: count_flops: whether models that conf/model does not have are counted, each in a process that imports torch.
-    Raises: UserError: there is no run.
+    Raises: UserError: the path holds no run.
     """
     if (path / SWEEP).exists():
         yield from _cells_of(path, count_flops)
