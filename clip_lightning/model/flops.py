@@ -6,17 +6,20 @@ the convention of fvcore and of published tables. `python -m clip_lightning.mode
 
 import argparse
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clip_lightning.config.compose import read
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import LossConfig, ModelConfig
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import load, names
+from clip_lightning.model.parameters import count_parameters
 from clip_lightning.model.text import TextTower
 from clip_lightning.model.vision import first_line
 
@@ -109,13 +112,27 @@ def _count(tower: nn.Module, *inputs: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Prints the operations of named models."""
+    """Prints the operations of named models, or of those of runs' configs."""
     parser = argparse.ArgumentParser(description="Forward GFLOPs of named models, an image and a text apart.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names below conf/model (default: all)")
-    print(f"{'model':16}{'image':>10}{'text':>10}{'pair':>10}  GFLOPs")
-    for name in parser.parse_args().models or names():
-        flops = count_flops(*load(name))
-        print(f"{name:16}{flops.image / 1e9:10.2f}{flops.text / 1e9:10.2f}{sum(flops) / 1e9:10.2f}")
+    parser.add_argument("--config", nargs="+", type=Path, default=[], help="config.yaml of runs instead of names")
+    parser.add_argument(
+        "--csv", action="store_true", help="exact numbers, with parameters and width, for other programs"
+    )
+    arguments = parser.parse_args()
+    found = [(str(path), config.model, config.loss) for path in arguments.config for config in [read(path)]]
+    found = found or [(name, *load(name)) for name in arguments.models or names()]
+    if arguments.csv:
+        print("model,image_flops,text_flops,parameters,embed_dim")
+    else:
+        print(f"{'model':16}{'image':>10}{'text':>10}{'pair':>10}  GFLOPs")
+    for name, model, loss in found:
+        flops = count_flops(model, loss)
+        if arguments.csv:
+            total = count_parameters(model, loss).total
+            print(f"{name},{flops.image:.0f},{flops.text:.0f},{total},{model.embed_dim}", flush=True)
+        else:
+            print(f"{name:16}{flops.image / 1e9:10.2f}{flops.text / 1e9:10.2f}{sum(flops) / 1e9:10.2f}")
 
 
 if __name__ == "__main__":

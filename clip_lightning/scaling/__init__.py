@@ -1,0 +1,1 @@
+"""Scaling laws: plan, collect, fit, check, recommend, compare. Tables in, tables out; no torch."""

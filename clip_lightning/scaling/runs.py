@@ -1,0 +1,170 @@
+"""Directories of this project's runs as rows. What a directory holds: `clip_lightning/run/directory.py`."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clip_lightning.config import duration, identity
+from clip_lightning.config.compose import read
+from clip_lightning.config.schema import Config
+from clip_lightning.errors import UserError
+from clip_lightning.records import Record, metric_name, read_records
+from clip_lightning.scaling.costs import Cost, of_config, of_models
+
+SWEEP = "sweep.json"
+_PHASES = {"constant": "trunk", "constant_cooldown": "cooldown", "cosine": "whole"}
+
+
+def rows_of(path: Path, *, count_flops: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of a run, of a folder of runs, or of a sweep with its cells that never became runs.
+
+    Args: count_flops: whether models that conf/model does not have are counted, each in a process that imports torch.
+    Raises: UserError: the path holds no run.
+    """
+    if (path / SWEEP).exists():
+        yield from _cells_of(path, count_flops)
+        return
+    found = [path] if (path / "config.yaml").exists() else _runs_in(path)
+    if not found:
+        raise UserError(f"{path} holds no run, which is a folder with config.yaml; name one, or a folder of them")
+    for run in found:
+        yield row_of(run, count_flops=count_flops)
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Neither links nor directories that `fresh=true` has put aside."""
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; name the directory of a run, a folder of runs, or runs/sweeps/NAME")
+    found = [run for run in sorted(path.iterdir()) if (run / "config.yaml").exists() and not run.is_symlink()]
+    return [run for run in found if not re.search(r"\.old-\d+$", run.name)]
+
+
+def _cells_of(sweep: Path, count_flops: bool) -> Iterator[dict[str, Any]]:
+    for cell in _json(sweep / SWEEP)["cells"]:
+        run = sweep.parent.parent / cell["run"]
+        noted = _json(sweep / "failures" / f"{cell['run']}.json")
+        if (run / "config.yaml").exists():
+            row = row_of(run, count_flops=count_flops)
+            if noted and row["state"] not in ("finished", "running"):
+                row |= {"state": "failed", "reason": row["reason"] or noted["reason"]}
+        else:
+            state = ("failed", noted["reason"]) if noted else ("waiting", "never started")
+            row = {"run": cell["run"], "state": state[0], "reason": state[1]}
+        yield {**row, "settings": " ".join(cell["settings"])}
+
+
+def row_of(run: Path, *, count_flops: bool = True) -> dict[str, Any]:
+    """One run: what it is, how far it went, what it cost, what was measured at its end.
+
+    Raises: UserError: its config cannot be read.
+    """
+    config: Config = read(run / "config.yaml")
+    status, end, data = (_json(run / name) for name in ("status.json", "summary.json", "data.json"))
+    compute, batch = config.compute, config.compute.global_batch
+    seen, total = int(status.get("samples_seen", 0)), status.get("total_samples")
+    unique = data.get("num_samples")
+    row: dict[str, Any] = {
+        "run": run.name,
+        "state": status.get("status", "waiting"),
+        "reason": status.get("reason", ""),
+        "model": identity.model_name(config),
+        "data": config.data.name,
+        "compute": compute.name,
+        "science": identity.science_hash(config),
+        "parameters": end.get("parameters"),
+        "samples_seen": seen,
+        "total_samples": total,
+        "unique_samples": min(unique, seen) if unique else None,
+        "epochs": seen / unique if unique else None,
+        "global_batch": batch,
+        "learning_rate": compute.learning_rate,
+        "warmup_samples": _samples(compute.warmup, batch, unique, total),
+        "schedule": compute.schedule,
+        "phase": _PHASES[compute.schedule],
+        "optimizer": config.optimizer.name,
+        "beta2": config.optimizer.beta2,
+        "weight_decay": config.optimizer.weight_decay,
+        "precision": compute.precision,
+        "seed": compute.seed,
+        "seconds": end.get("seconds"),
+    }
+    if (run / "divergence.jsonl").exists() and row["state"] != "finished":
+        row["reason"] = row["reason"] or "the loss diverged; see divergence.jsonl"
+    return row | flops(config, _cost(config, run, count_flops), seen) | _metrics(run)
+
+
+def flops(config: Config, cost: Cost | None, samples: int) -> dict[str, float | str]:
+    """FLOPs of a training sample and of the run: of the model (what laws are fitted to), and of the hardware.
+
+    The hardware computes the forward pass again for activation checkpointing and for gradients in pieces. Runs with
+    phases have no FLOPs here, since their samples differ; neither have models that were not counted.
+    """
+    if cost is None or config.compute.phases:
+        return {}
+    model, batch = config.model, config.compute.global_batch
+    towers = cost.towers(model.vision.locked, model.text.locked)
+    forward = cost.image_flops + cost.text_flops
+    per_sample = towers + 6 * batch * cost.embed_dim
+    again = forward * (config.cluster.activation_checkpointing == "full")
+    ranks = config.cluster.nodes * config.cluster.devices
+    if config.cluster.micro_batch is not None and config.cluster.micro_batch < batch // ranks:
+        again += forward
+    hardware = per_sample + again + 2 * batch * cost.embed_dim  # the loss computes its logits twice
+    return {
+        "flops_per_sample": per_sample,
+        "model_flops": per_sample * samples,
+        "hardware_flops": hardware * samples,
+    }
+
+
+def _cost(config: Config, run: Path, count: bool) -> Cost | None:
+    """The carried cost where the run's model has a known name and as many parameters; else counted, or None."""
+    name, parameters = config.model.name, _json(run / "summary.json").get("parameters")
+    if name != "pair" and config.model.vision.patch_dropout == 0:
+        try:
+            known = of_models([name])[0] if not count or parameters else None
+        except UserError:
+            known = None
+        if known is not None and parameters in (None, known.parameters):
+            return known
+    return of_config(run / "config.yaml") if count else None
+
+
+def _metrics(run: Path) -> dict[str, float | int | None]:
+    """The newest value of everything that was counted over images or pairs, with its n; and the training loss."""
+    path = run / "metrics.jsonl"
+    records = _complete(path) if path.exists() else []
+    found: dict[str, float | int | None] = {}
+    for record in sorted(records, key=lambda one: one.samples_seen):
+        if record.what == "loss" and not record.task:
+            found["train_loss"] = record.value
+        elif record.n is not None and record.value is not None:
+            is_loss = record.what.startswith("val_loss_") and not record.weights
+            name = record.what if is_loss else metric_name(record)
+            found[name], found[f"{name}_n"] = record.value, record.n
+    return found
+
+
+def _complete(path: Path) -> list[Record]:
+    """The records; a last line that a kill has torn is left out."""
+    try:
+        return read_records(path)
+    except ValueError:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        good = [json.loads(line) for line in lines if line.endswith("\n")]
+        names = Record.__dataclass_fields__
+        known = [{key: value for key, value in row.items() if key in names} for row in good]
+        return [Record(**{**row, "value": float(row["value"])}) for row in known]
+
+
+def _samples(text: str, batch: int, epoch: int | None, total: int | None) -> int | None:
+    try:
+        return duration.to_samples(text, global_batch=batch, epoch_samples=epoch, total_samples=total)
+    except UserError:
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
