@@ -59,7 +59,10 @@ def robustness(
         left.set_ylabel(f"{shifted} (%)")
         if labelled:
             rows = points[points.model.isin(labelled)]
-            label_points(left, rows.accuracy.to_list(), rows.shifted.to_list(), rows.model.to_list())
+            ringed = rows[rows.group != ZERO_SHOT]
+            left.plot(ringed.accuracy, ringed.shifted, "o", markersize=9, fillstyle="none", color="black", markeredgewidth=0.6)
+            others = points[["accuracy", "shifted"]].to_numpy()
+            label_points(left, rows.accuracy.to_list(), rows.shifted.to_list(), rows.model.to_list(), line=others)
     return drawn
 
 
@@ -80,7 +83,7 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, curve: pd.DataFrame, labelle
     ends = np.array([max(low_x, low_y), min(high_x, high_y)])
     axes.plot(ends, ends, color="black", linestyle="--", linewidth=1, label="ideal: y = x")
     axes.fill_between(curve.accuracy, curve.low, curve.high, color=BLUE, alpha=0.25, linewidth=0)
-    axes.plot(curve.accuracy, curve.shifted, color=BLUE, linewidth=1, label="fit over standard models, 95 % band")
+    axes.plot(curve.accuracy, curve.shifted, color=BLUE, linewidth=1, label="fit over standard, 95 % band")
     for group, (color, marker) in _STYLES.items():
         rows = points[points.group == group]
         if len(rows):
@@ -94,7 +97,9 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, curve: pd.DataFrame, labelle
         axis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
         axis.set_minor_locator(NullLocator())
         percent_axis(axes, which)
-    axes.legend(loc="best", fontsize=SMALL, handlelength=1.4)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=SMALL, handlelength=1.4, columnspacing=1
+    )
 
 
 def _ends(fractions: pd.Series) -> tuple[float, float]:

@@ -122,6 +122,8 @@ def label_points(
                     arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
                     if distance > 4 else None,
                 )  # fmt: skip
+                text.set_in_layout(False)
+                text.get_window_extent()  # places the text; the next line leaves the arrow out
                 box = Text.get_window_extent(text)
                 outside = box.width * box.height - _common(box, inside)
                 cost = distance + 3 * outside + sum(_common(box, other) for j, other in enumerate(taken) if j != k)
