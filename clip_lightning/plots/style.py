@@ -11,9 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import Bbox
 
 # Okabe and Ito's palette
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#767676"
@@ -105,39 +103,49 @@ def label_points(
     Args:
         line: points [n, 2] of a line that labels should not cover either.
     """
-    axes.get_figure(root=True).draw_without_rendering()
-    inside = axes.get_window_extent()
+    drawn = axes.get_figure(root=True)
+    assert drawn is not None
+    drawn.draw_without_rendering()
+    (left, bottom), (right, top) = axes.get_window_extent().get_points()
     points = axes.transData.transform(np.column_stack([x, y]))
-    taken = [Bbox.from_extents(px - 4, py - 4, px + 4, py + 4) for px, py in points]
+    taken = [np.concatenate([points - 4, points + 4], axis=1)]
     if line is not None:
-        taken += [Bbox.from_extents(px - 1, py - 1, px + 1, py + 1) for px, py in axes.transData.transform(line)]
+        along = axes.transData.transform(line)
+        taken.append(np.concatenate([along - 1, along + 1], axis=1))
+    pixel = drawn.dpi / 72
     for k in sorted(range(len(labels)), key=lambda k: -points[k, 1]):
-        best, least = None, np.inf
-        for distance in (4, 8, 13):
-            for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                text = axes.annotate(
-                    labels[k], (x[k], y[k]), (right * distance, up * distance), textcoords="offset points",
-                    ha={1: "left", 0: "center", -1: "right"}[right], va={1: "bottom", 0: "center", -1: "top"}[up],
-                    fontsize=size, color=color, parse_math=False, annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
-                    if distance > 4 else None,
-                )  # fmt: skip
-                text.set_in_layout(False)
-                text.get_window_extent()  # places the text; the next line leaves the arrow out
-                box = Text.get_window_extent(text)
-                outside = box.width * box.height - _common(box, inside)
-                cost = distance + 3 * outside + sum(_common(box, other) for j, other in enumerate(taken) if j != k)
-                if cost < least:
-                    if best is not None:
-                        best.remove()
-                    best, least = text, cost
-                else:
-                    text.remove()
-        assert best is not None
-        taken.append(Text.get_window_extent(best))
+        text = axes.annotate(labels[k], (x[k], y[k]), fontsize=size, parse_math=False, annotation_clip=False)
+        extent = text.get_window_extent()
+        text.remove()
+        others = np.concatenate([np.delete(taken[0], k, axis=0), *taken[1:]])
+        costs = []
+        for distance, across, up in _PLACES:
+            middle = points[k] + pixel * distance * np.array([across, up])
+            low = middle + 0.5 * (np.array([across, up]) - 1) * [extent.width, extent.height]
+            box = np.concatenate([low, low + [extent.width, extent.height]])
+            inside = _common(box, np.array([[left, bottom, right, top]]))
+            outside = extent.width * extent.height - inside
+            costs.append((distance + 3 * outside + _common(box, others), (distance, across, up), box))
+        _, (distance, across, up), box = min(costs, key=lambda cost: cost[0])
+        thread = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            labels[k], (x[k], y[k]), (across * distance, up * distance), textcoords="offset points",
+            ha={1: "left", 0: "center", -1: "right"}[across], va={1: "bottom", 0: "center", -1: "top"}[up],
+            fontsize=size, color=color, parse_math=False, annotation_clip=False,
+            arrowprops=thread if distance > _PLACES[0][0] else None,
+        ).set_in_layout(False)  # fmt: skip
+        taken.append(box[None])
 
 
-def _common(one: Bbox, other: Bbox) -> float:
-    """Area that two boxes share, in pixels."""
-    found = Bbox.intersection(one, other)
-    return 0.0 if found is None else float(found.width * found.height)
+# Where a label may be: distance from its point in points, and the direction.
+_PLACES = [
+    (distance, across, up)
+    for distance in (4, 8, 13)
+    for across, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+]
+
+
+def _common(box: np.ndarray, others: np.ndarray) -> float:
+    """Area that a box [4] shares with others [n, 4], in pixels; a box is its lower left and upper right corner."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(np.prod(np.maximum(sides, 0), axis=1).sum())

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import listed
+from clip_lightning.plots.style import PAGE
 from experiments.figures.evaluation_lists import metric_of
 from experiments.figures.run_tables import read_runs
 
 
-DPI = 200  # of the PNG
+DPI, LARGE_DPI = 200, 110  # of the PNG; the second one of figures that are wider than a page
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class Command:
         return 0
 
 
-def scores_of_runs(arguments: argparse.Namespace, with_gflops: bool = False) -> pd.DataFrame:
+def scores_of_runs(arguments: argparse.Namespace) -> pd.DataFrame:
     """The tidy table of the runs that the arguments name, of their data sets, metric and prompts.
 
     Raises: UserError where nothing is left, or a data set was not measured by its metric.
     """
-    found = read_runs(arguments.runs, arguments.weights, with_gflops)
+    found = read_runs(arguments.runs, arguments.weights)
     if arguments.tasks:
         found = _keep(found, "task", arguments.tasks, "--tasks")
     if arguments.prompts:
@@ -138,11 +139,12 @@ def write(name: str, drawn: Drawn, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     if drawn.figure is not None:
+        dpi = DPI if drawn.figure.get_figwidth() <= PAGE else LARGE_DPI
         for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
             paths.append(folder / f"{name}{suffix}")
-            drawn.figure.savefig(paths[-1], metadata=metadata, dpi=DPI)
+            drawn.figure.savefig(paths[-1], metadata=metadata, dpi=dpi)
     paths.append(folder / f"{name}.csv")
-    drawn.table.to_csv(paths[-1], index=False, float_format="%.6g")
+    drawn.table.dropna(axis=1, how="all").to_csv(paths[-1], index=False, float_format="%.6g")
     for suffix, text in {**drawn.texts, ".txt": "\n".join([*drawn.numbers, drawn.caption, ""])}.items():
         paths.append(folder / f"{name}{suffix}")
         paths[-1].write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.compute import prompt_gain
 from experiments.figures.command import Command, Drawn, scores_of_runs
 from experiments.figures.fig09_scaling import fit_error
+from experiments.figures.run_tables import with_gflops
 from experiments.figures.scores import averages, describe, select
 
 
@@ -30,7 +31,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         "Figure 4 needs zero-shot scores with bare class names and with prompts; make them: "
         f"python -m experiments.figures.measure {' '.join(map(str, arguments.runs))} --prompts"
     )
-    scores = select(scores_of_runs(arguments, with_gflops=True), "zero_shot", needed)
+    scores = select(scores_of_runs(arguments), "zero_shot", needed)
     found = list(dict.fromkeys(scores.prompts))
     if arguments.baseline not in found or len(found) < 2:
         raise UserError(f"the runs have only prompts={listed(found)}. {needed}")
@@ -40,6 +41,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     scores = scores[scores.task.isin(both)]
     if scores.empty:
         raise UserError(f"no data set was measured with all of the prompts {listed(found)}. {needed}")
+    scores = with_gflops(scores, arguments.runs)
     parts = [averages(rows).assign(prompts=kind) for kind, rows in scores.groupby("prompts", sort=False)]
     means = pd.concat(parts, ignore_index=True)
     mean_of = means.groupby("prompts").value.mean()

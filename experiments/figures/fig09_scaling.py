@@ -18,6 +18,7 @@ from clip_lightning.formatting import aligned
 from clip_lightning.plots.compute import error_over_compute
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.run_tables import with_gflops
 from experiments.figures.scores import averages, describe, select
 
 
@@ -29,9 +30,10 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Zero-shot scores of runs."""
-    scores = scores_of_runs(arguments, with_gflops=True)
     needed = "Figure 9 needs zero-shot scores; make them: python evaluate.py run=DIR eval.tasks=[NAME,...]"
-    return _draw(select(scores, "zero_shot", needed), "")
+    scores = select(scores_of_runs(arguments), "zero_shot", needed)
+    averages(scores)  # what cannot be averaged is refused before torch counts operations
+    return _draw(with_gflops(scores, arguments.runs), "")
 
 
 def fit_error(means: pd.DataFrame) -> tuple[float, float, float, tuple[float, float]]:

@@ -16,6 +16,7 @@ from clip_lightning.plots.compute import score_over_compute
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, scores_of_runs
 from experiments.figures.evaluation_lists import KORNBLITH_12, PAPER_27
+from experiments.figures.run_tables import with_gflops
 from experiments.figures.scores import averages, describe, select
 
 
@@ -42,7 +43,7 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Linear-probe scores of runs."""
     needed = f"Figure 10 needs linear-probe scores; make them: python -m experiments.figures.measure {arguments.runs[0]} --probe"
-    scores = select(scores_of_runs(arguments, with_gflops=True), "linear_probe", needed)
+    scores = with_gflops(select(scores_of_runs(arguments), "linear_probe", needed), arguments.runs)
     return _draw([(f"{scores.task.nunique()} data sets", averages(scores))], [], f"Linear probe. {describe(scores)}")
 
 

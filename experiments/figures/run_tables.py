@@ -6,6 +6,7 @@ What a number was measured by is in the name of its record: `acc1` is zero-shot,
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ _METHOD = re.compile(r"(?:(linear_probe|supervised)_|few_shot_(\d+)_)?(\w+)")
 FILES = ("metrics.jsonl", "evaluation.jsonl")  # the second one is written by evaluate.py, after training
 
 
-def read_runs(runs: Sequence[Path], weights: str = "", with_gflops: bool = False) -> pd.DataFrame:
+def read_runs(runs: Sequence[Path], weights: str = "") -> pd.DataFrame:
     """The tidy table of these runs.
 
     A run is named by its model; runs of one model also by their samples seen, and where these are equal too by their
@@ -28,7 +29,6 @@ def read_runs(runs: Sequence[Path], weights: str = "", with_gflops: bool = False
 
     Args:
         weights: which of a run's weights: empty for those of training, `ema` for their average.
-        with_gflops: count the operations of the image towers, which imports torch.
     Raises:
         UserError: a path is not the directory of a run, or holds no measurement on a task.
     """
@@ -42,12 +42,16 @@ def read_runs(runs: Sequence[Path], weights: str = "", with_gflops: bool = False
             *(f"{run.name} has no measurement on a task{of}; make them: python evaluate.py run={run}" for run in empty)
         )
     names = _names({run: records[0] for run, records in found.items()})
-    gflops = {run: image_gflops(run) for run in found} if with_gflops else {}
-    return table(
-        _row(record, names[run], run, gflops.get(run)) for run, records in found.items() for record in records
-    )
+    return table(_row(record, names[run], run) for run, records in found.items() for record in records)
 
 
+def with_gflops(scores: pd.DataFrame, runs: Sequence[Path]) -> pd.DataFrame:
+    """The rows with the operations of their models, which are counted by torch from the runs' configs."""
+    folders = {path.resolve().name: path.resolve() for path in runs}
+    return scores.assign(gflops=scores.run.map({name: image_gflops(folders[name]) for name in dict.fromkeys(scores.run)}))
+
+
+@cache
 def image_gflops(run: Path) -> float:
     """Billions of multiply-adds of a run's image tower for one image, which is half its floating-point operations."""
     from clip_lightning.config import compose
@@ -99,7 +103,7 @@ def _names(first: dict[Path, Record]) -> dict[Path, str]:
     }
 
 
-def _row(record: Record, name: str, run: Path, gflops: float | None) -> dict[str, object]:
+def _row(record: Record, name: str, run: Path) -> dict[str, object]:
     method, shots, metric = parse(record.what)
     return {
         "model": name,
@@ -118,5 +122,4 @@ def _row(record: Record, name: str, run: Path, gflops: float | None) -> dict[str
         "samples_seen": record.samples_seen,
         "run": run.name,
         "family": record.model,
-        "gflops": gflops,
     }
