@@ -2,7 +2,7 @@
 
 Taori et al. 2020, "Measuring Robustness to Natural Distribution Shifts in Image Classification", section 2; the fit and
 its band as in Figure 13 of Radford et al. 2021 and in the code of imagenet-testbed: a line by least squares through
-logit-transformed accuracies of standard models only, and pairs of models resampled with replacement for a 95 % interval.
+logit-transformed accuracies of standard models only, and models resampled with replacement for a 95 % interval.
 Accuracies are fractions of 1. Needs no torch.
 """
 

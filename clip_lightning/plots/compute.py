@@ -3,6 +3,7 @@
 Compute is billions of multiply-adds of the image tower for one image, the unit of the paper's axes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,7 +112,9 @@ def prompt_gain(means: pd.DataFrame, baseline: str, better: str, factor: float |
         draw_caption(drawn, caption)
         axes = drawn.subplots()
         kinds = [baseline, *(kind for kind in dict.fromkeys(means.prompts) if kind not in (baseline, better)), better]
-        for kind, color, marker in zip(kinds, (GREY, ORANGE, GREEN, BLUE)[: len(kinds) - 1] + (BLUE,), "sD^o", strict=False):
+        for kind, color, marker in zip(
+            kinds, (*(GREY, ORANGE, GREEN, BLUE)[: len(kinds) - 1], BLUE), "sD^o", strict=False
+        ):
             line = means[means.prompts == kind].sort_values("gflops")
             axes.plot(line.gflops, line.value, color=color, marker=marker, markersize=4)
             axes.annotate(kind, (line.gflops.iloc[-1], line.value.iloc[-1]), (-3, 6), textcoords="offset points",
@@ -131,7 +134,7 @@ def prompt_gain(means: pd.DataFrame, baseline: str, better: str, factor: float |
 def log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis has its ticks at the values where these are few, and at 1, 2, 5 times powers of ten else."""
     few = sorted(set(values))
-    apart = all(after / before > 1.25 for before, after in zip(few, few[1:], strict=False))
+    apart = all(after / before > 1.25 for before, after in itertools.pairwise(few))
     places = few if len(few) <= 6 and apart else nice_steps(*axes.get_xlim())
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())

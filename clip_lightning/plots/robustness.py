@@ -60,7 +60,9 @@ def robustness(
         if labelled:
             rows = points[points.model.isin(labelled)]
             ringed = rows[rows.group != ZERO_SHOT]
-            left.plot(ringed.accuracy, ringed.shifted, "o", markersize=9, fillstyle="none", color="black", markeredgewidth=0.6)
+            left.plot(
+                ringed.accuracy, ringed.shifted, "o", markersize=9, fillstyle="none", color="black", markeredgewidth=0.6
+            )
             others = points[["accuracy", "shifted"]].to_numpy()
             label_points(left, rows.accuracy.to_list(), rows.shifted.to_list(), rows.model.to_list(), line=others)
     return drawn

@@ -122,7 +122,7 @@ def label_points(
         for distance, across, up in _PLACES:
             middle = points[k] + pixel * distance * np.array([across, up])
             low = middle + 0.5 * (np.array([across, up]) - 1) * [extent.width, extent.height]
-            box = np.concatenate([low, low + [extent.width, extent.height]])
+            box = np.concatenate([low, [*low, extent.width, extent.height]])
             inside = _common(box, np.array([[left, bottom, right, top]]))
             outside = extent.width * extent.height - inside
             costs.append((distance + 3 * outside + _common(box, others), (distance, across, up), box))

@@ -3,8 +3,8 @@
     python -m experiments.figures.appendix_tables --paper
     python -m experiments.figures.appendix_tables runs/* [--reference TASK --shifts TASK ...]
 
-Table 9: the data sets. 10: linear probes; bold (a star in text) are scores within the 99.5 % Clopper-Pearson interval of
-the best of the column. 11: zero-shot. 16: natural distribution shifts.
+Table 9: the data sets. 10: linear probes; bold (a star in text) are scores within the 99.5 % Clopper-Pearson interval
+of the best of the column. 11: zero-shot. 16: natural distribution shifts.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         chosen = [arguments.reference, *arguments.shifts]
         rows = scores[scores.task.isin(chosen) & (scores.method == "zero_shot")]
         if missing := [task for task in chosen if task not in set(rows.task)]:
-            raise UserError(f"Table 16 needs zero-shot scores on {', '.join(missing)}; make them: python evaluate.py run=DIR")
+            raise UserError(
+                f"Table 16 needs zero-shot scores on {', '.join(missing)}; make them: python evaluate.py run=DIR"
+            )
         tables["16"] = wide(rows)[["model", *chosen]]
     return _drawn(tables, scores, describe(scores[scores.method == scores.method.iloc[0]]))
 

@@ -20,7 +20,6 @@ from clip_lightning.plots.style import PAGE
 from experiments.figures.evaluation_lists import metric_of
 from experiments.figures.run_tables import read_runs
 
-
 DPI, LARGE_DPI = 200, 110  # of the PNG; the second one of figures that are wider than a page
 
 
@@ -132,6 +131,11 @@ def _keep(scores: pd.DataFrame, column: str, wanted: Sequence[str], option: str)
             f"{listed(dict.fromkeys(scores[column]))}."
         )
     return kept
+
+
+def measured_by(runs: Sequence[Path], option: str) -> str:
+    """The end of a sentence about missing records: the command that makes them."""
+    return f"make them: python -m experiments.figures.measure {' '.join(map(str, runs))} {option}"
 
 
 def write(name: str, drawn: Drawn, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What Figures 5 and 11 share: differences of two scores by data set, wins, and a comparison with printed differences."""
+"""What Figures 5 and 11 share: differences of two scores by data set, wins, and a comparison with printed ones."""
 
 import pandas as pd
 
@@ -39,7 +39,10 @@ def misprints(rows: pd.DataFrame, printed: pd.DataFrame) -> list[tuple[str, str]
     """Data sets whose printed difference is not that of the tables, within 0.1 points, each with a line about it."""
     points = {row.task: 100 * row.value for row in rows.itertuples()}
     return [
-        (row.dataset, f"{row.dataset}: the figure prints {row.difference:+.1f}, the tables give {points[row.dataset]:+.1f}")
+        (
+            row.dataset,
+            f"{row.dataset}: the figure prints {row.difference:+.1f}, the tables give {points[row.dataset]:+.1f}",
+        )
         for row in printed.itertuples()
         if abs(row.difference - points[row.dataset]) > PRINTED_STEP
     ]

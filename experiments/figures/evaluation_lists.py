@@ -10,11 +10,35 @@ from dataclasses import dataclass
 # The names are those of the columns of Tables 10 and 11 of Radford et al. 2021; metrics are Table 9's.
 _MEAN_PER_CLASS = ("FGVCAircraft", "OxfordPets", "Caltech101", "Flowers102")
 _OTHER_METRICS = {"VOC2007": "map_11_point", "Kinetics700": "mean_top1_top5", "HatefulMemes": "roc_auc"}
-_PAPER_27 = (
-    "Food101 CIFAR10 CIFAR100 Birdsnap SUN397 StanfordCars FGVCAircraft VOC2007 DTD OxfordPets Caltech101 Flowers102 "
-    "MNIST FER2013 STL10 EuroSAT RESISC45 GTSRB KITTI Country211 PCam UCF101 Kinetics700 CLEVRCounts HatefulMemes "
-    "RenderedSST2 ImageNet"
-).split()
+_PAPER_27 = [
+    "Food101",
+    "CIFAR10",
+    "CIFAR100",
+    "Birdsnap",
+    "SUN397",
+    "StanfordCars",
+    "FGVCAircraft",
+    "VOC2007",
+    "DTD",
+    "OxfordPets",
+    "Caltech101",
+    "Flowers102",
+    "MNIST",
+    "FER2013",
+    "STL10",
+    "EuroSAT",
+    "RESISC45",
+    "GTSRB",
+    "KITTI",
+    "Country211",
+    "PCam",
+    "UCF101",
+    "Kinetics700",
+    "CLEVRCounts",
+    "HatefulMemes",
+    "RenderedSST2",
+    "ImageNet",
+]
 METRIC_NAMES = {
     "acc1": "top-1",
     "acc5": "top-5",

@@ -13,7 +13,7 @@ import pandas as pd
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.compute import prompt_gain
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.fig09_scaling import fit_error
 from experiments.figures.run_tables import with_gflops
 from experiments.figures.scores import averages, describe, select
@@ -27,10 +27,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Zero-shot scores of runs with two or more sets of prompts."""
-    needed = (
-        "Figure 4 needs zero-shot scores with bare class names and with prompts; make them: "
-        f"python -m experiments.figures.measure {' '.join(map(str, arguments.runs))} --prompts"
-    )
+    made = measured_by(arguments.runs, "--prompts")
+    needed = f"Figure 4 needs zero-shot scores with bare class names and with prompts; {made}"
     scores = select(scores_of_runs(arguments), "zero_shot", needed)
     found = list(dict.fromkeys(scores.prompts))
     if arguments.baseline not in found or len(found) < 2:

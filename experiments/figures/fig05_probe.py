@@ -13,7 +13,7 @@ import pandas as pd
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.plots.bars import difference_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.differences import differences, lines, misprints, wins
 from experiments.figures.scores import describe, one_model, select
 
@@ -26,7 +26,9 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     wrong = misprints(rows, paper_tables.read("figure5"))
     numbers = lines(rows, "zero-shot CLIP L/14-336", "linear probe on ResNet-50")
     numbers += [f"misprinted in the paper, {len(wrong)} of {len(rows)} differences:", *(line for _, line in wrong)]
-    origin = "Zero-shot CLIP ViT-L/14-336px (Table 11) minus a linear probe on ResNet-50 (Table 10; Radford et al. 2021). "
+    origin = (
+        "Zero-shot CLIP ViT-L/14-336px (Table 11) minus a linear probe on ResNet-50 (Table 10; Radford et al. 2021). "
+    )
     return _draw(rows, numbers, origin + describe(first))
 
 
@@ -38,7 +40,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         raise UserError(f"Figure 5 compares two runs, and there are {len(runs)}; name a run and the run of the probe.")
     needed = "Figure 5 needs zero-shot scores; make them: python evaluate.py run=DIR eval.tasks=[NAME,...]"
     first = one_model(select(scores, "zero_shot", needed), runs[0])
-    needed = f"Figure 5 needs linear-probe scores; make them: python -m experiments.figures.measure {arguments.runs[-1]} --probe"
+    needed = f"Figure 5 needs linear-probe scores; {measured_by(arguments.runs[-1:], '--probe')}"
     second = one_model(select(scores, "linear_probe", needed), runs[-1])
     both = set(first.task) & set(second.task)
     first, second = first[first.task.isin(both)], second[second.task.isin(both)]

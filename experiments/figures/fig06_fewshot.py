@@ -12,16 +12,13 @@ import pandas as pd
 from clip_lightning.errors import run_command
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.probe import few_shot_curves
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.scores import averages, describe, select
 
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Few-shot probes of runs, and their zero-shot scores on the same data sets where they have them."""
-    needed = (
-        "Figure 6 needs few-shot probes; make them: python -m experiments.figures.measure "
-        f"{' '.join(map(str, arguments.runs))} --shots 1 2 4 8 16"
-    )
+    needed = f"Figure 6 needs few-shot probes; {measured_by(arguments.runs, '--shots 1 2 4 8 16')}"
     scores = scores_of_runs(arguments)
     few = select(scores, "few_shot", needed)
     zero = scores[(scores.method == "zero_shot") & scores.task.isin(few.task)].assign(shots=0)

@@ -15,7 +15,7 @@ from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.bars import shots_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.scores import describe, select
 
 
@@ -48,8 +48,9 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     rows = paper_tables.read("figure7").rename(columns={"dataset": "task"})
     sizes = [paper_tables.sizes()[task] for task in rows.task]
     caption = (
-        f"Zero-shot CLIP ViT-L/14-336px, as printed in Figure 7 of Radford et al. 2021: {len(rows)} of the 27 data sets of "
-        f"Table 9, without VOC2007; each by its metric of Table 9; split: test; n = {min(sizes):,} to {max(sizes):,} images."
+        f"Zero-shot CLIP ViT-L/14-336px, as printed in Figure 7 of Radford et al. 2021: {len(rows)} of the 27 data sets "
+        "of Table 9, without VOC2007; each by its metric of Table 9; split: test; "
+        f"n = {min(sizes):,} to {max(sizes):,} images."
     )
     return _draw(rows, caption)
 
@@ -59,7 +60,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     scores = scores_of_runs(arguments)
     if scores.model.nunique() > 1:
         raise UserError(f"Figure 7 is of one run, and there are {scores.model.nunique()}; name one.")
-    needed = f"Figure 7 needs few-shot probes; make them: python -m experiments.figures.measure {arguments.runs[0]} --shots 1 2 4 8 16"
+    needed = f"Figure 7 needs few-shot probes; {measured_by(arguments.runs, '--shots 1 2 4 8 16')}"
     few = select(scores, "few_shot", needed)
     zero = select(scores, "zero_shot", "Figure 7 needs zero-shot scores; make them: python evaluate.py run=DIR")
     rows = []
@@ -69,7 +70,9 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
             raise UserError(f"{task} has probes on one number of images only, so nothing can be interpolated; {needed}")
         target = zero[zero.task == task].value
         if len(target):
-            rows.append((task, shots_to_match(of_task.index.to_numpy(float), of_task.to_numpy(), float(target.iloc[0]))))
+            rows.append(
+                (task, shots_to_match(of_task.index.to_numpy(float), of_task.to_numpy(), float(target.iloc[0])))
+            )
     zero = zero[zero.task.isin([task for task, _ in rows])]
     caption = f"Shots of a linear probe that match zero-shot {zero.model.iloc[0]}. {describe(zero)}"
     return _draw(pd.DataFrame(rows, columns=["task", "shots"]), caption)

@@ -13,10 +13,10 @@ from scipy.stats import linregress
 
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.robustness import interval, resample_lines
-from clip_lightning.formatting import aligned
+from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.probe import zero_shot_over_probe
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.differences import differences, misprints
 from experiments.figures.scores import describe, one_model, select
 
@@ -51,7 +51,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     scores = scores_of_runs(arguments)
     if scores.model.nunique() > 1:
         raise UserError(f"Figure 8 is of one run, and there are {scores.model.nunique()}; name one.")
-    needed = f"Figure 8 needs linear-probe scores; make them: python -m experiments.figures.measure {arguments.runs[0]} --probe"
+    needed = f"Figure 8 needs linear-probe scores; {measured_by(arguments.runs, '--probe')}"
     probe = select(scores, "linear_probe", needed)
     zero_shot = select(scores, "zero_shot", "Figure 8 needs zero-shot scores; make them: python evaluate.py run=DIR")
     rows = _join(zero_shot, probe)
@@ -75,12 +75,14 @@ def _draw(rows: pd.DataFrame, more: list[str], caption: str) -> Drawn:
     line = linregress(rows.probe, rows.zero_shot)
     below = rows.probe - rows.zero_shot
     near = rows.task[below.abs() <= 0.03].to_list()
-    each = [[r.task, f"{100 * r.probe:.1f}", f"{100 * r.zero_shot:.1f}", f"{100 * r.value:+.1f}"] for r in rows.itertuples()]
+    each = [
+        [r.task, f"{100 * r.probe:.1f}", f"{100 * r.zero_shot:.1f}", f"{100 * r.value:+.1f}"] for r in rows.itertuples()
+    ]
     numbers = [
         aligned([["data set", "probe", "zero-shot", "points to the ideal line"], *each]),
         f"zero-shot over probe, {len(rows)} data sets: {_line(rows)}",
         *more,
-        f"distance to the ideal line: mean {100 * below.mean():.1f} points; within 3 points: {', '.join(near) or 'none'}",
+        f"distance to the ideal line: mean {100 * below.mean():.1f} points; within 3 points: {listed(near) or 'none'}",
     ]
     drawn = zero_shot_over_probe(rows, float(line.slope), float(line.intercept), float(line.rvalue), caption)
     return Drawn(drawn, rows, numbers, caption)

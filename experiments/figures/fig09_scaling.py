@@ -51,7 +51,9 @@ def _draw(scores: pd.DataFrame, origin: str) -> Drawn:
     means = averages(scores).assign(error=lambda rows: 1 - rows.value).sort_values("gflops")
     slope, intercept, r, (low, high) = fit_error(means)
     each = scores.assign(error=1 - scores.value)[["model", "task", "metric", "split", "n", "gflops", "error"]]
-    caption = f"{origin}Mean over {describe(scores)} Dashed: least squares through {len(means)} models; faint: each data set."
+    caption = (
+        f"{origin}Mean over {describe(scores)} Dashed: least squares through {len(means)} models; faint: each data set."
+    )
     rows = [["model", "GFLOPs", "mean error (%)"]]
     rows += [[row.model, f"{row.gflops:.4g}", f"{100 * row.error:.2f}"] for row in means.itertuples()]
     numbers = [

@@ -14,7 +14,7 @@ from clip_lightning.errors import run_command
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.compute import score_over_compute
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.evaluation_lists import KORNBLITH_12, PAPER_27
 from experiments.figures.run_tables import with_gflops
 from experiments.figures.scores import averages, describe, select
@@ -34,15 +34,15 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
             f"{100 * other.value:.2f}, difference {100 * (best.value - other.value):+.2f} points"
         )
     caption = (
-        f"Linear probe of 66 models (Table 10, Radford et al. 2021). Left: the {KORNBLITH_12.title}. Right: {describe(scores)} "
-        "GFLOPs: printed for CLIP's ResNets, else counted for the architecture."
+        f"Linear probe of 66 models (Table 10, Radford et al. 2021). Left: the {KORNBLITH_12.title}. "
+        f"Right: {describe(scores)} GFLOPs: printed for CLIP's ResNets, else counted for the architecture."
     )
     return _draw(panels, numbers, caption)
 
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Linear-probe scores of runs."""
-    needed = f"Figure 10 needs linear-probe scores; make them: python -m experiments.figures.measure {arguments.runs[0]} --probe"
+    needed = f"Figure 10 needs linear-probe scores; {measured_by(arguments.runs, '--probe')}"
     scores = with_gflops(select(scores_of_runs(arguments), "linear_probe", needed), arguments.runs)
     return _draw([(f"{scores.task.nunique()} data sets", averages(scores))], [], f"Linear probe. {describe(scores)}")
 

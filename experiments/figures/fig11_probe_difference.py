@@ -1,7 +1,7 @@
 """Figure 11: difference of the linear probes of two models, data set by data set.
 
-    python -m experiments.figures.fig11_probe_difference --paper
-    python -m experiments.figures.fig11_probe_difference RUN OTHER_RUN
+python -m experiments.figures.fig11_probe_difference --paper
+python -m experiments.figures.fig11_probe_difference RUN OTHER_RUN
 """
 
 import argparse
@@ -11,7 +11,7 @@ import pandas as pd
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.plots.bars import difference_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.differences import differences, lines, misprints, wins
 from experiments.figures.scores import describe, one_model, select
 
@@ -23,18 +23,19 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     rows = differences(first, one_model(scores, paper_tables.NOISY_STUDENT))
     wrong = misprints(rows, paper_tables.read("figure11"))
     numbers = lines(rows, "CLIP L/14-336", "Noisy Student EfficientNet-L2 (800 pixels)")
-    numbers += [line for _, line in wrong] or [f"all {len(rows)} differences that the paper's figure prints equal the table's within 0.1 points"]
+    numbers += [line for _, line in wrong] or [
+        f"all {len(rows)} differences that the paper's figure prints equal the table's within 0.1 points"
+    ]
     caption = (
-        "Linear probes: CLIP ViT-L/14-336px minus Noisy Student EfficientNet-L2 at 800 pixels (Table 10; Radford et al. "
-        f"2021). {describe(first)}"
+        "Linear probes: CLIP ViT-L/14-336px minus Noisy Student EfficientNet-L2 at 800 pixels (Table 10; Radford et "
+        f"al. 2021). {describe(first)}"
     )
     return _draw(rows, numbers, caption)
 
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """The linear probe of the first run minus that of the second."""
-    run = arguments.runs[0]
-    needed = f"Figure 11 needs linear-probe scores; make them: python -m experiments.figures.measure {run} --probe"
+    needed = f"Figure 11 needs linear-probe scores; {measured_by(arguments.runs, '--probe')}"
     scores = select(scores_of_runs(arguments), "linear_probe", needed)
     models = list(dict.fromkeys(scores.model))
     if len(models) != 2:

@@ -20,7 +20,7 @@ from clip_lightning.evaluation.robustness import LogitFit, effective_robustness,
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.robustness import STANDARD, ZERO_SHOT, class_gallery, paired_scores, robustness
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.scores import averages, describe, select
 from experiments.figures.testbed import RESNET101, read_testbed
 
@@ -52,8 +52,8 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
         *(f"{row.model:<38}{100 * row.value:.2f}" for row in means.itertuples()),
     ]
     caption = (
-        f"{' and '.join(paired.attrs['names'])}, as printed in Figure 13 of Radford et al. 2021: {len(paired)} data sets; "
-        f"top-1; split: test; n = {min(paired.n):,} to {max(paired.n):,} images. All standard models: --testbed."
+        f"{' and '.join(paired.attrs['names'])}, as printed in Figure 13 of Radford et al. 2021: "
+        f"{len(paired)} data sets; top-1; split: test; n = {min(paired.n):,} to {max(paired.n):,} images. All standard models: --testbed."
     )
     return Drawn(paired_scores(paired, caption), paired, numbers, caption)
 
@@ -68,7 +68,7 @@ def from_others(arguments: argparse.Namespace) -> Drawn:
 
 
 def from_testbed(path: Path) -> Drawn:
-    """The standard models of imagenet-testbed with their fit, its CLIP models, and ResNet-101 beside the ideal model."""
+    """The standard models of imagenet-testbed with their fit, its CLIP models, ResNet-101 beside the ideal model."""
     points = read_testbed(path)
     fit, numbers = _fit(points)
     resnet = points[points.model == RESNET101]
@@ -83,8 +83,8 @@ def from_testbed(path: Path) -> Drawn:
     numbers += _robust(zero_shot, fit)
     caption = (
         f"{_SHIFTS_OF_IMAGENET} over ImageNet on their classes; top-1; split: test; n = {min(_sizes()):,} to "
-        f"{max(_sizes()):,} images. Fit: {fit.num_models} standard models of imagenet-testbed (Taori et al. 2020), logits, "
-        "95 % band of a bootstrap over models. Right: as printed in Figure 13 of Radford et al. 2021."
+        f"{max(_sizes()):,} images. Fit: {fit.num_models} standard models of imagenet-testbed (Taori et al. 2020), "
+        "logits, 95 % band of a bootstrap over models. Right: as printed in Figure 13 of Radford et al. 2021."
     )
     drawn = robustness(
         points, _curve(points, fit), "ImageNet, classes of the shifted sets", "mean of 7 natural shifts",
@@ -97,24 +97,22 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     """Runs: zero-shot ones against a fit over the supervised ones."""
     reference, shifts = arguments.reference, arguments.shifts
     if not reference or not shifts:
-        raise UserError("Figure 13 of runs needs --reference TASK and --shifts TASK ...: the data sets of its two axes.")
+        raise UserError(
+            "Figure 13 of runs needs --reference TASK and --shifts TASK ...: the data sets of its two axes."
+        )
     arguments.tasks = [reference, *shifts]
     scores = scores_of_runs(arguments)
-    needed = (
-        "Figure 13 needs standard models, runs with supervised_* records, for its fit; make them: "
-        f"python -m experiments.figures.measure {arguments.runs[0]} --probe --tasks {' '.join(arguments.tasks)}"
-    )
-    standard = scores[scores.method.isin(["supervised", "linear_probe"])]
-    if standard.empty:
-        raise UserError(needed)
+    made = measured_by(arguments.runs, f"--supervised --tasks {' '.join(arguments.tasks)}")
+    needed = f"Figure 13 needs standard models, trained on labels, for its fit; {made}"
+    standard = select(scores, "supervised", needed)
     zero_shot = select(scores, "zero_shot", "Figure 13 needs zero-shot scores; make them: python evaluate.py run=DIR")
     parts = [_points(rows, reference, group) for rows, group in ((standard, STANDARD), (zero_shot, ZERO_SHOT))]
     points = pd.concat(parts, ignore_index=True)
     fit, numbers = _fit(points)
     numbers += _robust(points[points.group == ZERO_SHOT], fit)
     caption = (
-        f"{describe(zero_shot)} Over {reference}. Fit: {fit.num_models} supervised models, logits, 95 % band of a bootstrap "
-        "over models."
+        f"{describe(zero_shot)} Over {reference}. Fit: {fit.num_models} supervised models, logits, 95 % band of a "
+        "bootstrap over models."
     )
     labelled = list(points[points.group == ZERO_SHOT].model) if (points.group == ZERO_SHOT).sum() <= 6 else []
     drawn = robustness(
@@ -145,8 +143,8 @@ def _robust(points: pd.DataFrame, fit: LogitFit) -> list[str]:
     robust = 100 * effective_robustness(points.accuracy.to_numpy(), points.shifted.to_numpy(), fit)
     closed = 100 * gap_closed(points.accuracy.to_numpy(), points.shifted.to_numpy(), fit)
     return [
-        f"{row.model}: {100 * row.accuracy:.1f} without, {100 * row.shifted:.1f} under the shifts; effective robustness "
-        f"{above:+.1f} points; {share:.0f} % of the robustness gap closed"
+        f"{row.model}: {100 * row.accuracy:.1f} without, {100 * row.shifted:.1f} under the shifts; "
+        f"effective robustness {above:+.1f} points; {share:.0f} % of the robustness gap closed"
         for row, above, share in zip(points.itertuples(), robust, closed, strict=True)
     ]
 
@@ -163,7 +161,9 @@ def _printed_pairs() -> pd.DataFrame:
     wide = paper_tables.read("figure13").pivot_table("value", "dataset", "model", sort=False) / 100
     tasks = [paper_tables.SHIFT_NAMES[name] for name in wide.index]
     sizes = [paper_tables.SHIFT_SIZES[task] for task in tasks]
-    paired = pd.DataFrame({"task": tasks, "first": wide[names[0]].to_numpy(), "second": wide[names[1]].to_numpy(), "n": sizes})
+    paired = pd.DataFrame(
+        {"task": tasks, "first": wide[names[0]].to_numpy(), "second": wide[names[1]].to_numpy(), "n": sizes}
+    )
     paired.attrs["names"] = names
     return paired
 
@@ -181,13 +181,19 @@ def _gallery(folder: Path, title: str) -> Drawn:
     for part in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ():
         files = sorted(path for path in part.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))[:5]
         images = [np.asarray(Image.open(file).convert("RGB").resize((128, 128))) for file in files]
-        score = f"{100 * pairs[part.name].first:.1f} | {100 * pairs[part.name].second:.1f}" if part.name in pairs else ""
+        score = (
+            f"{100 * pairs[part.name].first:.1f} | {100 * pairs[part.name].second:.1f}" if part.name in pairs else ""
+        )
         if images:
             rows.append((part.name, score, images))
             names.append({"data set": part.name, "images": len(images), "scores": score})
     if not rows:
-        raise UserError(f"--images={folder} needs a folder of images for each data set, such as {folder}/ImageNetV2/1.jpg.")
-    caption = "Images of one class; top-1 in percent of ResNet-101 | zero-shot CLIP L/14-336 on all classes (Figure 13)."
+        raise UserError(
+            f"--images={folder} needs a folder of images for each data set, such as {folder}/ImageNetV2/1.jpg."
+        )
+    caption = (
+        "Images of one class; top-1 in percent of ResNet-101 | zero-shot CLIP L/14-336 on all classes (Figure 13)."
+    )
     numbers = [f"{row['data set']}: {row['images']} images" for row in names]
     return Drawn(class_gallery(rows, title, caption), pd.DataFrame(names), numbers, caption)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.plots.bars import difference_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
 from experiments.figures.differences import differences
 from experiments.figures.scores import averages, describe, select
 
@@ -33,19 +33,21 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     panels = [(f"adapt {name}", rows[rows.adaptation == name]) for name in (TO_REFERENCE, TO_CLASSES)]
     shifts = paper_tables.shifts()
     means = averages(shifts[shifts.task != "ImageNet"].assign(prompts="", prompts_hash="")).set_index("model").value
-    probe, zero = (float(100 * means[means.index.str.startswith(name)].iloc[0]) for name in ("Linear Probe", "Zero-Shot"))
+    probe, zero = (
+        float(100 * means[means.index.str.startswith(name)].iloc[0]) for name in ("Linear Probe", "Zero-Shot")
+    )
     mean = {name: 100 * float(part[part.task != "ImageNet"].value.mean()) for name, part in panels}
     numbers = [line for title, part in panels for line in (title, *_lines(part))]
     numbers += [
         f"mean over the 7 shifts: adapt to ImageNet {mean['adapt to ImageNet']:+.2f} points, "
         f"adapt to class shift {mean['adapt to class shift']:+.2f} points",
-        f"Table 16: zero-shot {zero:.2f} with own class names, linear probe {probe:.2f} with ImageNet's; the difference, "
-        f"{probe - zero:+.2f}, is that of both steps ({mean['adapt to ImageNet'] - mean['adapt to class shift']:+.2f})",
+        f"Table 16: zero-shot {zero:.2f} with own class names, linear probe {probe:.2f} with ImageNet's; "
+        f"the difference, {probe - zero:+.2f}, is that of both steps ({mean['adapt to ImageNet'] - mean['adapt to class shift']:+.2f})",
     ]
     sizes = paper_tables.SHIFT_SIZES.values()
     caption = (
-        "Change of top-1 of CLIP ViT-L/14-336px, as printed in Figure 14 of Radford et al. 2021: ImageNet and 7 natural "
-        f"shifts (pm-0 and pm-10 of the video sets averaged); split: test; n = {min(sizes):,} to {max(sizes):,} images."
+        "Change of top-1 of CLIP ViT-L/14-336px, as printed in Figure 14 of Radford et al. 2021: ImageNet and 7 "
+        f"natural shifts (pm-0 and pm-10 of the video sets averaged); split: test; n = {min(sizes):,} to {max(sizes):,} images."
     )
     return Drawn(difference_bars(panels, "change (points)", caption), _table(panels), numbers, caption)
 
@@ -65,8 +67,8 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         panels.append(("adapt to class shift", _differ(own, zero[zero.prompts == arguments.static])))
     if not panels:
         raise UserError(
-            "Figure 14 needs linear-probe scores, or zero-shot scores with two sets of prompts and --static NAME; make them: "
-            f"python -m experiments.figures.measure {arguments.runs[0]} --probe"
+            "Figure 14 needs linear-probe scores, or zero-shot scores with two sets of prompts and --static NAME; "
+            + measured_by(arguments.runs, "--probe")
         )
     caption = f"Change of the score of {scores.model.iloc[0]}. {describe(own)}"
     numbers = [line for title, part in panels for line in (title, *_lines(part))]
@@ -79,7 +81,9 @@ def _differ(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lines(rows: pd.DataFrame) -> list[str]:
-    return [f"  {row.task:<20}{100 * row.value:+6.1f}" for row in rows.sort_values("value", ascending=False).itertuples()]
+    return [
+        f"  {row.task:<20}{100 * row.value:+6.1f}" for row in rows.sort_values("value", ascending=False).itertuples()
+    ]
 
 
 def _table(panels: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

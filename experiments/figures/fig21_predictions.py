@@ -44,7 +44,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def from_paper(arguments: argparse.Namespace) -> Drawn:
     """The text of the paper's 36 panels."""
     panels = [_panel(row) for row in paper_tables.read("figure21").itertuples()]
-    return _draw(panels, "Text of the panels of Figure 21, Radford et al. 2021 (CLIP ViT-L/14-336px)", "paper, the first")
+    return _draw(
+        panels, "Text of the panels of Figure 21, Radford et al. 2021 (CLIP ViT-L/14-336px)", "paper, the first"
+    )
 
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
@@ -66,8 +68,8 @@ def _draw(panels: list[Prediction], origin: str, prompts: str) -> Drawn:
     tasks = dict.fromkeys(row.task for row in panels)
     best = sum(row.rank == 1 for row in panels)
     caption = (
-        f"{origin}: {len(tasks)} data sets, n = {len(panels)} images, chosen at random; softmax over all classes; split: "
-        f"test; prompts: {prompts}. Green: the correct class, orange: others."
+        f"{origin}: {len(tasks)} data sets, n = {len(panels)} images, chosen at random; softmax over all classes; "
+        f"split: test; prompts: {prompts}. Green: the correct class, orange: others."
     )
     columns = ["task", "label", "rank", "num_classes", "probability"]
     rows = pd.DataFrame([{name: getattr(row, name) for name in columns} for row in panels])
@@ -96,7 +98,9 @@ def _panel(row: Any) -> PrintedPanel:
     )
 
 
-COMMAND = Command("fig21_predictions", "Figure 21: predictions on one image of each data set.", from_runs, from_paper, options)
+COMMAND = Command(
+    "fig21_predictions", "Figure 21: predictions on one image of each data set.", from_runs, from_paper, options
+)
 main = COMMAND.main
 
 if __name__ == "__main__":

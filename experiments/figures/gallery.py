@@ -51,7 +51,9 @@ _STYLE += "pre{overflow-x:auto;font-size:12px;background:#f6f6f6;padding:.6em}fi
 
 def main(words: Sequence[str] | None = None) -> int:
     """Draws what can be drawn, writes the page, prints the paths; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.figures.gallery", description="All figures on one page.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.figures.gallery", description="All figures on one page."
+    )
     parser.add_argument("runs", nargs="*", type=Path, help="directories of runs")
     parser.add_argument("--paper", action="store_true", help="draw the paper's printed numbers instead of runs")
     parser.add_argument("--reference", metavar="TASK", help="of Figure 13: the data set without the shift")

@@ -29,7 +29,9 @@ SHIFT_SIZES = {
     "Youtube-BB": 2_530,
 }
 # The names in the paper's tables.
-SHIFT_NAMES = dict(zip(("IN", "IN-V2", "IN-A", "IN-R", "ObjectNet", "IN-Sketch", "IN-Vid", "YTBB"), SHIFT_SIZES, strict=True))
+SHIFT_NAMES = dict(
+    zip(("IN", "IN-V2", "IN-A", "IN-R", "ObjectNet", "IN-Sketch", "IN-Vid", "YTBB"), SHIFT_SIZES, strict=True)
+)
 SHIFT_NAMES["ImageNet"] = "ImageNet"
 
 
@@ -71,7 +73,11 @@ def shifts() -> pd.DataFrame:
     rows = read("table16")
     for video in ("IN-Vid", "YTBB"):
         rows[video] = (rows[f"{video}_PM0"] + rows[f"{video}_PM10"]) / 2
-    long = rows[["model", *(name for name in SHIFT_NAMES if name in rows)]].melt("model", var_name="task", value_name="value").replace({"task": SHIFT_NAMES})
+    long = (
+        rows[["model", *(name for name in SHIFT_NAMES if name in rows)]]
+        .melt("model", var_name="task", value_name="value")
+        .replace({"task": SHIFT_NAMES})
+    )
     return table(
         {
             "model": row.model,

@@ -48,7 +48,9 @@ def read_runs(runs: Sequence[Path], weights: str = "") -> pd.DataFrame:
 def with_gflops(scores: pd.DataFrame, runs: Sequence[Path]) -> pd.DataFrame:
     """The rows with the operations of their models, which are counted by torch from the runs' configs."""
     folders = {path.resolve().name: path.resolve() for path in runs}
-    return scores.assign(gflops=scores.run.map({name: image_gflops(folders[name]) for name in dict.fromkeys(scores.run)}))
+    return scores.assign(
+        gflops=scores.run.map({name: image_gflops(folders[name]) for name in dict.fromkeys(scores.run)})
+    )
 
 
 @cache

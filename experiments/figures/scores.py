@@ -13,7 +13,7 @@
 | family, gflops | of the model: its line in a figure; billions of multiply-adds of the image tower for one image |
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -21,9 +21,25 @@ from clip_lightning.errors import UserError
 from clip_lightning.formatting import listed
 from experiments.figures.evaluation_lists import METRIC_NAMES, known_list
 
-COLUMNS = (
-    "model task method shots metric value low high n split prompts prompts_hash chance samples_seen run family gflops"
-).split()
+COLUMNS = [
+    "model",
+    "task",
+    "method",
+    "shots",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "split",
+    "prompts",
+    "prompts_hash",
+    "chance",
+    "samples_seen",
+    "run",
+    "family",
+    "gflops",
+]
 MODEL_COLUMNS = ["model", "family", "gflops", "run", "samples_seen"]
 _MOST_ROWS = 6  # of differing rows that a refusal shows
 
@@ -99,7 +115,10 @@ def describe(scores: pd.DataFrame) -> str:
     metric = METRIC_NAMES.get(metrics[0], metrics[0]) if len(metrics) == 1 else "each by its metric of Table 9"
     counted = scores.n.dropna().astype(int)
     n = f"n = {_range(int(counted.min()), int(counted.max()))} images" if len(counted) else "n not recorded"
-    splits, prompts = listed(dict.fromkeys(scores.split)), listed(name for name in dict.fromkeys(scores.prompts) if name)
+    splits, prompts = (
+        listed(dict.fromkeys(scores.split)),
+        listed(name for name in dict.fromkeys(scores.prompts) if name),
+    )
     return f"{title}; {metric}; split: {splits}; {f'prompts: {prompts}; ' if prompts else ''}{n}."
 
 

@@ -41,8 +41,8 @@ def read_testbed(path: Path) -> pd.DataFrame:
     kind = next((name for name in _TYPES if name in rows), None)
     if missing or kind is None:
         raise UserError(
-            f"--testbed={path} lacks the columns {listed(missing or _TYPES)}; it must be a results file of imagenet-testbed "
-            "with the type of each model."
+            f"--testbed={path} lacks the columns {listed(missing or _TYPES)}; it must be a results file of "
+            "imagenet-testbed with the type of each model."
         )
     shifted = pd.DataFrame({name: rows[names].mean(axis=1, skipna=False) for name, (names, _) in SHIFTS.items()})
     accuracy = pd.DataFrame({name: rows[reference] for name, (_, reference) in SHIFTS.items()})

@@ -81,7 +81,11 @@ def test_figure_13_and_table_16_differ_only_in_imagenet_a() -> None:
     zero = paper_tables.shifts().pivot_table("value", "task", "model").filter(like="Zero-Shot").iloc[:, 0]
     rows = paper_tables.read("figure13")
     rows = rows[rows.model.str.startswith("Zero-shot")]
-    differing = [row.dataset for row in rows.itertuples() if abs(row.value / 100 - zero[paper_tables.SHIFT_NAMES[row.dataset]]) > 1e-9]
+    differing = [
+        row.dataset
+        for row in rows.itertuples()
+        if abs(row.value / 100 - zero[paper_tables.SHIFT_NAMES[row.dataset]]) > 1e-9
+    ]
     assert differing == ["IN-A"]
 
 

@@ -44,7 +44,9 @@ def test_the_error_is_drawn_with_its_fit() -> None:
 
 
 def test_families_have_a_line_each_and_no_two_the_same_look() -> None:
-    rows = pd.DataFrame({"model": range(28), "family": [f"f{k // 2}" for k in range(28)], "gflops": range(1, 29), "value": 0.5})
+    rows = pd.DataFrame(
+        {"model": range(28), "family": [f"f{k // 2}" for k in range(28)], "gflops": range(1, 29), "value": 0.5}
+    )
     (axes,) = score_over_compute([("title", rows)]).axes
     looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
     assert len(axes.lines) == len(looks) == 14
@@ -52,7 +54,12 @@ def test_families_have_a_line_each_and_no_two_the_same_look() -> None:
 
 def test_prompt_gain_names_the_sets_and_the_factor() -> None:
     means = pd.DataFrame(
-        {"model": ["a", "b"] * 2, "prompts": ["bare"] * 2 + ["own"] * 2, "gflops": [1.0, 10] * 2, "value": [0.3, 0.4, 0.35, 0.45]}
+        {
+            "model": ["a", "b"] * 2,
+            "prompts": ["bare"] * 2 + ["own"] * 2,
+            "gflops": [1.0, 10] * 2,
+            "value": [0.3, 0.4, 0.35, 0.45],
+        }
     )
     (axes,) = prompt_gain(means, "bare", "own", 4.0).axes
     texts = [text.get_text() for text in axes.texts]
@@ -78,7 +85,12 @@ def test_zero_shot_over_probe_has_the_ideal_line() -> None:
 
 def robustness_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     points = pd.DataFrame(
-        {"model": ["a", "b", "z"], "group": [STANDARD, STANDARD, ZERO_SHOT], "accuracy": [0.7, 0.9, 0.8], "shifted": [0.3, 0.5, 0.7]}
+        {
+            "model": ["a", "b", "z"],
+            "group": [STANDARD, STANDARD, ZERO_SHOT],
+            "accuracy": [0.7, 0.9, 0.8],
+            "shifted": [0.3, 0.5, 0.7],
+        }
     )
     curve = pd.DataFrame({"accuracy": [0.7, 0.9], "shifted": [0.3, 0.5], "low": [0.28, 0.45], "high": [0.33, 0.52]})
     return points, curve
