@@ -53,7 +53,8 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     ]
     caption = (
         f"{' and '.join(paired.attrs['names'])}, as printed in Figure 13 of Radford et al. 2021: "
-        f"{len(paired)} data sets; top-1; split: test; n = {min(paired.n):,} to {max(paired.n):,} images. All standard models: --testbed."
+        f"{len(paired)} data sets; top-1; split: test; n = {min(paired.n):,} to {max(paired.n):,} images. "
+        "All standard models: --testbed."
     )
     return Drawn(paired_scores(paired, caption), paired, numbers, caption)
 

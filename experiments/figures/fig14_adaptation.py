@@ -37,17 +37,19 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
         float(100 * means[means.index.str.startswith(name)].iloc[0]) for name in ("Linear Probe", "Zero-Shot")
     )
     mean = {name: 100 * float(part[part.task != "ImageNet"].value.mean()) for name, part in panels}
+    both = mean["adapt to ImageNet"] - mean["adapt to class shift"]
     numbers = [line for title, part in panels for line in (title, *_lines(part))]
     numbers += [
         f"mean over the 7 shifts: adapt to ImageNet {mean['adapt to ImageNet']:+.2f} points, "
         f"adapt to class shift {mean['adapt to class shift']:+.2f} points",
         f"Table 16: zero-shot {zero:.2f} with own class names, linear probe {probe:.2f} with ImageNet's; "
-        f"the difference, {probe - zero:+.2f}, is that of both steps ({mean['adapt to ImageNet'] - mean['adapt to class shift']:+.2f})",
+        f"the difference, {probe - zero:+.2f}, is that of both steps ({both:+.2f})",
     ]
     sizes = paper_tables.SHIFT_SIZES.values()
     caption = (
         "Change of top-1 of CLIP ViT-L/14-336px, as printed in Figure 14 of Radford et al. 2021: ImageNet and 7 "
-        f"natural shifts (pm-0 and pm-10 of the video sets averaged); split: test; n = {min(sizes):,} to {max(sizes):,} images."
+        f"natural shifts (pm-0 and pm-10 of the video sets averaged); split: test; "
+        f"n = {min(sizes):,} to {max(sizes):,} images."
     )
     return Drawn(difference_bars(panels, "change (points)", caption), _table(panels), numbers, caption)
 
