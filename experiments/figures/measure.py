@@ -1,8 +1,8 @@
 """Measures what some figures need beside a run's zero-shot scores, and appends it to the run's evaluation.jsonl.
 
-    python -m experiments.figures.measure RUN --prompts                        bare class names: Figure 4
-    python -m experiments.figures.measure RUN --probe --shots 1 2 4 8 16       linear probes: Figures 5 to 8, 10, 11, 14
-    python -m experiments.figures.measure RUN --supervised --tasks shape ...   the same tower trained on labels: Figure 13
+    python -m experiments.figures.measure RUN --prompts                    bare class names: Figure 4
+    python -m experiments.figures.measure RUN --probe --shots 1 2 4 8 16   linear probes: Figures 5 to 8, 10, 11, 14
+    python -m experiments.figures.measure RUN --supervised --tasks shape   its tower trained on labels: Figure 13
 
 Labelled images: of a folder in CLIP_benchmark's layout its `train/` tars; of the tasks `shape` and `color` and their
 shifted sets the training scenes with a single shape. The probe is the paper's (appendix A.3): logistic regression by
@@ -22,7 +22,7 @@ from clip_lightning.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from clip_lightning.config.schema import Config
-    from clip_lightning.evaluation.tasks import ZeroShotTask
+    from clip_lightning.evaluation.tasks import TarImages, ZeroShotTask
     from clip_lightning.model.clip import CLIP
     from clip_lightning.records import Record
     from clip_lightning.tokenizer import Tokenizer
@@ -122,12 +122,17 @@ def labelled_images(task: "ZeroShotTask", folders: Sequence[str], num_scenes: in
     for folder in map(Path, folders):
         announced = folder / "train" / "nshards.txt"
         if folder.resolve().name == task.name and announced.is_file():
-            images = TarImages([folder / "train" / f"{k}.tar" for k in range(int(read_lines(announced)[0]))])
-            return Labelled(images.labels, lambda k, size: decode_eval(images.read(k), size))
+            return _of_tars(TarImages([folder / "train" / f"{k}.tar" for k in range(int(read_lines(announced)[0]))]))
     raise UserError(
-        f"{task.name} has no labelled images to train on: they are those of shape and color, or tars in the folder `train` "
-        "of a data set in CLIP_benchmark's layout (--folders); leave the task out with --tasks."
+        f"{task.name} has no labelled images to train on: they are those of shape and color, or tars in the folder "
+        "`train` of a data set in CLIP_benchmark's layout (--folders); leave the task out with --tasks."
     )
+
+
+def _of_tars(images: "TarImages") -> Labelled:
+    from clip_lightning.data.images.decode import decode_eval
+
+    return Labelled(images.labels, lambda k, size: decode_eval(images.read(k), size))
 
 
 def _features(model: "CLIP", image: Callable[[int], Any], num: int, batch: int) -> np.ndarray:

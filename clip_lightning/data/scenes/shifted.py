@@ -1,8 +1,8 @@
 """Distribution shifts of the embedded scenes: the task `shape` as sketches, blurred, as renditions, at low contrast.
 
-Class names, templates and scenes are those of `shape`, so that an accuracy differs by the shift alone. With the labels of
-training scenes they make a robustness study (Taori et al. 2020) that needs no download. Scanned digits beside drawn ones
-are the task `handwritten_digits`.
+Class names, templates and scenes are those of `shape`, so that an accuracy differs by the shift alone. With the labels
+of training scenes they make a robustness study (Taori et al. 2020) that needs no download. Scanned digits beside drawn
+ones are the task `handwritten_digits`.
 """
 
 from collections.abc import Callable
