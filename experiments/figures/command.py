@@ -108,7 +108,8 @@ def scores_of_runs(arguments: argparse.Namespace) -> pd.DataFrame:
     if arguments.tasks:
         found = _keep(found, "task", arguments.tasks, "--tasks")
     if arguments.prompts:
-        found = _keep(found, "prompts", [arguments.prompts], "--prompts")
+        zero_shot = found.method == "zero_shot"  # other methods have no prompts
+        found = pd.concat([_keep(found[zero_shot], "prompts", [arguments.prompts], "--prompts"), found[~zero_shot]])
     if arguments.metric:
         return _keep(found, "metric", [arguments.metric], "--metric")
     own = found[found.metric == found.task.map(metric_of)]

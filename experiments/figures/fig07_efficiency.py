@@ -48,8 +48,8 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
     rows = paper_tables.read("figure7").rename(columns={"dataset": "task"})
     sizes = [paper_tables.sizes()[task] for task in rows.task]
     caption = (
-        f"Zero-shot CLIP ViT-L/14-336px, as in Figure 7 of Radford et al. 2021: {len(rows)} of the 27 data sets "
-        "of Table 9, without VOC2007; each by its metric of Table 9; split: test; "
+        "Zero-shot CLIP ViT-L/14-336px, as printed in Figure 7 of Radford et al. 2021: "
+        f"{len(rows)} of the 27 data sets of Table 9, without VOC2007; each by its metric of Table 9; split: test; "
         f"n = {min(sizes):,} to {max(sizes):,} images."
     )
     return _draw(rows, caption)

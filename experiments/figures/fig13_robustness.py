@@ -109,8 +109,12 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     zero_shot = select(scores, "zero_shot", "Figure 13 needs zero-shot scores; make them: python evaluate.py run=DIR")
     parts = [_points(rows, reference, group) for rows, group in ((standard, STANDARD), (zero_shot, ZERO_SHOT))]
     points = pd.concat(parts, ignore_index=True)
+    inside = points[["accuracy", "shifted"]].gt(0).all(axis=1) & points[["accuracy", "shifted"]].lt(1).all(axis=1)
+    outside = points[~inside]
+    left_out = [f"left out, since 0 and 1 have no logit: {row.model} ({row.group})" for row in outside.itertuples()]
+    points = points[inside].reset_index(drop=True)
     fit, numbers = _fit(points)
-    numbers += _robust(points[points.group == ZERO_SHOT], fit)
+    numbers += [*_robust(points[points.group == ZERO_SHOT], fit), *left_out]
     caption = (
         f"{describe(zero_shot)} Over {reference}. Fit: {fit.num_models} supervised models, logits, 95 % band of a "
         "bootstrap over models."

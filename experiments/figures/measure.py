@@ -220,7 +220,7 @@ def _supervised(
     size, batch = config.model.vision.image_size, config.compute.global_batch
     images = torch.stack([labelled.image(k, size) for k in range(len(labelled.labels))])
     labels = torch.as_tensor(labelled.labels)
-    steps = max(1, samples_seen // batch)
+    steps = max(10, samples_seen // batch)
     with torch.random.fork_rng([]):
         torch.manual_seed(config.compute.seed)
         model = torch.nn.Sequential(

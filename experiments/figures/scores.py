@@ -102,7 +102,7 @@ def refuse_mixtures(scores: pd.DataFrame) -> None:
 def _refusal(what: str, rows: pd.DataFrame, column: str) -> str:
     differing = rows.drop_duplicates(["task", column]) if column != "value" else rows
     shown = [f"{row.model} on {row.task}: {getattr(row, column)}" for row in differing.itertuples()]
-    fix = "choose with --tasks and --metric, or evaluate again"
+    fix = "choose with --prompts, --tasks or --metric, or evaluate again"
     return f"one average would mix the {what} ({'; '.join(shown[:_MOST_ROWS])}); {fix}."
 
 

@@ -72,5 +72,15 @@ def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path
     for what in ("acc1", "linear_probe_acc1", "few_shot_1_acc1", "few_shot_4_acc1", "supervised_acc1"):
         assert {(what, "shape"), (what, "shape_sketch")} <= found
     for module in ("fig06_fewshot", "fig05_probe", "fig14_adaptation"):
-        printed = run("-m", f"experiments.figures.{module}", trained, "--tasks", "shape", "--out", tmp_path / "out")
+        printed = run(
+            "-m",
+            f"experiments.figures.{module}",
+            trained,
+            "--tasks",
+            "shape",
+            "--prompts",
+            "scenes",
+            "--out",
+            tmp_path / "out",
+        )
         assert f"{module}.png" in printed

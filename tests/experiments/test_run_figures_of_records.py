@@ -176,6 +176,10 @@ def test_figure_13_of_runs_fits_the_supervised_ones(tmp_path: Path) -> None:
     slope, intercept = np.polyfit(logit([0.6, 0.7, 0.8, 0.9]), logit([0.3, 0.4, 0.5, 0.6]), 1)
     above = 78 - 100 * expit(intercept + slope * logit(0.8))
     assert f"effective robustness {above:+.1f} points" in found.numbers[1]
+    perfect = run_directory(tmp_path, "tiny", both("supervised_acc1", 1.0, 0.9), "perfect")
+    more = draw(fig13_robustness.COMMAND, *standard, perfect, zero, *words)
+    assert more.numbers[-1] == "left out, since 0 and 1 have no logit: perfect (standard)"
+    assert more.numbers[0] == found.numbers[0]
     with pytest.raises(UserError, match="needs at least 3 models, and there are 2"):
         draw(fig13_robustness.COMMAND, *standard[:2], zero, *words)
     with pytest.raises(UserError, match="needs standard models, trained on labels"):
