@@ -117,12 +117,13 @@ def label_points(
         text = axes.annotate(labels[k], (x[k], y[k]), fontsize=size, parse_math=False, annotation_clip=False)
         extent = text.get_window_extent()
         text.remove()
+        extents = np.array([extent.width, extent.height])
         others = np.concatenate([np.delete(taken[0], k, axis=0), *taken[1:]])
         costs = []
         for distance, across, up in _PLACES:
             middle = points[k] + pixel * distance * np.array([across, up])
-            low = middle + 0.5 * (np.array([across, up]) - 1) * [extent.width, extent.height]
-            box = np.concatenate([low, [*low, extent.width, extent.height]])
+            low = middle + 0.5 * (np.array([across, up]) - 1) * extents
+            box = np.concatenate([low, low + extents])
             inside = _common(box, np.array([[left, bottom, right, top]]))
             outside = extent.width * extent.height - inside
             costs.append((distance + 3 * outside + _common(box, others), (distance, across, up), box))

@@ -73,8 +73,8 @@ def test_figure_14_is_the_difference_of_rows_of_table_16() -> None:
         rows[rows.adaptation == kind].set_index("task").difference for kind in ("to ImageNet", "to class shift")
     )
     apart = (100 * (probe - zero) - (to_imagenet - to_classes)).abs()
-    assert apart[apart > 0.16].index.to_list() == ["ImageNet-Vid"]  # by 0.3 points: one of the two has a rounding error
-    assert apart.max() < 0.31
+    assert apart[apart > 0.16].index.to_list() == ["ImageNet-Vid", "Youtube-BB"]  # the two means of pm-0 and pm-10
+    assert apart.max() < 0.36
 
 
 def test_figure_13_and_table_16_differ_only_in_imagenet_a() -> None:
