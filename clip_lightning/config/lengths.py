@@ -8,6 +8,8 @@ from clip_lightning.config import duration
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 
+_LONG_WARMUP = 30  # steps
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -71,14 +73,24 @@ def batch_warning(global_batch: int, num_pairs: int) -> list[str]:
     ]
 
 
-def flat_loss_warning(loss: float | None, config: Config) -> list[str]:
-    """A sentence where a run ends with the softmax loss of chance, the logarithm of the batch."""
-    batch = config.compute.global_batch
+def flat_loss_warning(loss: float | None, config: Config, lengths: Lengths) -> list[str]:
+    """A sentence where a run ends with the softmax loss of chance, the logarithm of the batch.
+
+    A likely cause is a short warm-up, as 5 % of a short run is: at a learning rate of 2e-3 the tiny model has one
+    feature for all images after 3 steps of warm-up (its gradient vanishes), and learns after 30.
+    """
+    batch, compute = config.compute.global_batch, config.compute
     if loss is None or config.loss.name != "softmax" or batch < 2 or loss < 0.98 * math.log(batch):
         return []
+    num_steps = lengths.total // batch
+    warmup = duration.to_samples(
+        compute.warmup, global_batch=batch, epoch_samples=lengths.epoch_samples, total_samples=lengths.total
+    )
     return [
         f"warning: the loss ends at {loss:.3f}, that of chance (ln {batch} = {math.log(batch):.3f}): nothing was "
-        f"learned; write a lower compute.learning_rate than {config.compute.learning_rate:g}, or train longer"
+        f"learned; the warm-up had {warmup // batch:,} of {num_steps:,} steps: write a longer one (compute.warmup="
+        f"'{min(_LONG_WARMUP, max(1, num_steps // 2))} steps') or a lower compute.learning_rate than "
+        f"{compute.learning_rate:g}, or train longer"
     ]
 
 

@@ -22,7 +22,6 @@ from clip_lightning.data.images.decode import decode_eval, open_image, pixels_of
 from clip_lightning.data.layouts.layout import BadSample, Pixels, causes, damaged_shards
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
 
-_TOKENIZER_CAPTIONS = 10_000
 _PIECE = 256  # samples read at a time
 _PAGE_ROWS, _PAGE_COLUMNS, _PAGE_PIXELS = 5, 8, 160
 _LINE = 26  # characters of a caption on a line of the page
@@ -179,7 +178,9 @@ def build(config: Config) -> tuple[ContrastiveDataModule, Tokenizer]:
         total_samples=1 << 40,
         workers=0,
     )
-    module.tokenizer = build_tokenizer(config.model.text, None, module.captions(_TOKENIZER_CAPTIONS))
+    module.tokenizer = build_tokenizer(
+        config.model.text, None, module.tokenizer_captions(config.model.text.tokenizer.vocab_size)
+    )
     return module, module.tokenizer
 
 

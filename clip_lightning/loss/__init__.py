@@ -35,7 +35,7 @@ def build_loss(config: LossConfig) -> nn.Module:
     """The loss that `config` names, from the registry or by its own `_target_`.
 
     Raises: UserError for an unknown name, a target that cannot be imported, options that the loss does not take, a
-        teacher that is missing, and a bias or a teacher that would have no effect.
+        teacher that is missing, and a teacher that would have no effect.
     """
     if config._target_ is not None:
         loss_class = resolve_target(config._target_, "loss._target_")
@@ -45,11 +45,6 @@ def build_loss(config: LossConfig) -> nn.Module:
         known = ", ".join(LOSSES)
         raise UserError(
             f"loss.name={config.name} is not a registered loss: choose one of {known}, or set loss._target_"
-        )
-    if loss_class in (SoftmaxLoss, DistillLoss) and config.logit_bias_init is not None:
-        raise UserError(
-            f"loss.logit_bias_init={config.logit_bias_init} has no effect with loss={config.name}, whose value does "
-            "not change with a bias of all logits: set it to null"
         )
     if needs_teacher(loss_class) and config.teacher is None:
         raise UserError(f"loss={config.name} learns from a teacher: write loss.teacher=DIR, a finished run's directory")

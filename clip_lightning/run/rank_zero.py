@@ -281,7 +281,7 @@ class RankZero(OtherRank):
         write_atomically(self.path / "summary.txt", table + "\n")
         write_figures(self.path / "figures", records, outcome.shown)
         write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
-        print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), self.config)]))
+        print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), config, self.lengths)]))
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
 
     def _write(self, records: Iterable[Record]) -> None:

@@ -8,9 +8,6 @@ from clip_lightning.errors import UserError
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer, files
 from clip_lightning.tokenizer.trained import FILE_NAME
 
-# Captions that a tokenizer of the run's own is trained on.
-TOKENIZER_CAPTIONS = 100_000
-
 
 def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataModule) -> Tokenizer:
     """The tokenizer in `folder`, which the first start writes; a student uses the one that its teacher has trained.
@@ -29,4 +26,5 @@ def prepare_tokenizer(config: Config, folder: Path, datamodule: ContrastiveDataM
                 f"{folder / FILE_NAME} is not the tokenizer of loss.teacher ({teachers}); start over with fresh=true"
             )
     needs_captions = is_trained and not files.is_saved(folder)
-    return build_tokenizer(text, folder, datamodule.captions(TOKENIZER_CAPTIONS) if needs_captions else None)
+    captions = datamodule.tokenizer_captions(text.tokenizer.vocab_size) if needs_captions else None
+    return build_tokenizer(text, folder, captions)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from clip_lightning.config.duration import to_samples
 from clip_lightning.config.schema import ComputeConfig
-from clip_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,7 @@ class Schedule:
 
 
 def build_schedule(compute: ComputeConfig, *, total_samples: int, epoch_samples: int) -> Schedule:
-    """The schedule of a run.
-
-    Raises: UserError for a kind that is not known.
-    """
-    if compute.schedule not in ("cosine", "constant", "constant_cooldown"):
-        raise UserError(
-            f"compute.schedule={compute.schedule} is not known: write cosine, constant or constant_cooldown"
-        )
+    """The schedule of a run."""
     assert compute.learning_rate is not None, "filled from the recipes when the config is resolved"
     warmup, cooldown = (
         to_samples(

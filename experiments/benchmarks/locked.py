@@ -27,14 +27,14 @@ BATCH, SHARDS = 32, 2
 
 
 def command(folder: Path, size: int, steps: int, *, cached: bool) -> list[str]:
-    """`python train.py ...` of ViT-S/16 and a text tower of 12 layers, 384 wide, in bfloat16."""
+    """`python train.py ...` of ViT-S/16 and a text tower of 12 layers, 384 wide."""
     still = ["crop_scale=[1.0,1.0]", "crop_ratio=[1.0,1.0]"]
     return [
         sys.executable, "train.py", "model=pair", "model/vision=vit_small_patch16", "model/text=laion_384",
         f"model.vision.image_size={size}", "model.vision.locked=true",
         f"model.vision.pretrained={folder / 'vision.safetensors'}", "data=webdataset",
         f"data.path={folder / 'tars'}", "data.validation.num_samples=0", *(f"data.augment.{one}" for one in still),
-        "compute=cpu_minutes", "compute.precision=bf16", f"compute.duration={steps} steps", "compute.warmup=0 steps",
+        "compute=cpu_minutes", f"compute.duration={steps} steps", "compute.warmup=0 steps",
         f"compute.global_batch={BATCH}", f"cluster.cache_locked={str(cached).lower()}", "cluster.workers=1",
         "cluster.threads=1", "eval=none", "logger=none", f"runs={folder / f'{size}-{steps}-{cached}'}",
     ]  # fmt: skip

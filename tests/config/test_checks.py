@@ -130,10 +130,6 @@ FAULTS: list[tuple[dict[str, object], str]] = [
     ({"model__name": "a/b"}, "model.name=a/b names the run's directory"),
     ({"loss__name": "softmax"}, "loss.logit_bias_init=-10.0 has no effect: a bias cancels in the softmax"),
     ({"loss__logit_scale_max": 1.0}, "loss.logit_scale_max=1.0 is below loss.logit_scale_init"),
-    (
-        {"loss__name": "distill", "loss__logit_bias_init": None},
-        "write loss.teacher=DIR, the directory of a finished run",
-    ),
     ({"loss__teacher_science": "ab"}, "loss.teacher_science=ab has no effect without loss.teacher"),
     ({"loss___target_": "no_such_package_here.Loss"}, "there is no package no_such_package_here; install it"),
     ({"loss___target_": "os; system"}, "must be an import path like"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,6 +210,7 @@ def test_a_mistake_is_exit_code_2_without_traceback(tmp_path: Path, root: Path) 
     assert "Traceback" in call([*MINE, "compute.lr=3"], tmp_path, root, HYDRA_FULL_ERROR="1").stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     words = [*MINE, "-m", "compute.seed=0,4", "loss=other", "model.text.config.hidden_size=64"]
@@ -220,6 +222,7 @@ def test_a_sweep_composes_every_point_with_what_its_data_names(tmp_path: Path, r
     assert not list(tmp_path.glob("multirun")) + list(tmp_path.glob("outputs")) + list(tmp_path.glob("*.log"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_sweep_that_gets_a_stop_signal_starts_no_further_point(code: int, tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
@@ -364,3 +367,18 @@ def test_evaluate_takes_a_directory_and_explains_what_a_run_is(tmp_path: Path) -
     assert with_run(["--config-dir", str(tmp_path)]) == ["--config-dir", str(tmp_path)]
     with pytest.raises(UserError, match=r"run is not set: .* write run=runs/latest"):
         compose.load("evaluate", [])
+
+
+@pytest.mark.parametrize(("argv", "most"), [([], 2), (["model=vit_l14", "data=yfcc"], 2), (["model=siglip_b16"], 3)])
+def test_a_command_is_composed_at_most_three_times(argv: list[str], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to learn which model and recipe the data names, once with these, once more for a loss but the default."""
+    calls = []
+
+    def counted(*arguments: Any) -> compose.Composition:
+        calls.append(arguments)
+        return original(*arguments)
+
+    original = compose._compose
+    monkeypatch.setattr(compose, "_compose", counted)
+    compose.load("train", argv, check=False)
+    assert len(calls) <= most

@@ -113,6 +113,7 @@ def test_a_difference_is_readable(config: Config) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_identified_by_its_science_not_its_path(config: Config, tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

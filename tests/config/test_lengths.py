@@ -46,9 +46,10 @@ def test_a_batch_larger_than_the_data_is_reported() -> None:
 def test_a_loss_of_chance_at_the_end_is_reported() -> None:
     config: Config = compose.load("train", [], check=False)
     chance = math.log(config.compute.global_batch)
-    assert flat_loss_warning(0.9 * chance, config) == flat_loss_warning(None, config) == []
-    (warning,) = flat_loss_warning(chance, config)
-    assert "compute.learning_rate" in warning
+    lengths = Lengths(60 * config.compute.global_batch, 900)
+    assert flat_loss_warning(0.9 * chance, config, lengths) == flat_loss_warning(None, config, lengths) == []
+    (warning,) = flat_loss_warning(chance, config, lengths)
+    assert "had 3 of 60 steps: write a longer one (compute.warmup='30 steps')" in warning
 
 
 def test_warm_up_is_checked_against_the_counted_pairs() -> None:

@@ -84,6 +84,7 @@ def options() -> list[str]:
     return sorted(name for name in names if not name.endswith(("/by_data", "/by_model")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", options())
 def test_every_option_composes_into_a_whole_config(option: str) -> None:
     group, _, name = option.rpartition("/")
@@ -113,6 +114,7 @@ def test_every_option_says_what_it_is_and_compute_its_source_cost_and_score() ->
                 assert word in text, f"{option}: its header misses {word}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     re.findall(

@@ -26,6 +26,7 @@ def test_readme_shows_commands_of_every_kind() -> None:
     assert len(MODULES) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_compose_and_pass_the_checks(command: str, tmp_path: Path) -> None:
     words = [word.replace("PATH", str(tmp_path)) for word in shlex.split(command)[2:]]

@@ -41,7 +41,6 @@ def test_a_users_own_loss_is_built_by_its_import_path() -> None:
     ("config", "words"),
     [
         (LossConfig(name="softmx"), "softmax"),
-        (LossConfig(name="softmax", logit_bias_init=-10.0), "logit_bias_init"),
         (LossConfig(name="softmax", options={"temperature": 2}), "temperature"),
         (LossConfig(name="softmax", teacher="runs/a"), "has no teacher"),
         (LossConfig(name="distill"), "write loss.teacher=DIR"),

@@ -75,6 +75,7 @@ def loaded_pair(name: str) -> tuple[CLIP, nn.Module]:
     return ours, theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b32", "vit_m32", "rn50"])
 def test_features_and_logits_are_open_clips(name: str) -> None:
     ours, theirs = loaded_pair(name)
@@ -147,6 +148,7 @@ def check_beginnings(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
             assert (value.abs().max() > 2 * value.std()) == (expected.abs().max() > 2 * spread), f"{name}: distribution"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b32", "vit_m32", "rn50"])
 def test_every_tensor_begins_as_open_clips(name: str) -> None:
     torch.manual_seed(4)

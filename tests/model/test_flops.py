@@ -11,6 +11,8 @@ from clip_lightning.config.schema import ModelConfig, TextConfig
 from clip_lightning.model.flops import count_flops, count_text
 from clip_lightning.model.named import load
 
+pytestmark = pytest.mark.slow
+
 
 def model_of(*settings: str) -> ModelConfig:
     return compose.load("train", ["data=scenes", *settings], check=False).model

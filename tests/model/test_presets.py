@@ -9,6 +9,8 @@ from clip_lightning.config import compose
 from clip_lightning.model.clip import build_clip
 from clip_lightning.model.named import names
 
+pytestmark = pytest.mark.slow
+
 GENERIC = ("timm", "huggingface")  # name no architecture of their own
 OF_NAMED_MODELS = {"clip_512", "clip_640", "clip_768", "clip_1024", *names()}
 

@@ -215,6 +215,7 @@ def test_a_folder_that_takes_no_checkpoint_is_refused_before_the_first_step(tmp_
     assert list(folder.path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
 @pytest.mark.parametrize(("size", "fits"), [("1M", False), ("3M", False), ("16M", True)])
 def test_free_space_is_compared_with_two_checkpoints(tmp_path: Path, size: str, fits: bool) -> None:

@@ -134,7 +134,7 @@ def by_hand(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, small: l
 def test_the_file_in_the_checkout_trains_on_two_nodes_by_hand(by_hand: Path) -> None:
     printed = (by_hand.parent / "output.txt").read_text()
     assert "on n[1-2], start 1" in printed
-    assert "machine  2 nodes x 1 process on CPU" in printed
+    assert "hardware 2 nodes x 1 process on CPU" in printed
     assert re.search(r"status\s+finished", printed)
 
 

@@ -23,9 +23,6 @@ SMALL = [
     "eval=none",
     "data.validation.num_samples=0",
 ]
-# Without AVX-512 bfloat16 is emulated: products take 32 times as long.
-if "avx512" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
-    SMALL.append("compute.precision=fp32")
 
 
 @dataclass

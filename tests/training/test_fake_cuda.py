@@ -114,6 +114,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_setting_of_a_step_leaves_a_tensor_behind_or_waits_for_the_device(name: str) -> None:
     mode = step(changed(small_config(), **SETTINGS[name]), num_steps=2 if name == "phases" else 1)

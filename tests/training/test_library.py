@@ -19,6 +19,8 @@ from clip_lightning.config.schema import Config
 from clip_lightning.errors import CheckpointError, UserError
 from tests.support.small_run import GLOBAL_BATCH, Stream, fit, small_config, small_module
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS, STOP = 8, 10, 7
 
 

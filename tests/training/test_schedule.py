@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from open_clip_train.scheduler import const_lr, const_lr_cooldown, cosine_lr
 
 from clip_lightning.config.schema import ComputeConfig
-from clip_lightning.errors import UserError
 from clip_lightning.training.schedule import Schedule, build_schedule
 
 BATCH, STEPS, WARMUP, COOLDOWN, PEAK = 32, 200, 20, 50, 3e-4
@@ -57,8 +56,3 @@ def test_a_run_without_warmup_begins_at_the_peak() -> None:
 def test_after_the_warmup_the_rate_depends_on_samples_not_on_the_batch(batch: int, samples: int) -> None:
     whole, small = (Schedule("cosine", PEAK, 0.0, size, STEPS * BATCH, WARMUP * BATCH, 0, 1.0) for size in (32, batch))
     assert whole.learning_rate(samples) == small.learning_rate(samples)
-
-
-def test_an_unknown_schedule_is_reported() -> None:
-    with pytest.raises(UserError, match=r"compute\.schedule=cosin"):
-        schedule("cosin")

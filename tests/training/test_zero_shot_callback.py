@@ -145,6 +145,7 @@ def test_a_resumed_run_evaluates_where_the_uninterrupted_one_does(train: Train, 
     assert [records[0].samples_seen for records in sink] == [80, 96]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_does_not_evaluate_and_its_next_start_does(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     train(lambda _: counting(tokenizer, sink, 40), stop_at=3 * BATCH)
@@ -173,6 +174,7 @@ def test_a_second_call_at_the_same_samples_does_not_evaluate_again(train: Train,
     assert callbacks[0].seconds == pytest.approx(sink[0][1].value)
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_change_training(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
 

@@ -92,8 +92,6 @@ def _loss(config: Config) -> Iterator[str]:
     loss = config.loss
     if loss.name in ("softmax", "distill") and loss.logit_bias_init is not None:
         yield f"loss.logit_bias_init={loss.logit_bias_init} has no effect: a bias cancels in the softmax; write null"
-    if loss.name == "distill" and loss.teacher is None:
-        yield "loss=distill learns from a teacher: write loss.teacher=DIR, the directory of a finished run"
     if loss.teacher is None and loss.teacher_science is not None:
         yield f"loss.teacher_science={loss.teacher_science} has no effect without loss.teacher; leave it out"
     if loss.logit_scale_max is not None and loss.logit_scale_max < loss.logit_scale_init:

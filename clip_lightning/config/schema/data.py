@@ -60,7 +60,9 @@ class DataConfig:
         "scenes, webdataset, parquet, table, folder, coco, mixture",
         choices=("scenes", "webdataset", "parquet", "table", "folder", "coco", "mixture"),
     )
-    path: str | None = key(None, "folder, file or fsspec URL; braces {00000..00099} are expanded", science=False)
+    path: str | None = key(
+        None, "folder, file, fsspec URL, or pattern with braces like {00000..00099}, in quotes", science=False
+    )
     num_samples: int | None = key(None, "published number of pairs; null: counted by the index", above=0)
     how_to_get: str = key("", "one sentence, shown when the path is missing", science=False)
     model: str = key("vit_b32", "the model option taken when `model=` is not given", science=False)

@@ -19,6 +19,8 @@ from clip_lightning.run.console.progress import Interval
 from clip_lightning.run.hardware import peak_memory_gib
 from clip_lightning.training.clip_module import ClipModule
 
+_SHOWN_IDS = 16  # of a batch, in an error
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -115,7 +117,10 @@ class Throughput(Callback):
         """Adds to an error's traceback where this rank was in the data."""
         if self._batch is not None:
             ids = self._batch.sample_ids.tolist()
-            exception.add_note(f"rank {pl_module.global_rank}, {pl_module.samples_seen} samples seen, sample ids {ids}")
+            shown = f"{ids[:_SHOWN_IDS]}{f' and {len(ids) - _SHOWN_IDS:,} more' * (len(ids) > _SHOWN_IDS)}"
+            exception.add_note(
+                f"rank {pl_module.global_rank}, {pl_module.samples_seen} samples seen, sample ids {shown}"
+            )
 
     def elapsed(self) -> float:
         """Seconds of the run until now, all starts together."""

@@ -18,7 +18,7 @@ from clip_lightning.model.attention import choose_attention
 from clip_lightning.parallel.fsdp import shard_size
 from clip_lightning.reliability.run_paths import directory_of
 from clip_lightning.run.hardware import Device, device_of, uses_gpu
-from clip_lightning.run.plan.memory import Memory, pairs_of_rank
+from clip_lightning.run.plan.memory import memory_problems, pairs_of_rank
 from clip_lightning.run.plan.preflight import Plan, plan
 from clip_lightning.run.plan.step_benchmark import INSTEAD, StepBenchmark, benchmark_step
 from clip_lightning.run.trainer import quiet_libraries
@@ -111,25 +111,6 @@ def _benchmark_of_its_kind(
             print(f"one step of {identity.model_name(config)}  {_benchmark_words(benchmark, device)}", flush=True)
         benchmarks[kind] = benchmark
     return benchmarks[kind]
-
-
-def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]:
-    """A sentence where a step needs more than a device has."""
-    if device.memory_bytes is None or memory.total <= device.memory_bytes:
-        return []
-    _, micro_batch = pairs_of_rank(config)
-    activations = memory.activations or 0
-    fixed = memory.total - activations
-    fitting = int(micro_batch * (device.memory_bytes - fixed) / max(activations, 1))
-    fixes = [f"cluster.micro_batch={2 ** (fitting.bit_length() - 1)}"] if fitting > 0 else []
-    fixes += ["cluster.activation_checkpointing=full"] * (config.cluster.activation_checkpointing == "none")
-    if fixed > device.memory_bytes / 2 and config.cluster.strategy in ("single", "ddp"):
-        fixes.append("cluster=fsdp")
-    return [
-        f"a step needs about {bytes_shown(memory.total)} per process, {bytes_shown(activations)} of it for "
-        f"activations of {micro_batch:,} pairs, and a device has {bytes_shown(device.memory_bytes)}; write "
-        f"{' or '.join(fixes or ['more devices, or a smaller model'])}"
-    ]
 
 
 def expected(config: Config, flops: float, device: Device, benchmark: StepBenchmark | str) -> Estimate:

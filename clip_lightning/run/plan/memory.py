@@ -20,6 +20,7 @@ from clip_lightning.formatting import bytes_shown
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.parallel import activation_checkpointing
 from clip_lightning.parallel.fsdp import shard_size
+from clip_lightning.run.hardware import Device
 from clip_lightning.training.optimizer import state_size
 
 
@@ -79,6 +80,25 @@ def estimate_memory(config: Config, model: CLIP, phases: Sequence[Phase], teache
         activations=activations,
         loss=4 * (4 * share * width + 2 * batch * width + 2 * min(config.loss.chunk, share) * batch),
     )
+
+
+def memory_problems(config: Config, memory: Memory, device: Device) -> list[str]:
+    """A sentence where a step needs more than a device has."""
+    if device.memory_bytes is None or memory.total <= device.memory_bytes:
+        return []
+    _, micro_batch = pairs_of_rank(config)
+    activations = memory.activations or 0
+    fixed = memory.total - activations
+    fitting = int(micro_batch * (device.memory_bytes - fixed) / max(activations, 1))
+    fixes = [f"cluster.micro_batch={2 ** (fitting.bit_length() - 1)}"] if fitting > 0 else []
+    fixes += ["cluster.activation_checkpointing=full"] * (config.cluster.activation_checkpointing == "none")
+    if fixed > device.memory_bytes / 2 and config.cluster.strategy in ("single", "ddp"):
+        fixes.append("cluster=fsdp")
+    return [
+        f"a step needs about {bytes_shown(memory.total)} per process, {bytes_shown(activations)} of it for "
+        f"activations of {micro_batch:,} pairs, and a device has {bytes_shown(device.memory_bytes)}; write "
+        f"{' or '.join(fixes or ['more devices, or a smaller model'])}"
+    ]
 
 
 def pairs_of_rank(config: Config) -> tuple[int, int]:

@@ -21,8 +21,9 @@ from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
 from clip_lightning.run.callbacks import check_callbacks
+from clip_lightning.run.hardware import device_of
 from clip_lightning.run.loggers import check_loggers
-from clip_lightning.run.plan.memory import Memory, estimate_memory, num_parameters
+from clip_lightning.run.plan.memory import Memory, estimate_memory, memory_problems, num_parameters
 from clip_lightning.tokenizer import build_tokenizer
 from clip_lightning.training.batch_invariance import check_draws
 from clip_lightning.training.teacher import find_teacher
@@ -91,11 +92,13 @@ def preflight(config: Config) -> Preflight:
     """Tries everything.
 
     Raises:
-        UserError: all that was found wrong; a DataError when only data was.
+        UserError: all that was found wrong, a DataError when only data was; or a step does not fit into memory.
     """
     found = plan(config)
     if not isinstance(found, Preflight):
         raise AssertionError("only a dry run goes without data")
+    if problems := memory_problems(config, found.memory, device_of(config.cluster)):
+        raise UserError(*problems)
     return found
 
 

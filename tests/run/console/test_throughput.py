@@ -2,14 +2,17 @@
 
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from clip_lightning.config import compose
 from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.model.flops import count_flops
 from clip_lightning.records import read_records
+from clip_lightning.run.console.throughput import Costs, Throughput
 from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.tokenizer import prepare_tokenizer
 
@@ -50,3 +53,14 @@ def test_recorded_operations_are_those_of_the_captions(runner: Any, tmp_path: Pa
     found = recorded_flops(tmp_path / "latest")
     assert found == pytest.approx(counted_flops(tmp_path / "latest"), rel=1e-9)
     assert (len(set(map(round, found))) == 1) == pad_to_context
+
+
+def test_an_error_shows_the_first_sample_ids_of_a_large_batch() -> None:
+    nothing: Any = None
+    throughput = Throughput(lambda *_: None, nothing, Costs(lambda _: 0.0, None), every=1, pauses=lambda: 0.0)
+    throughput._batch = SimpleNamespace(sample_ids=torch.arange(32_768))  # type: ignore[assignment]
+    error, module = ValueError("broken"), SimpleNamespace(global_rank=1, samples_seen=64)
+    throughput.on_exception(nothing, module, error)  # type: ignore[arg-type]
+    (note,) = error.__notes__
+    assert note.startswith("rank 1, 64 samples seen, sample ids [0, 1, 2, ")
+    assert note.endswith(" 15] and 32,752 more")

@@ -29,6 +29,7 @@ def estimate(*words: str) -> memory.Memory:
     return memory.estimate_memory(found, build_on_meta(found), [phase(found)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 @pytest.mark.parametrize("model", ["tiny", "tiny_double"])
