@@ -8,7 +8,7 @@ TESTS := $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal
 TIER := $(if $(filter true,$(CI)),,-m "not ci")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint format figures config lock clean-runs
+.PHONY: help setup train test test-fast lint format figures run-figures config lock clean-runs
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,10 @@ format: setup ## Format the code and apply the fixes of the linter
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-figures: setup ## Draw the figures of the newest run again
+figures: setup ## Draw the paper's figures from its printed numbers into docs/figures
+	@$(BIN)/python -m experiments.figures.gallery --paper --out docs/figures
+
+run-figures: setup ## Draw the figures of the newest run again
 	@$(BIN)/python -m experiments.figures.run_figures runs/latest
 
 config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"

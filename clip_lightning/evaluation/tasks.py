@@ -19,7 +19,7 @@ from torch import Tensor
 from clip_lightning.data.images.decode import decode_eval
 from clip_lightning.data.layouts.layout import BadSample, Problem
 from clip_lightning.data.layouts.tar_index import index_tar
-from clip_lightning.data.scenes import scenes
+from clip_lightning.data.scenes import scenes, shifted
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 
@@ -102,12 +102,14 @@ class ZeroShotTask:
 
 
 def _scenes_task(name: str) -> ZeroShotTask:
-    drawn = scenes.zero_shot_set(name)
+    drawn = shifted.shifted_set(name) if name in shifted.SHIFTED_TASKS else scenes.zero_shot_set(name)
     templates = [template.replace("{}", PLACEHOLDER) for template in drawn.templates]
     return ZeroShotTask(name, drawn.classnames, templates, drawn.labels, drawn.image, drawn.split, "scenes")
 
 
-BUILDERS: dict[str, Callable[[], ZeroShotTask]] = {name: partial(_scenes_task, name) for name in scenes.TASKS}
+BUILDERS: dict[str, Callable[[], ZeroShotTask]] = {
+    name: partial(_scenes_task, name) for name in (*scenes.TASKS, *shifted.SHIFTED_TASKS)
+}
 
 
 def build_task(name: str) -> ZeroShotTask:

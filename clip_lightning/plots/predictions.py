@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
 from clip_lightning.errors import UserError
-from clip_lightning.plots.style import CORRECT, WRONG, figure, percent
+from clip_lightning.plots.style import CORRECT, WRONG, draw_caption, figure, percent
 
 MAX_COLUMNS = 3
 NUM_BARS = 5
@@ -22,8 +22,8 @@ class Prediction(Protocol):
         """Name of the data set."""
 
     @property
-    def image(self) -> np.ndarray:
-        """Pixels, uint8 [S, S, 3]."""
+    def image(self) -> np.ndarray | None:
+        """Pixels, uint8 [S, S, 3]; None: the panel has text and bars alone."""
 
     @property
     def label(self) -> str:
@@ -54,7 +54,7 @@ class Prediction(Protocol):
         """Index of the correct class among the prompts."""
 
 
-def prediction_panels(rows: Sequence[Prediction]) -> Figure:
+def prediction_panels(rows: Sequence[Prediction], caption: str = "") -> Figure:
     """One panel per row: task, correct label with its rank and probability, the image, and up to five bars of 0-100 %.
 
     The bar of the correct class is green, the others are orange. Raises UserError without rows.
@@ -63,7 +63,9 @@ def prediction_panels(rows: Sequence[Prediction]) -> Figure:
         raise UserError("there are no predictions to draw; set eval.tasks or eval.folders.")
     columns = min(MAX_COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
-    with figure(4.4 * columns, 2.0 * lines) as drawn:
+    width, height = (4.4, 2.0) if any(row.image is not None for row in rows) else (3.2, 1.55)
+    with figure(width * columns, height * lines) as drawn:
+        draw_caption(drawn, caption)
         panels = drawn.subfigures(lines, columns, squeeze=False).ravel()
         for panel, row in zip(panels, rows, strict=False):
             _draw(panel, row)
@@ -71,8 +73,14 @@ def prediction_panels(rows: Sequence[Prediction]) -> Figure:
 
 
 def _draw(panel: SubFigure, row: Prediction) -> None:
-    picture, bars = panel.subplots(1, 2, width_ratios=(1, 2.2))
-    panel.suptitle(row.task, fontsize=10, fontweight="bold", x=0.02, ha="left")
+    if row.image is None:
+        bars = panel.subplots()
+    else:
+        picture, bars = panel.subplots(1, 2, width_ratios=(1, 2.2))
+        picture.imshow(row.image, interpolation="nearest")
+        picture.set_axis_off()
+    fits = row.image is not None or len(row.task) <= 34
+    panel.suptitle(row.task, fontsize=10 if fits else 7, fontweight="bold", x=0.02, ha="left")
     label = row.label if len(row.label) <= 24 else row.label[:23] + "…"
     bars.set_title(
         f"correct label: {label}\ncorrect rank: {row.rank}/{row.num_classes}   "
@@ -80,8 +88,6 @@ def _draw(panel: SubFigure, row: Prediction) -> None:
         loc="left",
         fontsize=7,
     )
-    picture.imshow(row.image, interpolation="nearest")
-    picture.set_axis_off()
     places = range(len(row.prompts))
     colors = [CORRECT if k == row.correct else WRONG for k in places]
     bars.barh(places, [100 * probability for probability in row.probabilities], color=colors, height=0.8, alpha=0.75)

@@ -159,7 +159,7 @@ def draw(scene: Scene, rng: CounterRng) -> np.ndarray:
         lines = [line * height + centre for line in write_digit(scene.digit, rng)]
         _lay(picture, ink(lines, SIZE, height * rng.between(0.08, 0.18)), paint(scene.ink, rng))
     for thing in scene.things:
-        _lay(picture, _cut_out(thing), _texture(thing.texture, rng) * paint(thing.color, rng))
+        _lay(picture, cut_out(thing), _texture(thing.texture, rng) * paint(thing.color, rng))
     grain = rng.between(0.0, 0.06)
     picture += grain * (rng.generator.random(picture.shape, np.float32) - 0.5)
     return (picture.clip(0, 1) * 255).astype(np.uint8)
@@ -181,7 +181,7 @@ def _lay(picture: np.ndarray, mask: Image.Image, color: np.ndarray) -> None:
     picture += cover * (color - picture)
 
 
-def _cut_out(thing: Thing) -> Image.Image:
+def cut_out(thing: Thing) -> Image.Image:
     """The mask of a shape, grey [32, 32]."""
     canvas = Image.new("L", (SIZE * OVERSAMPLING, SIZE * OVERSAMPLING))
     brush = ImageDraw.Draw(canvas)
@@ -279,14 +279,23 @@ def zero_shot_set(name: str) -> ZeroShotSet:
     classnames, part, pool, templates = _TASKS[name]
     pairs = [pool[k % len(pool)] for k in range(TASK_SIZE)]
     labels = np.array([classnames.index(pair if part is None else pair[part]) for pair in pairs], np.int64)
-    stream = 1 + TASKS.index(name)
 
     def image(k: int) -> Pixels:
-        rng = CounterRng(k, stream)
+        rng = _rng_of_task(name, k)
         return draw(Scene((place_one(rng, *pairs[k]),), rng.pick(tuple(BACKGROUNDS))), rng)
 
     names = tuple(name if isinstance(name, str) else " ".join(name) for name in classnames)
     return ZeroShotSet(names, templates, labels, image, "fresh")
+
+
+def thing_of_task(name: str, k: int) -> Thing:
+    """The shape in image k of a task of scenes, as `zero_shot_set` draws it."""
+    pool = _TASKS[name][2]
+    return place_one(_rng_of_task(name, k), *pool[k % len(pool)])
+
+
+def _rng_of_task(name: str, k: int) -> CounterRng:
+    return CounterRng(k, 1 + TASKS.index(name))
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,86 @@
+"""Records for figures: the probe's search, the sources of labels, and a run that gets all of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_lightning.errors import UserError
+from clip_lightning.evaluation.tasks import build_task
+from clip_lightning.records import read_records
+from experiments.figures import measure
+
+
+def test_the_search_finds_a_strength_that_separates_noisy_classes() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 400)
+    features = np.eye(3)[labels] @ generator.normal(0, 1, (3, 12)) + generator.normal(0, 1.0, (400, 12))
+    strength = measure.sweep(features, labels)
+    assert 1e-6 <= strength <= 1e6
+    right = [
+        (measure._fit(features[:300], labels[:300], s).predict(features[300:]) == labels[300:]).mean()
+        for s in (strength, 1e6)
+    ]
+    assert right[0] > right[1] + 0.2
+
+
+def test_labels_are_those_of_the_training_scenes() -> None:
+    labelled = measure.labelled_images(build_task("shape_sketch"), [], 12)
+    assert len(labelled.labels) == 12
+    assert tuple(labelled.image(3, 32).shape) == (3, 32, 32)
+    with pytest.raises(UserError, match="handwritten_digits has no labelled images to train on"):
+        measure.labelled_images(build_task("handwritten_digits"), [], 12)
+
+
+def test_nothing_to_measure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is nothing to measure"):
+        measure.main([str(tmp_path)])
+    with pytest.raises(UserError, match="must be at least 1, not 0"):
+        measure.main([str(tmp_path), "--shots", "0"])
+    with pytest.raises(UserError, match="it has no config"):
+        measure.main([str(tmp_path), "--probe"])
+
+
+@pytest.mark.ci
+def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path) -> None:
+    def run(*words: object) -> str:
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    short = ["compute.duration=40 steps", "compute.global_batch=32", "logger=none", "eval.tasks=[shape]"]
+    run("train.py", f"runs={tmp_path}", *short, "data.validation.num_samples=32")
+    trained = (tmp_path / "latest").resolve()
+    words = [
+        "--probe",
+        "--shots",
+        1,
+        2,
+        4,
+        "--prompts",
+        "--supervised",
+        "--tasks",
+        "shape",
+        "shape_sketch",
+        "--images",
+        300,
+    ]
+    run("-m", "experiments.figures.measure", trained, *words)
+    found = {(record.what, record.task) for record in read_records(trained / "evaluation.jsonl")}
+    for what in ("acc1", "linear_probe_acc1", "few_shot_1_acc1", "few_shot_4_acc1", "supervised_acc1"):
+        assert {(what, "shape"), (what, "shape_sketch")} <= found
+    for module in ("fig06_fewshot", "fig05_probe", "fig14_adaptation"):
+        printed = run(
+            "-m",
+            f"experiments.figures.{module}",
+            trained,
+            "--tasks",
+            "shape",
+            "--prompts",
+            "scenes",
+            "--out",
+            tmp_path / "out",
+        )
+        assert f"{module}.png" in printed
