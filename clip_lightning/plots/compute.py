@@ -64,7 +64,7 @@ def error_over_compute(
         percent_axis(axes)
         axes.set_xlabel(GFLOPS)
         axes.set_ylabel("mean zero-shot error (%)")
-        along = np.geomspace(*ends, 200)
+        along = np.geomspace(ends[0], ends[-1], 200)
         line = np.column_stack([along, 10**intercept * along**slope])
         label_points(axes, means.gflops.to_list(), means.error.to_list(), means.model.to_list(), BLUE, line=line)
     return drawn

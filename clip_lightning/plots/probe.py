@@ -50,7 +50,7 @@ def zero_shot_over_probe(rows: pd.DataFrame, slope: float, intercept: float, r: 
         axes.text(0.03, 0.97, f"r = {r:.3f}\nslope {slope:.2f}", transform=axes.transAxes, va="top", color=BLUE)
         at = ends[0] + 0.12 * np.ptp(ends)
         axes.text(at, at + 0.01, "zero-shot = probe", rotation=45, rotation_mode="anchor", color=GREY, fontsize=SMALL)
-        along = np.linspace(*ends, 200)
+        along = np.linspace(ends[0], ends[-1], 200)
         lines = np.concatenate([np.column_stack([along, along]), np.column_stack([along, intercept + slope * along])])
         label_points(axes, rows.probe.to_list(), rows.zero_shot.to_list(), rows.task.to_list(), size=6, line=lines)
     return drawn

@@ -162,7 +162,7 @@ def isoflop_allocation(points: Points, k: float = 1.0, interpolation: str = "par
         line = stats.linregress(np.log10(budgets), positions)
         half = float(stats.t.ppf(0.975, len(good) - 2) * line.stderr)
         ends = exponent - half, exponent + half
-    return Allocation("isoflop", exponent, intercept, *ends, notes)
+    return Allocation("isoflop", exponent, intercept, ends[0], ends[1], notes)
 
 
 def parabola_bias(points: Points, parameters: dict[str, float], k: float = 1.0) -> tuple[float, float, float] | None:

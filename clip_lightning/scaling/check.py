@@ -113,7 +113,7 @@ def _as_dict(found: dict[str, Any]) -> dict[str, Any]:
 
 def describe(name: str, tests: Sequence[Test]) -> str:
     """The tests as a table."""
-    lines = [(name, "fitted", "tested", "reach", "error", "relative", "bias", "coverage", "")]
+    lines: list[tuple[str, ...]] = [(name, "fitted", "tested", "reach", "error", "relative", "bias", "coverage", "")]
     for one in tests:
         numbers = [
             f"{one.reach:.3g}x" if one.reach is not None else "-",

@@ -77,7 +77,8 @@ def fit(points: Points, form: str, settings: Settings | None = None, **data: str
     for one in forms:
         check_design(points, one)
     factors = resample(settings.resample, points.clusters, settings.draws, np.random.default_rng(settings.seed))
-    stages, verdicts, shares = [], {}, []
+    verdicts: dict[str, str] = {}
+    stages, shares = [], []
     for one, y in zip(forms, answers, strict=True):
         stage, found, share = _fit_stage(one, points.matrix(one), y, settings, factors)
         prefix = "loss." if len(forms) == 2 and one is forms[0] else ""
@@ -112,7 +113,7 @@ def _fit_stage(
     y = y / size
     w = np.ones_like(y) if settings.residual == "absolute" or form.is_rising else 1 / y
     held = _held(form, settings.chance, size)
-    draws = Solution(*(np.zeros((0, n)) for n in (len(form.coefficients), len(form.exponents))), np.zeros(0))
+    draws = Solution(np.zeros((0, len(form.coefficients))), np.zeros((0, len(form.exponents))), np.zeros(0))
     if settings.estimator == "huber" and not form.is_rising and not held.coefficients:
         found = fit_huber(form, z, y, num_starts=settings.starts, delta=settings.delta, seed=settings.seed)
         solution, share = found.solution, found.share

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 def read_points(arguments: argparse.Namespace, table: pd.DataFrame) -> tuple[Points, float]:
     """The points that the flags name, and k in C = k n d."""
     wanted = _ROLES[arguments.form]
-    columns = {role: getattr(arguments, role) or _DEFAULTS.get(role) for role in wanted}
+    columns: dict[str, Any] = {role: getattr(arguments, role) or _DEFAULTS.get(role) for role in wanted}
     if "loss" in wanted and not arguments.loss:
         raise UserError("--form two_step also needs --loss COLUMN, the loss between compute and accuracy")
     for role in ("x", "u") if "n" in wanted else ():
@@ -245,8 +245,8 @@ def residuals_of(law: Law, points: Points) -> Array:
     return residuals
 
 
-def _place(text: str) -> dict[str, float]:
+def _place(text: str) -> dict[str, Array]:
     try:
-        return {role: float(value) for role, _, value in (part.partition("=") for part in text.split(","))}
+        return {role: np.array([float(value)]) for role, _, value in (part.partition("=") for part in text.split(","))}
     except ValueError as error:
         raise UserError(f"--predict {text}: write a place as x=1e21, or n=1e9,d=1e10") from error

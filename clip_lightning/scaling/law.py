@@ -20,6 +20,9 @@ VERSION = 1
 REACH_LIMIT = 10.0
 
 
+_ENDS = ("low", "high", "run_low", "run_high")  # of the intervals of a prediction
+
+
 @dataclass(frozen=True)
 class Stage:
     """A form with its numbers, without units; `two_step` has two stages, the second reads what the first predicts.
@@ -180,8 +183,8 @@ class Law:
             Prediction(
                 {role: float(inputs[role][k]) for role in self.roles},
                 float(values[k]),
-                *(None if end[k] is None else float(end[k]) for end in ends),
-                float(reaches[k]),
+                reach=float(reaches[k]),
+                **{name: None if end[k] is None else float(end[k]) for name, end in zip(_ENDS, ends, strict=True)},
             )
             for k in range(len(values))
         ]
@@ -253,7 +256,7 @@ def load(path: Path) -> Law:
             raise UserError(f"{path}: this fit is of version {content['version']}; fit its table again")
         arrays = ("scales", "coefficients", "theta", "draws")
         stages = [
-            Stage(**{key: np.array(value, float) if key in arrays else value for key, value in stage.items()})
+            Stage(**dict(stage, **{name: np.array(stage[name], float) for name in arrays}))
             for stage in content["stages"]
         ]
         names = ("form", "estimator", "columns", "kind", "data", "verdicts", "settings")
