@@ -37,7 +37,8 @@ def test_training_commands_compose_and_pass_the_checks(command: str, tmp_path: P
         assert shown.returncode == 0, shown.stderr
         assert "???" not in shown.stdout
         return
-    if not any(word.startswith("data.path=") for word in words) and any(word.startswith("data=") for word in words):
+    has_path = any(word.startswith("data.path=") or word == "data=scenes" for word in words)
+    if not has_path and any(word.startswith("data=") for word in words):
         words.append(f"data.path={tmp_path}")
     compose.load("train", words)
 
