@@ -38,6 +38,13 @@ def test_a_dry_run_counts_measures_a_step_and_writes_nothing(runner: Any, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_whose_step_does_not_fit_is_refused_before_it_writes(runner: Any, tmp_path: Path) -> None:
+    printed = runner.train(tmp_path, "cluster.device_memory_gib=0.01", code=2)
+    assert "a step needs about" in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def returning_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """Its runs give freed memory back; glibc keeps it otherwise, and a process grows up to 1.8 times as much."""
