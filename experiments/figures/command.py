@@ -124,6 +124,14 @@ def scores_of_runs(arguments: argparse.Namespace) -> pd.DataFrame:
     return own
 
 
+def scores_of_one_run(arguments: argparse.Namespace, figure: str) -> pd.DataFrame:
+    """The same of a figure, such as "Figure 7", that shows one run. Raises UserError for several."""
+    scores = scores_of_runs(arguments)
+    if (num := scores.model.nunique()) > 1:
+        raise UserError(f"{figure} is of one run, and there are {num}; name one.")
+    return scores
+
+
 def _keep(scores: pd.DataFrame, column: str, wanted: Sequence[str], option: str) -> pd.DataFrame:
     kept = scores[scores[column].isin(wanted)]
     if absent := [name for name in wanted if name not in set(kept[column])]:

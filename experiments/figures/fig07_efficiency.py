@@ -15,7 +15,7 @@ from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.bars import shots_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_one_run
 from experiments.figures.scores import describe, select
 
 
@@ -57,9 +57,7 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """The zero-shot score of a run against its few-shot probes."""
-    scores = scores_of_runs(arguments)
-    if scores.model.nunique() > 1:
-        raise UserError(f"Figure 7 is of one run, and there are {scores.model.nunique()}; name one.")
+    scores = scores_of_one_run(arguments, "Figure 7")
     needed = f"Figure 7 needs few-shot probes; {measured_by(arguments.runs, '--shots 1 2 4 8 16')}"
     few = select(scores, "few_shot", needed)
     zero = select(scores, "zero_shot", "Figure 7 needs zero-shot scores; make them: python evaluate.py run=DIR")

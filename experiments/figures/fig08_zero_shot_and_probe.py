@@ -11,12 +11,12 @@ import argparse
 import pandas as pd
 from scipy.stats import linregress
 
-from clip_lightning.errors import UserError, run_command
+from clip_lightning.errors import run_command
 from clip_lightning.evaluation.robustness import interval, resample_lines
 from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.probe import zero_shot_over_probe
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_one_run
 from experiments.figures.differences import differences, misprints
 from experiments.figures.scores import describe, one_model, select
 
@@ -48,9 +48,7 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """A run's zero-shot scores and its linear probes, on the data sets that have both."""
-    scores = scores_of_runs(arguments)
-    if scores.model.nunique() > 1:
-        raise UserError(f"Figure 8 is of one run, and there are {scores.model.nunique()}; name one.")
+    scores = scores_of_one_run(arguments, "Figure 8")
     needed = f"Figure 8 needs linear-probe scores; {measured_by(arguments.runs, '--probe')}"
     probe = select(scores, "linear_probe", needed)
     zero_shot = select(scores, "zero_shot", "Figure 8 needs zero-shot scores; make them: python evaluate.py run=DIR")

@@ -14,7 +14,7 @@ import pandas as pd
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.plots.bars import difference_bars
 from experiments.figures import paper_tables
-from experiments.figures.command import Command, Drawn, measured_by, scores_of_runs
+from experiments.figures.command import Command, Drawn, measured_by, scores_of_one_run
 from experiments.figures.differences import differences
 from experiments.figures.scores import averages, describe, select
 
@@ -56,9 +56,7 @@ def from_paper(arguments: argparse.Namespace) -> Drawn:
 
 def from_runs(arguments: argparse.Namespace) -> Drawn:
     """The adaptations for which a run has records."""
-    scores = scores_of_runs(arguments)
-    if scores.model.nunique() > 1:
-        raise UserError(f"Figure 14 is of one run, and there are {scores.model.nunique()}; name one.")
+    scores = scores_of_one_run(arguments, "Figure 14")
     zero = select(scores, "zero_shot", "Figure 14 needs zero-shot scores; make them: python evaluate.py run=DIR")
     own = zero[zero.prompts != arguments.static] if arguments.static else zero
     probe = scores[scores.method == "linear_probe"]
