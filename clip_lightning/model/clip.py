@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from clip_lightning.config.phases import Phase
 from clip_lightning.config.schema import LossConfig, ModelConfig
+from clip_lightning.model.imported import load_pretrained
 from clip_lightning.model.text import TextTower
 from clip_lightning.model.vision import VisionTower
 
@@ -96,7 +97,10 @@ def build_clip(model: ModelConfig, loss: LossConfig, phases: Sequence[Phase] = (
     Raises:
         UserError: a tower cannot be built, or its weights cannot be loaded.
     """
-    return CLIP(VisionTower(model.vision, model.embed_dim, phases), TextTower(model.text, model.embed_dim), loss)
+    clip = CLIP(VisionTower(model.vision, model.embed_dim, phases), TextTower(model.text, model.embed_dim), loss)
+    if model.pretrained is not None:
+        load_pretrained(clip, model.pretrained, model.allow_missing, model.vision.image_size)
+    return clip
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -47,7 +47,7 @@ def build(config: TextConfig) -> Any:
         encoder = _load(kind, config, architecture)
     if getattr(architecture, "is_encoder_decoder", False):
         encoder = encoder.get_encoder()
-    _drop_heads(encoder)
+    _drop_heads(encoder, keeps_pooler=config.pool == "pooler")
     _fit_tokens(encoder, config)
     if config.init == "openai" and config.pretrained is False:
         if not hasattr(getattr(encoder, "embeddings", None), "token_embedding"):
@@ -144,9 +144,17 @@ def _load(kind: Any, config: TextConfig, architecture: PreTrainedConfig) -> Any:
     return encoder
 
 
-def _drop_heads(encoder: Any) -> None:
-    """Takes away what is behind the last hidden state: it would get no gradient, on which DDP stops."""
-    if isinstance(getattr(encoder, "pooler", None), nn.Module):
+def _drop_heads(encoder: Any, keeps_pooler: bool) -> None:
+    """Takes away what is behind the last hidden state: it would get no gradient, on which DDP stops.
+
+    Raises: UserError: `model.text.pool=pooler` of an encoder that has no pooling layer.
+    """
+    has_pooler = isinstance(getattr(encoder, "pooler", None), nn.Module)
+    if keeps_pooler and not has_pooler:
+        raise UserError(
+            f"model.text.pool=pooler: {type(encoder).__name__} has no pooling layer; write cls, mean or eot"
+        )
+    if has_pooler and not keeps_pooler:
         encoder.pooler = None
     if isinstance(encoder, SiglipTextModel):
         encoder.head = nn.Identity()

@@ -5,6 +5,7 @@ around a model's weights (`state_dict`, `module.`, `_orig_mod.`, `model.`) is re
 """
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clip_lightning.config.foreign.archive import is_archive, stored_tensors
 from clip_lightning.errors import UserError
+from clip_lightning.model.convert.layouts import layout_of
 
 # Keys under which training programs keep the weights, the average of weights first, as timm has it.
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
@@ -22,29 +25,21 @@ _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", 
 _TORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 _PREFIXES = ("module.", "model.")
 _COMPILED = "_orig_mod."
-# Layouts by what one of their names begins with; the first that fits is the layout.
-_LAYOUTS = {
-    "vision.backbone.": "a model of clip_lightning",
-    "visual.": "OpenAI's CLIP or open_clip",
-    "vision_model.": "CLIP or SigLIP of transformers",
-    "text_model.": "CLIP or SigLIP of transformers",
-    "embeddings.": "a text encoder of transformers",
-    "encoder.layer": "a text encoder of transformers",
-    "patch_embed.": "a vision transformer of timm",
-    "stem.": "a ResNet of timm",
-    "conv1.": "a ResNet of timm or torchvision",
-}
-KNOWN = "a tower of timm, a model of OpenAI's CLIP, open_clip or clip_lightning"
+KNOWN = "a tower of timm, a model of OpenAI's CLIP, open_clip, transformers or clip_lightning"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, without the containers and prefixes of training programs.
+
+    A TorchScript archive is read as a zip file; its code is not run.
 
     Raises:
         UserError: the file does not exist, is damaged, holds other objects than tensors, or no weights.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; write the path of a file of weights")
+    if is_archive(path):
+        return _archived(path)
     try:
         with path.open("rb") as file:
             is_torch = file.read(4) in _TORCH_FILES
@@ -68,8 +63,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def describe(state: Iterable[str]) -> str:
     """The layout of a state dict and its first keys, for a message."""
     names = list(state)
-    found = next((layout for start, layout in _LAYOUTS.items() if any(name.startswith(start) for name in names)), None)
-    return f"{found or 'an unknown layout'}; its first keys: {first_keys(names)}"
+    return f"{layout_of(names) or 'an unknown layout'}; its first keys: {first_keys(names)}"
 
 
 def first_keys(names: Any) -> str:
@@ -82,6 +76,23 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it; all of them where none does."""
     found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return found or dict(state)
+
+
+def _archived(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive. Raises UserError where it is damaged."""
+    found: dict[str, Tensor] = {}
+    with zipfile.ZipFile(path) as archive:
+        for name, stored in stored_tensors(path).items():
+            dtype: torch.dtype = getattr(torch, stored.dtype)
+            try:
+                content = bytearray(archive.read(stored.member))
+                if len(content) != stored.num_elements * dtype.itemsize:
+                    raise ValueError(f"{stored.member} has {len(content)} bytes")
+                storage = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+                found[name] = storage.as_strided(stored.shape, stored.stride, stored.offset).clone()
+            except (KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+                raise UserError(f"{path} is damaged: its tensor {name} cannot be read ({error})") from error
+    return _without_prefixes(found)
 
 
 def _weights_in(content: Any) -> dict[str, Tensor]:

@@ -85,6 +85,9 @@ class TextTower(nn.Module):
         """One vector for each text, [B, W]."""
         if self.pool == "cls":
             return hidden_BLW[:, 0]
+        if self.pool == "pooler":
+            pooled: Tensor = self.encoder.pooler(hidden_BLW)
+            return pooled
         if self.pool == "last":
             return hidden_BLW[:, -1]
         if self.pool == "eot":

@@ -43,11 +43,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.backbone = _build_backbone(config, phases)
         self.width = width = _width(self.backbone, config)
-        self.projection: nn.Module = nn.Identity()
-        if config.projection == "linear":
-            self.projection = nn.Linear(width, embed_dim, bias=False)
-            nn.init.normal_(self.projection.weight, std=width**-0.5)
-        elif width != embed_dim:
+        self.projection = _build_projection(config, width, embed_dim)
+        if config.projection == "none" and width != embed_dim:
             raise UserError(
                 f"model.vision.projection=none: the tower gives {width} numbers and model.embed_dim={embed_dim}; "
                 f"write model.vision.projection=linear, or model.vision.options.num_classes={embed_dim}"
@@ -95,6 +92,21 @@ class VisionTower(nn.Module):
         if self.locked:
             self.backbone.eval()
         return self
+
+
+def _build_projection(config: VisionConfig, width: int, embed_dim: int) -> nn.Module:
+    """From the backbone's width to the shared space; weights begin as in OpenAI's CLIP, biases at 0."""
+    if config.projection == "none":
+        return nn.Identity()
+    widths = [(width, embed_dim)] if config.projection == "linear" else [(width, 2 * embed_dim), (2 * embed_dim, embed_dim)]
+    # open_clip's adapter of timm towers: the hidden layer of an mlp always has a bias.
+    biases = [config.projection_bias] if config.projection == "linear" else [True, config.projection_bias]
+    layers = [nn.Linear(*pair, bias=bias) for pair, bias in zip(widths, biases, strict=True)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.GELU(), layers[1])
 
 
 def first_line(error: BaseException) -> str:

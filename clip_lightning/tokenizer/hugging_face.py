@@ -80,12 +80,16 @@ def build_hugging_face(text: TextConfig) -> Tokenizer:
     if at is None:
         raise UserError(f"model.text.tokenizer.path={name}: its special tokens are not around the text; name another")
     pad_id = inner.pad_token_id if inner.pad_token_id is not None else inner.eos_token_id
+    pad_id = pad_id if pad_id is not None else 0
+    suffix = wrapped[at + len(body) :]
+    if text.tokenizer.strip_separator and suffix:
+        suffix = [*suffix[:-1], pad_id]
     return Tokenizer(
         HuggingFaceEncoder(inner, text.tokenizer.clean),
         vocab_size=len(inner),
         prefix=wrapped[:at],
-        suffix=wrapped[at + len(body) :],
-        pad_id=pad_id if pad_id is not None else 0,
+        suffix=suffix,
+        pad_id=pad_id,
         context_length=text.context_length,
         pad_to_context=text.pad_to_context,
     )

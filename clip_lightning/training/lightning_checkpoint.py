@@ -48,6 +48,7 @@ def load(
     config = parse(text, source=str(path))
     refuse_targets(config, allow_target)
     config.model.vision.pretrained = config.model.text.pretrained = False  # the checkpoint holds all weights
+    config.model.pretrained = None
     module = kind(config)
     try:
         module.load_state_dict(weights)

@@ -65,6 +65,7 @@ def config_of_saved(config: Config, run: Path) -> Config:
     """
     config = copy.deepcopy(config)
     config.model.vision.pretrained = config.model.text.pretrained = False
+    config.model.pretrained = None
     config.model.text = saved_text(config.model.text, run / TOKENIZER)
     return config
 
@@ -76,7 +77,7 @@ def config_of_resume(config: Config, run: Path) -> Config:
     """
     folder, towers = run / "checkpoints", (config.model.vision, config.model.text)
     # Verifying a checkpoint reads all of it; without pretrained weights both copies are equal.
-    has_pretrained = any(tower.pretrained is not False for tower in towers)
+    has_pretrained = config.model.pretrained is not None or any(tower.pretrained is not False for tower in towers)
     if has_pretrained and folder.is_dir() and CheckpointFolder(folder, keep_last=1).newest() is not None:
         return config_of_saved(config, run)
     config = copy.deepcopy(config)

@@ -14,8 +14,17 @@ _RESNET_SIZES = {"resnet50x4_clip": 288, "resnet50x16_clip": 384, "resnet50x64_c
 def problems(config: Config) -> Iterator[str]:
     """One sentence for each problem."""
     yield from _fine_tuning(config)
-    yield from _vision(config.model.vision)
-    yield from _text(config.model.text)
+    has_weights = config.model.pretrained is not None
+    if config.model.allow_missing and not has_weights:
+        yield "model.allow_missing has no effect without model.pretrained; leave it out"
+    for name in ("vision", "text") if has_weights else ():
+        if value := getattr(config.model, name).pretrained:
+            yield (
+                f"model.{name}.pretrained={value} has no effect beside model.pretrained={config.model.pretrained}, which "
+                "has both towers' weights; leave one out"
+            )
+    yield from _vision(config.model.vision, has_weights)
+    yield from _text(config.model.text, has_weights)
     yield from _loss(config)
     yield from _cached(config)
 
@@ -25,7 +34,7 @@ def _fine_tuning(config: Config) -> Iterator[str]:
     model, rate = config.model, config.compute.learning_rate
     if model.name != "vit_l14_336" or rate is None or rate > 2e-5:
         return
-    if not (model.vision.pretrained and model.text.pretrained):
+    if model.pretrained is None and not (model.vision.pretrained and model.text.pretrained):
         yield (
             f"model=vit_l14_336 with compute.learning_rate={rate:g} and without pretrained weights: this is the "
             "paper's rate for one epoch from ViT-L/14's weights; fine-tune with model.vision.pretrained=PATH "
@@ -34,12 +43,15 @@ def _fine_tuning(config: Config) -> Iterator[str]:
         )
 
 
-def _vision(vision: VisionConfig) -> Iterator[str]:
+def _vision(vision: VisionConfig, has_weights: bool) -> Iterator[str]:
     if bool(vision.timm) == bool(vision._target_):
         given = "both are set" if vision.timm else "neither is set"
         yield f"model.vision.timm and model.vision._target_: {given}, and exactly one of them builds the tower"
-    if vision.locked and not vision.pretrained:
-        yield "model.vision.locked=true freezes random weights; set model.vision.pretrained to true or a path"
+    if vision.locked and not (vision.pretrained or has_weights):
+        yield (
+            "model.vision.locked=true freezes random weights; set model.vision.pretrained to true or a path, or "
+            "model.pretrained"
+        )
     for name in ("patch_dropout", "drop_path"):
         if vision.locked and (share := getattr(vision, name)):
             yield f"model.vision.{name}={share} has no effect: model.vision.locked=true leaves nothing out; write 0"
@@ -63,12 +75,15 @@ def _vision(vision: VisionConfig) -> Iterator[str]:
         )
 
 
-def _text(text: TextConfig) -> Iterator[str]:
+def _text(text: TextConfig, has_weights: bool) -> Iterator[str]:
     config = text.config
     if not (text.huggingface or config or text._target_):
         yield "model.text names no encoder; set model.text.huggingface to a hub name or folder, or model.text.config"
-    if text.locked and not text.pretrained:
-        yield "model.text.locked=true freezes random weights; set model.text.pretrained to true or a path"
+    if text.locked and not (text.pretrained or has_weights):
+        yield (
+            "model.text.locked=true freezes random weights; set model.text.pretrained to true or a path, or "
+            "model.pretrained"
+        )
     if text.projection == "none" and text.projection_bias:
         yield "model.text.projection_bias=true has no effect with model.text.projection=none; leave one out"
     positions = config.get("max_position_embeddings", config.get("n_positions"))

@@ -28,6 +28,9 @@ class TokenizerConfig:
         "hub: none, canonical (SigLIP: no punctuation, lower case); paper, trained: their own",
         choices=("none", "canonical"),
     )
+    strip_separator: bool = key(
+        False, "hub: padding takes the place of the last special token (CLIPA's models)", hash_default=False
+    )
 
 
 @dataclass
@@ -42,8 +45,19 @@ class VisionConfig:
     pool: str | None = key(None, "timm's global_pool (token, avg, map, ...); null: the architecture's own")
     projection: str = key(
         "linear",
-        "linear (no bias), none (the tower itself gives embed_dim, see options.num_classes)",
-        choices=("linear", "none"),
+        "linear, mlp (2 layers, the hidden one twice as wide as embed_dim), none (the tower itself gives embed_dim, see "
+        "options.num_classes)",
+        choices=("linear", "mlp", "none"),
+    )
+    projection_bias: bool = key(False, "the last layer of the projection has a bias", hash_default=False)
+    resize: str = key(
+        "shortest",
+        "images in use: shortest (short side to image_size, centre), squash (both sides), longest (long side, padded)",
+        choices=("shortest", "squash", "longest"),
+        hash_default=False,
+    )
+    interpolation: str = key(
+        "bicubic", "of the resize of images in use: bicubic, bilinear", choices=("bicubic", "bilinear"), hash_default=False
     )
     init: str = key("timm", "openai_vit, openai_resnet, timm", choices=("timm", "openai_vit", "openai_resnet"))
     batch_norm: bool = key(
@@ -69,7 +83,11 @@ class TextConfig:
     )
     config: dict[str, Any] = key({}, "of Hugging Face (whole: has model_type), or of _target_")
     context_length: int = key(77, "tokens, start and end token included", above=0)
-    pool: str = key("eot", "eot, cls, mean, last", choices=("eot", "cls", "mean", "last"))
+    pool: str = key(
+        "eot",
+        "eot, cls, mean, last, pooler (the encoder's own pooling layer)",
+        choices=("eot", "cls", "mean", "last", "pooler"),
+    )
     mask_padding: bool = key(False, "padding is masked in attention (bidirectional encoders)")
     pad_to_context: bool = key(
         False, "every text is padded to context_length (SigLIP); otherwise to the batch's longest"
@@ -90,5 +108,13 @@ class ModelConfig:
     name: str = key(MISSING, "first part of the run's name; picks the recipe of compute")
     embed_dim: int = key(MISSING, "width of the space that images and texts share", above=0)
     loss: str = key("softmax", "the loss option taken when `loss=` is not given", science=False)
+    pretrained: str | None = key(
+        None,
+        "weights of both towers: a file, a folder, a run, hf-hub:NAME, openai:NAME, open_clip:NAME/TAG (docs/weights.md)",
+        hash_default=False,
+    )
+    allow_missing: list[str] = key(
+        [], "names, or beginnings of names, that model.pretrained may lack or have too many", hash_default=False
+    )
     vision: VisionConfig = part(VisionConfig)
     text: TextConfig = part(TextConfig)
