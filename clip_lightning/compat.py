@@ -70,6 +70,11 @@ def resize_bicubic_into(image: Tensor, out: Tensor) -> None:
     torch.ops.aten._upsample_bicubic2d_aa.out(image, list(out.shape[2:]), False, None, None, out=out)
 
 
+def resize_bilinear_into(image: Tensor, out: Tensor) -> None:
+    """As `resize_bicubic_into`, by antialiased bilinear."""
+    torch.ops.aten._upsample_bilinear2d_aa.out(image, list(out.shape[2:]), False, None, None, out=out)
+
+
 def default_store() -> Any:
     """The key-value store of torch.distributed's default group."""
     return distributed_c10d._get_default_store()

@@ -14,7 +14,7 @@ from torch import Tensor
 from clip_lightning.config.phases import Phase, phase_at
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.images import augment
-from clip_lightning.data.images.decode import Opened, eval_into, open_image
+from clip_lightning.data.images.decode import SHORTEST, Opened, Resize, eval_into, open_image
 from clip_lightning.data.layouts.layout import BadSample, Ids, Layout
 from clip_lightning.data.order.order import SampleOrder
 from clip_lightning.errors import DataError
@@ -71,16 +71,18 @@ class BatchMaker:
         image_size: int,
         seed: int,
         phases: Sequence[Phase] = (),
+        resize: Resize = SHORTEST,
     ) -> None:
         """Args.
 
         order: of training, with random crops and captions; None is validation, with the evaluation transform and the
             first caption.
         phases: of the run; without any, all images and texts are those of `image_size` and `tokenizer`.
+        resize: of validation images.
         """
         self.layout, self.order, self.config = layout, order, config
         self._tokenizer = tokenizer
-        self.image_size, self.seed, self.phases = image_size, seed, phases
+        self.image_size, self.seed, self.phases, self.resize = image_size, seed, phases, resize
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -169,7 +171,7 @@ class BatchMaker:
                     augment.crop_into(one, box, images[rows[n]], config, jpeg_scaling=self.config.jpeg_scaling)
                     augment.change(images[rows[n]], config, draws[n])
                 else:
-                    eval_into(one, images[rows[n]])
+                    eval_into(one, images[rows[n]], self.resize)
             except BadSample as error:
                 failed[n] = error
         bad += [Bad(int(ids[rows[n]]), failed[n].cause, failed[n].detail) for n in sorted(failed)]

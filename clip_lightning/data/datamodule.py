@@ -18,6 +18,7 @@ from clip_lightning.config.phases import Phase, phases_of
 from clip_lightning.config.schema import Config, DataConfig
 from clip_lightning.data.bad_samples import BadSampleLog, write_bad_samples
 from clip_lightning.data.batches import Batch, BatchMaker
+from clip_lightning.data.images.decode import SHORTEST, Resize
 from clip_lightning.data.layouts.layout import build_layout, damaged_shards
 from clip_lightning.data.layouts.mixture import build_order
 from clip_lightning.data.loader import TrainingLoader, TrainingPieces, ValidationPieces
@@ -76,7 +77,9 @@ class ContrastiveDataModule(LightningDataModule):
         super().__init__()
         config = data if isinstance(data, Config) else None
         self._text = config.model.text if config is not None else None
+        self.resize = SHORTEST
         if config is not None:
+            self.resize = Resize(config.model.vision.resize, config.model.vision.interpolation)
             image_size, seed, workers = config.model.vision.image_size, config.compute.seed, config.cluster.workers
             global_batch, overfit_samples = config.compute.global_batch, config.debug.overfit_samples
         data = data.data if isinstance(data, Config) else data
@@ -245,6 +248,7 @@ class ContrastiveDataModule(LightningDataModule):
             image_size=self.image_size,
             seed=self.seed,
             phases=() if validation else self.phases,
+            resize=self.resize,
         )
 
     def _set_validation(self) -> None:

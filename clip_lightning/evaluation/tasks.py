@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from clip_lightning.data.images.decode import decode_eval
+from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
 from clip_lightning.data.layouts.layout import BadSample, Problem
 from clip_lightning.data.layouts.tar_index import index_tar
 from clip_lightning.data.scenes import scenes, shifted
@@ -39,6 +39,7 @@ class ZeroShotTask:
         read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once.
         split: which part of the data set this is.
         prompts: name of the set of templates in records.
+        resize: how images become squares, of the model that is evaluated.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ZeroShotTask:
     read: Callable[[int], bytes | np.ndarray]
     split: str = "test"
     prompts: str = "own"
+    resize: Resize = SHORTEST
 
     def __post_init__(self) -> None:
         problems = []
@@ -92,9 +94,9 @@ class ZeroShotTask:
         return len(self.labels)
 
     def image(self, k: int, size: int) -> Tensor:
-        """Image k as uint8 [3, size, size]: short side resized, centre cropped. Raises DataError when unreadable."""
+        """Image k as uint8 [3, size, size], resized as the model's images are. Raises DataError when unreadable."""
         try:
-            return decode_eval(self.read(k), size)
+            return decode_eval(self.read(k), size, resize=self.resize)
         except BadSample as bad:
             raise DataError(
                 f"task {self.name}: image {k} is damaged ({bad.cause} {bad.detail}); copy it again."

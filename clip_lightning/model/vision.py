@@ -126,7 +126,7 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
         )
     if "patch_drop_rate" in config.options:
         raise UserError("model.vision.options.patch_drop_rate is read by no phase; write model.vision.patch_dropout")
-    arguments = _arguments(config) | _arguments_of_phases(config, phases)
+    arguments = timm_arguments(config) | _arguments_of_phases(config, phases)
     on_meta = torch.get_default_device().type == "meta"
     if config.pretrained is True:
         use_hub_cache_when_offline()
@@ -145,7 +145,7 @@ def _build_backbone(config: VisionConfig, phases: Sequence[Phase]) -> nn.Module:
     return backbone
 
 
-def _arguments(config: VisionConfig) -> dict[str, Any]:
+def timm_arguments(config: VisionConfig) -> dict[str, Any]:
     """The arguments of timm.create_model."""
     arguments: dict[str, Any] = {"num_classes": 0}
     published = timm.get_pretrained_cfg(config.timm, allow_unregistered=True)

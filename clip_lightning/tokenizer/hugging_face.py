@@ -1,5 +1,6 @@
 """Hugging Face tokenizers, by hub name or folder."""
 
+import html
 import shutil
 import socket
 import string
@@ -20,6 +21,16 @@ def clean_canonical(text: str) -> str:
     return " ".join(text.replace("_", " ").translate(_PUNCTUATION).lower().split())
 
 
+def clean_whitespace(text: str) -> str:
+    """Repaired Unicode, HTML entities read twice, single spaces (open_clip's tokenizer.py, `_clean_whitespace`)."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+_CLEAN = {"canonical": clean_canonical, "whitespace": clean_whitespace}
+
+
 class HuggingFaceEncoder:
     """Texts through a Hugging Face tokenizer, without its special tokens."""
 
@@ -30,8 +41,8 @@ class HuggingFaceEncoder:
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
-        if self._clean == "canonical":
-            texts = [clean_canonical(text) for text in texts]
+        if self._clean != "none":
+            texts = [_CLEAN[self._clean](text) for text in texts]
         if not texts:
             return []
         bodies = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)

@@ -26,12 +26,8 @@ def clean_paper(text: str) -> str:
 
 def build_paper(text: TextConfig) -> Tokenizer:
     """CLIP's byte-level BPE of 49,408 ids (paper section 2.4): bytes, bytes that end a word, merges, start, end."""
-    merges = _read_merges(text.tokenizer)
-    letters = _byte_letters()
-    words = [*letters, *(letter + "</w>" for letter in letters), *(first + second for first, second in merges)]
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab={word: k for k, word in enumerate(words)}, merges=merges, end_of_word_suffix="</w>")
-    )
+    words, merges = vocabulary(text.tokenizer)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=words, merges=merges, end_of_word_suffix="</w>"))
     split = pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -44,6 +40,14 @@ def build_paper(text: TextConfig) -> Tokenizer:
         context_length=text.context_length,
         pad_to_context=text.pad_to_context,
     )
+
+
+def vocabulary(config: TokenizerConfig) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids by piece of text, without special tokens, and the merges in order. Raises UserError without the file."""
+    merges = _read_merges(config)
+    letters = _byte_letters()
+    words = [*letters, *(letter + "</w>" for letter in letters), *(first + second for first, second in merges)]
+    return {word: k for k, word in enumerate(words)}, merges
 
 
 def save_paper(text: TextConfig, folder: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clip_lightning.config import compose
-from clip_lightning.data.images.decode import decode_eval
+from clip_lightning.config.schema import VisionConfig
+from clip_lightning.data.images.decode import Resize, decode_eval
 from clip_lightning.model.clip import CLIP
-from clip_lightning.tokenizer import Tokenizer, load_tokenizer
-from clip_lightning.training.saved_model import TOKENIZER, config_of_saved, find_checkpoint, load_model, refuse_targets
+from clip_lightning.tokenizer import Tokenizer
+from clip_lightning.training.any_model import open_model
 
 
 class LoadedModel(NamedTuple):
@@ -41,30 +41,30 @@ def load(
     device: str | torch.device = "cpu",
     allow_target: Sequence[str] = (),
 ) -> LoadedModel:
-    """The model of a run.
+    """The model of a run, or of another library.
 
     Args:
-        run: the run's directory.
-        checkpoint: last, or the name or path of one.
-        weights: raw, or ema: the running average of weights where the run keeps one.
+        run: the run's directory; or a source as `model.pretrained` takes it: a file, a folder, hf-hub:NAME,
+            openai:ViT-B/32, open_clip:ViT-B-32/laion2b_s34b_b79k.
+        checkpoint: of a run: last, or the name or path of one.
+        weights: of a run: raw, or ema: the running average of weights where the run keeps one.
         allow_target: import paths in the run's config that may be imported and called.
 
     Raises:
-        UserError, CheckpointError: the directory holds no run, or its model cannot be built.
+        UserError, CheckpointError: there is no model, or it cannot be built.
     """
-    path = Path(run).expanduser()
-    config = compose.read(path / "config.yaml")
-    refuse_targets(config, allow_target)
-    config = config_of_saved(config, path)
-    model = load_model(config, find_checkpoint(path, checkpoint), weights).to(device)
-    tokenizer = load_tokenizer(config.model.text, path / TOKENIZER)
-    return LoadedModel(model, tokenizer, partial(decode_eval, size=config.model.vision.image_size))
+    opened = open_model(run, checkpoint=checkpoint, weights=weights, allow_target=allow_target)
+    return LoadedModel(opened.model.to(device), opened.tokenizer, transform_of(opened.config.vision))
+
+
+def transform_of(vision: VisionConfig) -> Callable[[Any], Tensor]:
+    """The transform of images in use of a tower."""
+    return partial(decode_eval, size=vision.image_size, resize=Resize(vision.resize, vision.interpolation))
 
 
 def loaded_from(module: Any, data: Any) -> LoadedModel:
     """The model that a ClipModule has trained on a ContrastiveDataModule, in evaluation mode."""
-    size = module.config.model.vision.image_size
-    return LoadedModel(module.model.eval(), data.tokenizer, partial(decode_eval, size=size))
+    return LoadedModel(module.model.eval(), data.tokenizer, transform_of(module.config.model.vision))
 
 
 @torch.no_grad()

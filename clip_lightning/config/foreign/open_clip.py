@@ -136,7 +136,7 @@ def _text(config: Mapping[str, Any], embed_dim: int, quick: bool, folder: str | 
 
 def _hugging_face(config: Mapping[str, Any], embed_dim: int, folder: str | None) -> TextConfig:
     name, pooler = config["hf_model_name"], config.get("hf_pooler_type", "mean_pooler")
-    inline = dict(HUB_TOWERS.get(name, {}))
+    inline = dict(HUB_TOWERS.get(name) or _published(name))
     pool = _POOLERS.get(pooler)
     if pool is None:
         raise UserError(f"text_cfg.hf_pooler_type={pooler}: there is no such pooling here")
@@ -148,13 +148,24 @@ def _hugging_face(config: Mapping[str, Any], embed_dim: int, folder: str | None)
     return TextConfig(
         name="auto",
         huggingface=name,
-        config=inline,
+        config=inline if name in HUB_TOWERS else {},
         context_length=min(context, positions) if isinstance(positions, int) else context,
         pool=pool,
         mask_padding=True,
         projection=config.get("hf_proj_type", "mlp") or "none",
         tokenizer=_tokenizer(config, vocab, folder),
     )
+
+
+def _published(name: str) -> dict[str, Any]:
+    """The configuration of an encoder of the hub, or in a folder. Raises UserError where it cannot be had."""
+    from transformers import AutoConfig
+
+    try:
+        return dict(AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict())
+    except Exception as error:  # the hub's client raises classes of several libraries
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"text_cfg.hf_model_name={name}: its configuration cannot be had ({reason})") from error
 
 
 def _tokenizer(config: Mapping[str, Any], vocab: int, folder: str | None) -> TokenizerConfig:
@@ -166,7 +177,7 @@ def _tokenizer(config: Mapping[str, Any], vocab: int, folder: str | None) -> Tok
         kind="hub",
         path=folder or name,
         vocab_size=vocab,
-        clean="canonical" if settings.get("clean") == "canonicalize" else "none",
+        clean="canonical" if settings.get("clean") == "canonicalize" else "whitespace",
         strip_separator=bool(settings.get("strip_sep_token")),
     )
 

@@ -25,8 +25,9 @@ class TokenizerConfig:
     vocab_size: int = key(49408, "what the encoder's embedding holds; trained: the size to train", above=0)
     clean: str = key(
         "none",
-        "hub: none, canonical (SigLIP: no punctuation, lower case); paper, trained: their own",
-        choices=("none", "canonical"),
+        "hub: none, canonical (SigLIP: no punctuation, lower case), whitespace (open_clip: repaired Unicode, HTML "
+        "entities, single spaces); paper, trained: their own",
+        choices=("none", "canonical", "whitespace"),
     )
     strip_separator: bool = key(
         False, "hub: padding takes the place of the last special token (CLIPA's models)", hash_default=False

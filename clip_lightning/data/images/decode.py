@@ -3,7 +3,7 @@
 JPEG goes through simplejpeg, everything else (PNG, WebP, GIF, BMP, CMYK, 16 bits, palettes, alpha, animations: the
 first frame) through Pillow. Sizes are read from the header first, so that no decompression bomb is unpacked. The one
 resize is torch's antialiased bicubic on uint8, within one level of 255 of Pillow's. The transform for evaluation is
-open_clip's: the short side to `size`, the centre cut out.
+open_clip's: by default the short side to `size`, the centre cut out; models from elsewhere bring their own (`Resize`).
 """
 
 from typing import NamedTuple
@@ -14,13 +14,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_lightning.compat import resize_bicubic_into
+from clip_lightning.compat import resize_bicubic_into, resize_bilinear_into
 from clip_lightning.data.images.headers import HEAD_BYTES, jpeg_size, open_with_pillow
 from clip_lightning.data.layouts.layout import BadSample, Pixels
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _ORIENTATION = 0x0112  # EXIF tag
 LONGEST = 8  # short sides: of a longer image only this much is resized, around what is cut out
+
+
+class Resize(NamedTuple):
+    """How an image becomes a square of `size` in use.
+
+    Attributes:
+        mode: shortest (short side to `size`, centre cut out), squash (both sides to `size`), longest (long side to
+            `size`, the rest black).
+        interpolation: bicubic or bilinear, both antialiased.
+    """
+
+    mode: str = "shortest"
+    interpolation: str = "bicubic"
+
+
+SHORTEST = Resize()
 
 
 class Opened(NamedTuple):
@@ -79,45 +95,65 @@ def pixels_of(opened: Opened, shrink: int = 1) -> Pixels:
     return _rotated(pixels, opened.orientation)
 
 
-def resize_into(pixels: Pixels, out: Tensor) -> None:
-    """Resizes uint8 [h, w, 3] to the height and width of `out`, uint8 [3, H, W], by antialiased bicubic."""
+def resize_into(pixels: Pixels, out: Tensor, interpolation: str = "bicubic") -> None:
+    """Resizes uint8 [h, w, 3] to the height and width of `out`, uint8 [3, H, W], antialiased."""
     if pixels.shape[:2] == out.shape[1:]:
         out.permute(1, 2, 0).numpy()[...] = pixels
         return
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     # torch.nn.functional.interpolate's own operator, written in place: a quarter less time than with a copy.
-    resize_bicubic_into(image, out[None])
+    (resize_bilinear_into if interpolation == "bilinear" else resize_bicubic_into)(image, out[None])
 
 
-def resized(pixels: Pixels, height: int, width: int) -> Tensor:
-    """uint8 [h, w, 3] resized to uint8 [3, height, width], channels last in memory, by antialiased bicubic."""
+def resized(pixels: Pixels, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
+    """uint8 [h, w, 3] resized to uint8 [3, height, width], channels last in memory, antialiased."""
     out = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)
-    resize_into(pixels, out)
+    resize_into(pixels, out, interpolation)
     return out
 
 
 def decode_eval(
-    image: bytes | Pixels, size: int, *, max_pixels: int = MAX_PIXELS, exif_rotation: bool = False
+    image: bytes | Pixels,
+    size: int,
+    *,
+    resize: Resize = SHORTEST,
+    max_pixels: int = MAX_PIXELS,
+    exif_rotation: bool = False,
 ) -> Tensor:
-    """The evaluation transform: short side to `size` pixels, centre cut out; uint8 [3, size, size].
+    """The evaluation transform: by default short side to `size` pixels, centre cut out; uint8 [3, size, size].
 
     Raises: BadSample where the image cannot be decoded.
     """
     out = torch.empty(3, size, size, dtype=torch.uint8)
-    eval_into(open_image(image, max_pixels=max_pixels, exif_rotation=exif_rotation), out)
+    eval_into(open_image(image, max_pixels=max_pixels, exif_rotation=exif_rotation), out, resize)
     return out
 
 
-def eval_into(opened: Opened, out: Tensor) -> None:
+def eval_into(opened: Opened, out: Tensor, resize: Resize = SHORTEST) -> None:
     """`decode_eval` of an opened image, written to `out`, uint8 [3, size, size]."""
-    pixels = _without_ends(pixels_of(opened))
-    size = out.shape[1]
+    pixels, size = pixels_of(opened), out.shape[1]
+    if resize.mode == "squash":
+        resize_into(pixels, out, resize.interpolation)
+        return
+    if resize.mode == "longest":
+        _padded_into(pixels, out, resize.interpolation)
+        return
+    pixels = _without_ends(pixels)
     height, width = pixels.shape[:2]
     short = min(height, width)
-    full = resized(pixels, size * height // short, size * width // short)
+    full = resized(pixels, size * height // short, size * width // short, resize.interpolation)
     # Python's round, half to even, as in torchvision's CenterCrop.
     top, left = round((full.shape[1] - size) / 2), round((full.shape[2] - size) / 2)
     out.copy_(full[:, top : top + size, left : left + size])
+
+
+def _padded_into(pixels: Pixels, out: Tensor, interpolation: str) -> None:
+    """The long side resized to the side of `out`, the rest black on both sides (open_clip's `resize_mode=longest`)."""
+    size, ratio = out.shape[1], max(pixels.shape[:2]) / out.shape[1]
+    height, width = (max(1, round(side / ratio)) for side in pixels.shape[:2])
+    top, left = (size - height) // 2, (size - width) // 2
+    out.zero_()
+    out[:, top : top + height, left : left + width] = resized(pixels, height, width, interpolation)
 
 
 def _without_ends(pixels: Pixels) -> Pixels:

@@ -1,0 +1,95 @@
+"""The tokenizer of a run as files that transformers' AutoTokenizer reads.
+
+CLIP's own becomes a CLIPTokenizer: the same merges, without ftfy and without HTML entities, which transformers does not
+repair. A trained one becomes a `tokenizer.json` with this project's cleaning as normalizers. Hugging Face's are copied.
+"""
+
+import gzip
+import json
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, normalizers, processors
+
+from clip_lightning.tokenizer.paper import MERGES_NAME, vocabulary
+from clip_lightning.tokenizer.trained import FILE_NAME
+from clip_lightning.training.any_model import OpenedModel
+from clip_lightning.training.saved_model import TOKENIZER
+
+# What Python's str.split() takes for space; `\s` of the tokenizers library lacks the separators 1C to 1F.
+_SPACES = Regex(r"[\s\x1c\x1d\x1e\x1f\x85]+")
+_PUNCTUATION = Regex(f"[{re.escape(string.punctuation)}]")
+START, END, PAD = "<start>", "<end>", "<pad>"
+
+
+def write(opened: OpenedModel, folder: Path) -> Any:
+    """Writes the files to `folder`, and returns transformers' tokenizer."""
+    tokenizer = build(opened)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build(opened: OpenedModel) -> Any:
+    """transformers' tokenizer that cuts texts to the model's context and puts its special tokens around them."""
+    text = opened.config.text
+    context = text.context_length
+    if text.tokenizer.kind == "paper":
+        return _papers(opened, context)
+    if text.tokenizer.kind == "trained":
+        return _trained(opened, context)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(text.tokenizer.path, trust_remote_code=False)
+    tokenizer.model_max_length = context
+    if text.tokenizer.clean == "canonical":
+        backend = tokenizer.backend_tokenizer
+        first = [normalizers.Replace("_", " "), normalizers.Replace(_PUNCTUATION, ""), normalizers.Lowercase()]
+        first += [normalizers.Replace(_SPACES, " "), normalizers.Strip()]
+        backend.normalizer = normalizers.Sequence([*first, *([backend.normalizer] if backend.normalizer else [])])
+    return tokenizer
+
+
+def _papers(opened: OpenedModel, context: int) -> Any:
+    from transformers import CLIPTokenizer
+
+    vocab, merges = vocabulary(opened.config.text.tokenizer)
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    vocab |= {start: len(vocab), end: len(vocab) + 1}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context)
+
+
+def _trained(opened: OpenedModel, context: int) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    assert opened.folder is not None
+    backend = tokenizers.Tokenizer.from_file(str(opened.folder / TOKENIZER / FILE_NAME))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Replace(_SPACES, " "), normalizers.Strip(), normalizers.Lowercase(), normalizers.NFC()]
+    )
+    ids = {token: backend.token_to_id(token) for token in (START, END)}
+    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=list(ids.items()))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=PAD,
+        model_max_length=context,
+    )
+
+
+def merges_file(opened: OpenedModel) -> bytes:
+    """The merges of CLIP's tokenizer as gzip, for libraries that read OpenAI's own file."""
+    assert opened.folder is not None
+    found = next(iter((opened.folder / TOKENIZER).glob(f"{MERGES_NAME.removesuffix('.gz')}*")))
+    content = found.read_bytes()
+    return content if found.suffix == ".gz" else gzip.compress(content)
+
+
+def special_ids(opened: OpenedModel) -> str:
+    """The special tokens as JSON, for the metadata of a graph."""
+    own = opened.tokenizer
+    return json.dumps({"start": own.start_id, "end": own.end_id, "pad": own.pad_id})
