@@ -26,6 +26,7 @@ from yaml import YAMLError
 
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, parts, presets, recipes
 from clip_lightning.config.checks.cluster import take_torchrun_world
+from clip_lightning.config.foreign.auto import fill
 from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
 from clip_lightning.config.schema import Config, EvaluateConfig, LossConfig
@@ -88,6 +89,7 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
         composed = compose(config_name, good, grammar)
         config = take_torchrun_world(_resolve(composed, problems))
         if isinstance(config, Config):
+            fill(config.model)
             config.data.parts = parts.resolve(config.data, grammar.groups["data"], partial(_data_option, grammar))
     except UserError as error:
         raise UserError(*problems, *error.problems) from error

@@ -46,11 +46,6 @@ def required(config_name: str, settings: list[str], choices: dict[str, Any], gra
 
 def missing_problem(key: str) -> str:
     """The sentence about a key that no file and no setting gives a value."""
-    if key == "run":
-        return (
-            "run is not set: a run is a directory that train.py made, with config.yaml and checkpoints; "
-            "write run=runs/latest for the newest one"
-        )
     return f"{key} has no value; write {key}=VALUE, or add it to the preset"
 
 

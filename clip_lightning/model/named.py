@@ -3,8 +3,8 @@
 from clip_lightning.config import compose
 from clip_lightning.config.schema import LossConfig, ModelConfig
 
-# `pair` is any two towers, `by_data` is replaced by another name.
-_NOT_ONE_MODEL = ("by_data", "pair")
+# `pair` is any two towers, `by_data` is replaced by another name, `auto` is read from model.pretrained.
+_NOT_ONE_MODEL = ("auto", "by_data", "pair")
 
 
 def names() -> list[str]:

@@ -19,6 +19,7 @@ from clip_lightning.records import Record, RecordWriter, read_records, write_par
 from clip_lightning.reliability import provenance
 from clip_lightning.reliability.out_of_memory import out_of_memory_as
 from clip_lightning.run.console.summary import score_table
+from clip_lightning.run.evaluate_pretrained import evaluate_pretrained
 from clip_lightning.run.evaluators import build_evaluators
 from clip_lightning.run.plan.preflight import build_datamodule
 from clip_lightning.run.process_rank import rank_of_process
@@ -43,7 +44,9 @@ def evaluate(config: EvaluateConfig) -> int:
     Raises: UserError for what the user can fix.
     """
     quiet_libraries()
-    path = Path(config.run).expanduser().resolve()
+    if config.pretrained is not None:
+        return evaluate_pretrained(config)
+    path = Path(str(config.run)).expanduser().resolve()
     frozen = compose.read(path / "config.yaml")
     refuse_targets(frozen, config.allow_target)
     own = config.eval.tasks is None

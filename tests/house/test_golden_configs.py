@@ -81,7 +81,7 @@ def test_the_papers_numbers_are_its_tables(model: str) -> None:
 def options() -> list[str]:
     paths = [path.relative_to(ROOT / "conf").with_suffix("") for path in (ROOT / "conf").rglob("*.yaml")]
     names = [path.as_posix() for path in paths if len(path.parts) > 1 and path.parts[0] not in ("hydra", "local")]
-    return sorted(name for name in names if not name.endswith(("/by_data", "/by_model")))
+    return sorted(name for name in names if not name.endswith(("/by_data", "/by_model", "/auto")))
 
 
 @pytest.mark.slow

@@ -49,6 +49,15 @@ def _objects(groups: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _run_folder(config: EvaluateConfig) -> Iterator[str]:
+    if config.run is None or config.pretrained is not None:
+        if config.run is not None:
+            yield f"run={config.run} and pretrained={config.pretrained} are two models; write one of them"
+        elif config.pretrained is None:
+            yield (
+                "run is not set: a run is a directory that train.py made, with config.yaml and checkpoints; "
+                "write run=runs/latest for the newest one, or pretrained=SOURCE for another library's model"
+            )
+        return
     run = Path(config.run)
     if not (run / "config.yaml").is_file():
         runs = [path.parent.name for path in sorted(run.parent.glob("*/config.yaml"))]

@@ -96,7 +96,11 @@ class Config:
 class EvaluateConfig:
     """An evaluation of a finished or running run."""
 
-    run: str = key(MISSING, "directory of the run", science=False)
+    run: str | None = key(None, "directory of the run", science=False)
+    pretrained: str | None = key(
+        None, "instead of a run: another library's model, as model.pretrained takes it (docs/weights.md)", science=False
+    )
+    runs: str = key("runs", "folder for the records of pretrained=", science=False)
     checkpoint: str = key("last", "last, or a path below the run's checkpoints", science=False)
     weights: str = key(
         "raw", "raw, or ema: their running average, which the run kept", choices=("raw", "ema"), science=False
