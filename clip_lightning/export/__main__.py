@@ -88,7 +88,9 @@ def _push(folder: Path, repository: str) -> None:
         api.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:  # the hub's client raises classes of several libraries
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--push {repository}: the hub did not take it ({reason}); the folder {folder} is complete") from error
+        raise UserError(
+            f"--push {repository}: the hub did not take it ({reason}); the folder {folder} is complete"
+        ) from error
     print(f"uploaded to {repository}, private")
 
 

@@ -55,8 +55,10 @@ def _about(opened: OpenedModel) -> list[str]:
     model, vision, text = opened.config, opened.config.vision, opened.config.text
     parameters = sum(parameter.numel() for parameter in opened.model.parameters())
     rows = {
-        "image tower": f"{vision.timm or vision._target_}, {vision.image_size} pixels, {vision.resize}, {vision.interpolation}",
-        "text tower": f"{text.config.get('model_type', text.huggingface)}, {text.context_length} tokens, {text.tokenizer.kind}",
+        "image tower": f"{vision.timm or vision._target_}, {vision.image_size} pixels",
+        "images in use": f"{vision.resize} side, {vision.interpolation}",
+        "text tower": f"{text.config.get('model_type', text.huggingface)}, {text.context_length} tokens",
+        "tokenizer": text.tokenizer.kind,
         "shared space": f"{model.embed_dim} numbers",
         "parameters": f"{parameters / 1e6:,.2f} M",
         "logit scale": f"{float(opened.model.current_logit_scale()):.4g}",

@@ -61,7 +61,9 @@ def export(opened: OpenedModel, folder: Path) -> None:
     _write(ImageGraph(opened.model), (pixels,), ["pixel_values"], "image_embeds", [{0: batch}], folder / IMAGE)
     length = text.context_length if text.pad_to_context else min(9, text.context_length)
     ids = torch.ones(2, length, dtype=torch.long)
-    symbolic = {0: batch} if text.pad_to_context else {0: batch, 1: torch.export.Dim("length", min=2, max=text.context_length)}
+    symbolic = (
+        {0: batch} if text.pad_to_context else {0: batch, 1: torch.export.Dim("length", min=2, max=text.context_length)}
+    )
     names = ["input_ids", "attention_mask"]
     _write(TextGraph(opened.model), (ids, ids.clone()), names, "text_embeds", [symbolic, symbolic], folder / TEXT)
     about = {

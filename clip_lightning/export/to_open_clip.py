@@ -90,7 +90,9 @@ def _vision(opened: OpenedModel) -> tuple[dict[str, Any], str | None]:
         return found, shape.activation
     allowed = {"num_classes": opened.config.embed_dim}
     if config._target_ is not None or architecture == "small_resnet":
-        raise UserError(f"open_clip builds image towers of timm, and {config._target_ or architecture} is none; {_ELSEWHERE}")
+        raise UserError(
+            f"open_clip builds image towers of timm, and {config._target_ or architecture} is none; {_ELSEWHERE}"
+        )
     if further := {key: value for key, value in config.options.items() if allowed.get(key) != value}:
         raise UserError(
             f"open_clip builds timm's {architecture} without arguments, and this one has {further}; {_ELSEWHERE}"
@@ -134,7 +136,9 @@ def _text(opened: OpenedModel) -> tuple[dict[str, Any], str | None]:
         found["no_causal_mask"] = True
     pools = {"eot": "argmax", "last": "last", "cls": "first"}
     if config.pool not in pools or end not in ("linear", "bias"):
-        raise UserError(f"open_clip's text transformer has no pooling {config.pool} with a projection {end}; {_ELSEWHERE}")
+        raise UserError(
+            f"open_clip's text transformer has no pooling {config.pool} with a projection {end}; {_ELSEWHERE}"
+        )
     found["pool_type"] = pools[config.pool]
     tokenizer = opened.tokenizer
     if config.pool == "eot" and tokenizer.end_id != tokenizer.vocab_size - 1:

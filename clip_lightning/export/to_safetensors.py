@@ -1,4 +1,4 @@
-"""This project's own files: `model.safetensors`, `config.yaml`, the tokenizer. Any model fits; `clip_lightning.load` reads them."""
+"""This project's own files, for `clip_lightning.load`: `model.safetensors`, `config.yaml`, the tokenizer."""
 
 import copy
 import shutil

@@ -1,4 +1,4 @@
-"""The image tower for `timm.create_model("local-dir:DIR")`: the backbone, without the projection to the shared space."""
+"""The image tower for `timm.create_model("local-dir:DIR")`: the backbone, without the projection."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Files that transformers' AutoModel and AutoProcessor load: CLIPModel, SiglipModel, ChineseCLIPModel, or a dual encoder.
+"""Files for transformers' AutoModel and AutoProcessor: CLIPModel, SiglipModel, ChineseCLIPModel or a dual encoder.
 
 Pixels are those of the model's own image processor in transformers; docs/weights.md has the differences. The tokenizer
 is CLIP's where the run has CLIP's, otherwise the run's own files.
@@ -23,6 +23,7 @@ _CLASSES = {
     "siglip": (transformers.SiglipConfig, transformers.SiglipModel),
     "chinese_clip": (transformers.ChineseCLIPConfig, transformers.ChineseCLIPModel),
 }
+_TOKENS = "text_model.embeddings.token_embedding.weight"
 _ELSEWHERE = "open_clip, onnx and safetensors can hold it where transformers cannot"
 # Encoders whose pooling layer is what a dual encoder reads.
 _WITH_POOLER = ("bert", "roberta", "xlm-roberta", "mpnet", "camembert", "electra")
@@ -51,7 +52,11 @@ def build(opened: OpenedModel, kind: str) -> Any:
     else:
         config_class, model_class = _CLASSES[kind]
         theirs = model_class(config_class(**config_of(opened, kind)))
-    theirs.load_state_dict(layout.export(state, kind))
+    exported = layout.export(state, kind)
+    if (end := exported_tokenizers.moved_end(opened)) is not None:
+        table = exported[_TOKENS] = exported[_TOKENS].clone()
+        table[[opened.tokenizer.end_id, end]] = table[[end, opened.tokenizer.end_id]]
+    theirs.load_state_dict(exported)
     return theirs.eval()
 
 
@@ -86,7 +91,8 @@ def _dual_or_reason(opened: OpenedModel, text: str, ends: tuple[str, str]) -> tu
         return "vision-text-dual-encoder", ""
     if text in _WITH_POOLER and config.text.pool == "pooler":
         return "vision-text-dual-encoder", ""
-    return None, f"a dual encoder reads the encoder's own pooling layer, and this text tower ({text}) pools by {config.text.pool}"
+    how = f"this text tower ({text}) pools by {config.text.pool}"
+    return None, f"a dual encoder reads the encoder's own pooling layer, and {how}"
 
 
 def config_of(opened: OpenedModel, kind: str) -> dict[str, Any]:
@@ -164,7 +170,8 @@ def _text_config(opened: OpenedModel) -> dict[str, Any]:
     left_out = ("architectures", "transformers_version", "dtype", "_name_or_path", "model_type")
     found = {key: value for key, value in opened.model.text.encoder.config.to_dict().items() if key not in left_out}  # type: ignore
     tokenizer = opened.tokenizer
-    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    moved = exported_tokenizers.moved_end(opened)
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id if moved is None else moved}
     return found | {key: value for key, value in ids.items() if value is not None}
 
 

@@ -52,6 +52,17 @@ def build(opened: OpenedModel) -> Any:
     return tokenizer
 
 
+def moved_end(opened: OpenedModel) -> int | None:
+    """The id that the end token gets in transformers; None where it keeps its own.
+
+    transformers' CLIP reads `eos_token_id: 2` as "the largest id of a text", a mistake of its old files. An end token
+    with id 2, as in a trained tokenizer, therefore changes places with the last row of the embedding.
+    """
+    config: Any = getattr(opened.model.text.encoder, "config", None)
+    is_clips = config is not None and config.model_type == "clip_text_model" and opened.config.text.pool == "eot"
+    return int(config.vocab_size) - 1 if is_clips and opened.tokenizer.end_id == 2 else None
+
+
 def _papers(opened: OpenedModel, context: int) -> Any:
     from transformers import CLIPTokenizer
 
@@ -65,7 +76,14 @@ def _trained(opened: OpenedModel, context: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     assert opened.folder is not None
-    backend = tokenizers.Tokenizer.from_file(str(opened.folder / TOKENIZER / FILE_NAME))
+    content = json.loads((opened.folder / TOKENIZER / FILE_NAME).read_text(encoding="utf-8"))
+    if (end := moved_end(opened)) is not None:
+        vocab, old = content["model"]["vocab"], opened.tokenizer.end_id
+        last = next((token for token, number in vocab.items() if number == end), None)
+        vocab[END] = end
+        if last is not None:
+            vocab[last] = old
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     backend.normalizer = normalizers.Sequence(
         [normalizers.Replace(_SPACES, " "), normalizers.Strip(), normalizers.Lowercase(), normalizers.NFC()]
     )

@@ -144,7 +144,7 @@ def _sentence_transformers(opened: OpenedModel, folder: Path, given: Inputs) -> 
     images = [Image.fromarray(photograph) for photograph in given.photographs]
     image, text = _features(opened, given)
     theirs = torch.from_numpy(model.encode(list(TEXTS)))
-    # Images pass through transformers' processor, whose pixels differ by a level; the ids are compared through the text.
+    # Images pass through transformers' processor, whose pixels differ by a level.
     own = torch.from_numpy(model.encode(images))
     cosine = 1 - (functional.normalize(own, dim=-1) * image).sum(-1).min()
     if cosine > 1e-2:
@@ -173,7 +173,9 @@ def _safetensors(opened: OpenedModel, folder: Path, given: Inputs) -> Difference
     image, text = _features(opened, given)
     other_image, other_text = _features(other, given)
     tokens, _, _ = other.tokenizer(TEXTS)
-    return Difference(_largest(image, other_image), _largest(text, other_text), _ids_differ(given, tokens.tolist()), None)
+    return Difference(
+        _largest(image, other_image), _largest(text, other_text), _ids_differ(given, tokens.tolist()), None
+    )
 
 
 _CHECKS: dict[str, Callable[[OpenedModel, Path, Inputs], Difference]] = {

@@ -50,7 +50,9 @@ def load_pretrained(model: nn.Module, source_name: str, allow_missing: Sequence[
     limit = getattr(model, "_largest_log_scale", None)
     if limit is not None and _SCALE in state and float(state[_SCALE]) > limit:
         model.clamp_logit_scale()  # type: ignore[operator]
-        notes.append(f"{key}: logit scale {state[_SCALE].exp().item():.4g} is clamped to {torch.tensor(limit).exp():.4g}")
+        notes.append(
+            f"{key}: logit scale {state[_SCALE].exp().item():.4g} is clamped to {torch.tensor(limit).exp():.4g}"
+        )
     if rank_and_world()[0] == 0:
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     return notes
@@ -73,7 +75,8 @@ def weights_of(source: Source) -> dict[str, Tensor]:
         layout = layout_of(found)
         what = "an unknown layout" if layout is None else f"the layout of {layout}, but with {error.args[0]}"
         raise UserError(
-            f"model.pretrained={source.name} has {what}; layouts known: {', '.join(KNOWN)}; first keys: {first_keys(found)}"
+            f"model.pretrained={source.name} has {what}; layouts known: {', '.join(KNOWN)}; first keys: "
+            f"{first_keys(found)}"
         ) from error
 
 
@@ -87,7 +90,9 @@ def fitted(state: dict[str, Tensor], model: nn.Module, image_size: int) -> tuple
     if bias in own and bias not in state and "vision.backbone.patch_embed.proj.weight" in state:
         state[bias] = torch.zeros(own[bias].shape)  # open_clip's patches have no bias
     if _BIAS in state and _BIAS not in own:
-        notes.append(f"the logit bias {state.pop(_BIAS).item():.4g} of the weights is dropped: it cancels in the softmax")
+        notes.append(
+            f"the logit bias {state.pop(_BIAS).item():.4g} of the weights is dropped: it cancels in the softmax"
+        )
     for name in _SQUARE_POSITIONS:
         if name in state and name in own and state[name].shape[-2] != own[name].shape[-2]:
             prefix = 1 if "vision.backbone.cls_token" in own or name.endswith("head.pos_embed") else 0

@@ -98,7 +98,9 @@ def _build_projection(config: VisionConfig, width: int, embed_dim: int) -> nn.Mo
     """From the backbone's width to the shared space; weights begin as in OpenAI's CLIP, biases at 0."""
     if config.projection == "none":
         return nn.Identity()
-    widths = [(width, embed_dim)] if config.projection == "linear" else [(width, 2 * embed_dim), (2 * embed_dim, embed_dim)]
+    widths = (
+        [(width, embed_dim)] if config.projection == "linear" else [(width, 2 * embed_dim), (2 * embed_dim, embed_dim)]
+    )
     # open_clip's adapter of timm towers: the hidden layer of an mlp always has a bias.
     biases = [config.projection_bias] if config.projection == "linear" else [True, config.projection_bias]
     layers = [nn.Linear(*pair, bias=bias) for pair, bias in zip(widths, biases, strict=True)]

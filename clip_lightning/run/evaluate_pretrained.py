@@ -32,9 +32,7 @@ def evaluate_pretrained(config: EvaluateConfig) -> int:
     assert config.pretrained is not None
     tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
     if not tasks:
-        raise UserError(
-            "pretrained= has no tasks of its own; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]"
-        )
+        raise UserError("pretrained= has no tasks of its own; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]")
     opened = open_model(config.pretrained)
     if rank_of_process() == 0:
         print("".join(f"{line}\n" for line in warnings_of(tasks)), end="", flush=True)

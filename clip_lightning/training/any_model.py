@@ -52,7 +52,9 @@ def open_model(
     if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
         return _open_run(path, checkpoint, weights, allow_target)
     if checkpoint != "last" or weights != "raw":
-        raise UserError(f"{source} is not a run's directory: it has one set of weights; leave checkpoint and weights out")
+        raise UserError(
+            f"{source} is not a run's directory: it has one set of weights; leave checkpoint and weights out"
+        )
     found = sources.find(str(source))
     run = sources.own_config(found) if found.kind == "own" else None
     model = sources.architecture(found)

@@ -33,7 +33,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "n_layers": 2,
         "n_heads": 2,
     },
-    "qwen2": {"model_type": "qwen2", "pad_token_id": 1, "max_position_embeddings": 40, "num_key_value_heads": 2, **WIDTH},
+    "qwen2": {
+        "model_type": "qwen2",
+        "pad_token_id": 1,
+        "max_position_embeddings": 40,
+        "num_key_value_heads": 2,
+        **WIDTH,
+    },
 }
 
 
@@ -123,7 +129,10 @@ KINDS: dict[str, tuple[Callable[[Path], ModelConfig], list[str]]] = {
     "SigLIP with timm's B/16": (full_siglip, ["open_clip"]),
     "ViT + BERT, first token": (chinese, ["transformers", "open_clip"]),
     "timm + BERT": (lambda folder: pair("bert", "cls", "linear", folder), ["open_clip"]),
-    "timm + BERT, pooling layer": (lambda folder: pair("bert", "pooler", "linear", folder), ["transformers", "open_clip"]),
+    "timm + BERT, pooling layer": (
+        lambda folder: pair("bert", "pooler", "linear", folder),
+        ["transformers", "open_clip"],
+    ),
     "timm + RoBERTa": (lambda folder: pair("roberta", "mean", "mlp", folder), ["open_clip"]),
     "timm + XLM-R": (lambda folder: pair("xlm-roberta", "mean", "linear", folder), ["open_clip"]),
     "timm + XLM-R, pooling layer": (lambda folder: pair("xlm-roberta", "pooler", "linear", folder), ["transformers"]),
@@ -145,12 +154,19 @@ def hub_folder(folder: Path, config: dict[str, Any]) -> Path:
         trainer = trainers.BpeTrainer(
             vocab_size=WORDS, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
         )
-        backend.train_from_iterator(["a photo of a cat and two dogs", "a red circle left of a blue square"] * 9, trainer)
+        backend.train_from_iterator(
+            ["a photo of a cat and two dogs", "a red circle left of a blue square"] * 9, trainer
+        )
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
         wrapped = PreTrainedTokenizerFast(
-            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", cls_token="<s>", sep_token="</s>"
+            tokenizer_object=backend,
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            cls_token="<s>",
+            sep_token="</s>",
         )
         wrapped.save_pretrained(path)
     if config:

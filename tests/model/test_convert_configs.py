@@ -1,4 +1,4 @@
-"""All 144 model configurations of open_clip 3.3.0: carried over with every name and shape, or refused with the reason."""
+"""All 144 model configurations of open_clip 3.3.0: carried over with every name and shape, or refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from open_clip import hf_model
 from open_clip.factory import create_model

@@ -20,8 +20,8 @@ def problems(config: Config) -> Iterator[str]:
     for name in ("vision", "text") if has_weights else ():
         if value := getattr(config.model, name).pretrained:
             yield (
-                f"model.{name}.pretrained={value} has no effect beside model.pretrained={config.model.pretrained}, which "
-                "has both towers' weights; leave one out"
+                f"model.{name}.pretrained={value} has no effect beside model.pretrained={config.model.pretrained}, "
+                "which has both towers' weights; leave one out"
             )
     yield from _vision(config.model.vision, has_weights)
     yield from _text(config.model.text, has_weights)

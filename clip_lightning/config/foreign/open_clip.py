@@ -86,7 +86,11 @@ def _vision(config: Mapping[str, Any], embed_dim: int, quick: bool) -> VisionCon
 
 def _timm(config: Mapping[str, Any], embed_dim: int) -> VisionConfig:
     """A tower of timm as open_clip's adapter builds it."""
-    name, pool, projection = config["timm_model_name"], config.get("timm_pool", "avg"), config.get("timm_proj", "linear")
+    name, pool, projection = (
+        config["timm_model_name"],
+        config.get("timm_pool", "avg"),
+        config.get("timm_proj", "linear"),
+    )
     if pool in ("abs_attn", "rot_attn"):
         raise UserError(f"vision_cfg.timm_pool={pool}: attention pooling of open_clip's own has no tower in timm")
     # Without a projection of open_clip's the classifier of the tower projects; `none`: nothing does.

@@ -22,8 +22,8 @@ def read(shapes: Shapes, activation: str | None) -> ModelConfig:
     """
     if activation is None:
         raise UserError(
-            "a bare state dict does not say whether it was trained with QuickGELU (OpenAI's weights) or GELU (LAION's); "
-            "choose a named model (model=vit_b32 has QuickGELU), or put open_clip_config.json beside the file"
+            "a bare state dict does not say whether it was trained with QuickGELU (OpenAI's weights) or GELU "
+            "(LAION's); choose a named model (vit_b32 has QuickGELU), or put open_clip_config.json beside the file"
         )
     try:
         embed_dim = shapes["text_projection"][1]

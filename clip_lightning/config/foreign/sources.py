@@ -104,8 +104,10 @@ def own_config(source: Source) -> Config:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     for tower in (config.model.vision, config.model.text):
         if tower._target_ is not None:
-            raise UserError(f"{path} names {tower._target_}, which would be imported; only towers of timm and "
-                            "transformers are read from a folder")
+            raise UserError(
+                f"{path} names {tower._target_}, which would be imported; only towers of timm and "
+                "transformers are read from a folder"
+            )
     return config
 
 
@@ -119,9 +121,13 @@ def _architecture(source: Source) -> ModelConfig:
     if source.kind == "archive":
         tensors = archive.stored_tensors(source.weights[0])
         published = {"input_resolution", "context_length", "vocab_size"} <= tensors.keys()
-        return openai.read({name: stored.shape for name, stored in tensors.items()}, "quick_gelu" if published else None)
+        return openai.read(
+            {name: stored.shape for name, stored in tensors.items()}, "quick_gelu" if published else None
+        )
     if source.kind == "timm":
-        raise UserError("timm's folder holds an image tower alone; choose a model, and set model.vision.pretrained to it")
+        raise UserError(
+            "timm's folder holds an image tower alone; choose a model, and set model.vision.pretrained to it"
+        )
     return openai.read({}, None)
 
 
@@ -138,7 +144,9 @@ def open_clip_configs() -> dict[str, dict[str, Any]]:
     try:
         folder = Path(str(distribution("open_clip_torch").locate_file("open_clip/model_configs")))
     except PackageNotFoundError as error:
-        raise UserError("the package open_clip_torch, which lists these models, is not installed; run make setup") from error
+        raise UserError(
+            "the package open_clip_torch, which lists these models, is not installed; run make setup"
+        ) from error
     return {path.stem: _json(path) for path in sorted(folder.glob("*.json"))}
 
 
@@ -147,7 +155,9 @@ def _of_registry(source: str) -> Source:
     name, _, tag = (f"{rest.replace('/', '-')}/openai" if library == "openai" else rest).rpartition("/")
     configs = open_clip_configs()
     if name not in configs:
-        raise UserError(f"model.pretrained={source}: there is no model {name}" + did_you_mean(near(name, list(configs))))
+        raise UserError(
+            f"model.pretrained={source}: there is no model {name}" + did_you_mean(near(name, list(configs)))
+        )
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
     entry = get_pretrained_cfg(name, tag)
@@ -172,7 +182,9 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.py", "*/*"]))
     except Exception as error:  # the hub's client raises classes of several libraries
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model.pretrained=hf-hub:{name} cannot be fetched ({reason}); check the name, the network") from error
+        raise UserError(
+            f"model.pretrained=hf-hub:{name} cannot be fetched ({reason}); check the name, the network"
+        ) from error
 
 
 def _in_folder(folder: Path, source: str) -> Source:
@@ -183,7 +195,9 @@ def _in_folder(folder: Path, source: str) -> Source:
         return Source(source, "own", folder, weights)
     if (folder / OPEN_CLIP_CONFIG).is_file():
         content = _json(folder / OPEN_CLIP_CONFIG)
-        return Source(source, "open_clip", folder, weights, content.get("model_cfg", content), content.get("preprocess_cfg", {}))
+        return Source(
+            source, "open_clip", folder, weights, content.get("model_cfg", content), content.get("preprocess_cfg", {})
+        )
     if (folder / CONFIG).is_file():
         content = _json(folder / CONFIG)
         preprocess = _json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}

@@ -1,4 +1,4 @@
-"""Towers that several libraries describe: vision transformers and text transformers of CLIP and SigLIP by their sizes."""
+"""Towers that several libraries describe: image and text transformers of CLIP and SigLIP, by their sizes."""
 
 from typing import Any
 

@@ -33,7 +33,9 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, toke
     if kind not in KNOWN:
         raise UserError(f"config.json has model_type={kind}; known are {', '.join(KNOWN)}")
     if "auto_map" in config:
-        raise UserError("config.json has `auto_map`, code of its own, which is never run; remove the key if you trust it")
+        raise UserError(
+            "config.json has `auto_map`, code of its own, which is never run; remove the key if you trust it"
+        )
     if kind in ("siglip", "siglip2"):
         model = _siglip(config, kind)
     elif kind == "vision-text-dual-encoder":
@@ -46,7 +48,9 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, toke
 
 def _clip(config: Mapping[str, Any], chinese: bool) -> ModelConfig:
     embed_dim = int(config.get("projection_dim", 512))
-    vision = _clip_vision(_full("chinese_clip_vision_model" if chinese else "clip_vision_model", config, "vision_config"))
+    vision = _clip_vision(
+        _full("chinese_clip_vision_model" if chinese else "clip_vision_model", config, "vision_config")
+    )
     if chinese:
         text = _encoder({"model_type": "bert"} | dict(config.get("text_config") or {}), pool="cls", kind="bert")
     else:
@@ -89,7 +93,10 @@ def _clip_text(config: Mapping[str, Any]) -> TextConfig:
 
 
 def _siglip(config: Mapping[str, Any], kind: str) -> ModelConfig:
-    vision, text = _full(f"{kind}_vision_model", config, "vision_config"), _full(f"{kind}_text_model", config, "text_config")
+    vision, text = (
+        _full(f"{kind}_vision_model", config, "vision_config"),
+        _full(f"{kind}_text_model", config, "text_config"),
+    )
     if not vision.get("vision_use_head", True):
         raise UserError("vision_config.vision_use_head=false: a tower without its attention pooling gives no feature")
     pixels = vision.get("image_size")
@@ -133,8 +140,8 @@ def _dual(config: Mapping[str, Any]) -> ModelConfig:
         tower = _clip_vision(_full("clip_vision_model", {"vision_config": vision}, "vision_config"))
     else:
         raise UserError(
-            f"vision_config.model_type={kind}: a dual encoder reads this tower's pooling layer, which timm does not have; "
-            "known are clip_vision_model and timm_wrapper"
+            f"vision_config.model_type={kind}: a dual encoder reads this tower's pooling layer, which timm does not "
+            "have; known are clip_vision_model and timm_wrapper"
         )
     kind = text.get("model_type")
     if kind == "clip_text_model":

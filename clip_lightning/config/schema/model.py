@@ -46,8 +46,8 @@ class VisionConfig:
     pool: str | None = key(None, "timm's global_pool (token, avg, map, ...); null: the architecture's own")
     projection: str = key(
         "linear",
-        "linear, mlp (2 layers, the hidden one twice as wide as embed_dim), none (the tower itself gives embed_dim, see "
-        "options.num_classes)",
+        "linear, mlp (2 layers, the hidden one twice as wide as embed_dim), none (the tower itself gives embed_dim, "
+        "see options.num_classes)",
         choices=("linear", "mlp", "none"),
     )
     projection_bias: bool = key(False, "the last layer of the projection has a bias", hash_default=False)
@@ -58,7 +58,10 @@ class VisionConfig:
         hash_default=False,
     )
     interpolation: str = key(
-        "bicubic", "of the resize of images in use: bicubic, bilinear", choices=("bicubic", "bilinear"), hash_default=False
+        "bicubic",
+        "of the resize of images in use: bicubic, bilinear",
+        choices=("bicubic", "bilinear"),
+        hash_default=False,
     )
     init: str = key("timm", "openai_vit, openai_resnet, timm", choices=("timm", "openai_vit", "openai_resnet"))
     batch_norm: bool = key(
@@ -111,7 +114,8 @@ class ModelConfig:
     loss: str = key("softmax", "the loss option taken when `loss=` is not given", science=False)
     pretrained: str | None = key(
         None,
-        "weights of both towers: a file, a folder, a run, hf-hub:NAME, openai:NAME, open_clip:NAME/TAG (docs/weights.md)",
+        "weights of both towers: a file, a folder, a run, hf-hub:NAME, openai:NAME, open_clip:NAME/TAG; see "
+        "docs/weights.md",
         hash_default=False,
     )
     allow_missing: list[str] = key(

@@ -47,7 +47,9 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if layout == TIMM:
         return under("vision.backbone.", state)
     if layout == ENCODER:
-        return under("text.encoder.", {name: value for name, value in state.items() if not name.endswith("position_ids")})
+        return under(
+            "text.encoder.", {name: value for name, value in state.items() if not name.endswith("position_ids")}
+        )
     if layout == OWN:
         return dict(state)
     raise KeyError(next(iter(state), ""))

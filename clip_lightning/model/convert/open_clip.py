@@ -116,7 +116,9 @@ def convert_vision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _LEADING.get(name, lambda value: value)(value) for name, value in ours.items()}
 
 
-def export(state: Mapping[str, Tensor], *, native_vision: bool, native_text: bool, custom_text: bool) -> dict[str, Tensor]:
+def export(
+    state: Mapping[str, Tensor], *, native_vision: bool, native_text: bool, custom_text: bool
+) -> dict[str, Tensor]:
     """A state dict of ours in open_clip's layout.
 
     Args:
