@@ -17,16 +17,16 @@ from clip_lightning.model.clip import build_clip
 from clip_lightning.tokenizer import build_tokenizer
 from clip_lightning.training.any_model import OpenedModel
 
-CONTEXT, WORDS = 24, 300
+CONTEXT, WORDS = 77, 300
 WIDTH = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
-    "bert": {"model_type": "bert", "max_position_embeddings": 40, "pad_token_id": 1, **WIDTH},
-    "roberta": {"model_type": "roberta", "max_position_embeddings": 40, "pad_token_id": 1, **WIDTH},
-    "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": 40, "pad_token_id": 1, **WIDTH},
-    "mpnet": {"model_type": "mpnet", "max_position_embeddings": 40, "pad_token_id": 1, **WIDTH},
+    "bert": {"model_type": "bert", "max_position_embeddings": 90, "pad_token_id": 1, **WIDTH},
+    "roberta": {"model_type": "roberta", "max_position_embeddings": 90, "pad_token_id": 1, **WIDTH},
+    "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": 90, "pad_token_id": 1, **WIDTH},
+    "mpnet": {"model_type": "mpnet", "max_position_embeddings": 90, "pad_token_id": 1, **WIDTH},
     "distilbert": {
         "model_type": "distilbert",
-        "max_position_embeddings": 40,
+        "max_position_embeddings": 90,
         "pad_token_id": 1,
         "dim": 64,
         "hidden_dim": 128,
@@ -36,7 +36,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "qwen2": {
         "model_type": "qwen2",
         "pad_token_id": 1,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": 90,
         "num_key_value_heads": 2,
         **WIDTH,
     },
