@@ -3,8 +3,9 @@
 import argparse
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from clip_lightning.errors import UserError, run_command
 
@@ -58,7 +59,7 @@ def write(source: str, library: str, out: Path, *, checkpoint: str = "last", wei
     return found
 
 
-def _exporter(library: str):  # type: ignore[no-untyped-def]
+def _exporter(library: str) -> Callable[[Any, Path], Any]:
     from clip_lightning.export import (
         to_onnx,
         to_open_clip,
