@@ -83,6 +83,14 @@ class CLIP(nn.Module):
         scale = self.log_logit_scale.detach()
         return (scale.full_tensor() if isinstance(scale, DTensor) else scale).float().exp()
 
+    @torch.no_grad()
+    def current_logit_bias(self) -> Tensor | None:
+        """What is added to the logits, float32 []; None without a bias. Call it on every rank."""
+        if self.logit_bias is None:
+            return None
+        bias = self.logit_bias.detach()
+        return (bias.full_tensor() if isinstance(bias, DTensor) else bias).float().reshape(())
+
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks of both towers, in order: what is checkpointed, compiled and sharded one by one."""
         return [*_blocks(self.vision), *_blocks(self.text)]

@@ -78,7 +78,7 @@ class StepMetrics:
         loss, accuracy: of the global batch; accuracy is image to text, top 1, within the batch.
         chance_loss: ln N, what guessing costs under the softmax loss; None under others.
         gradient_norm: before clipping.
-        logit_scale: after the step.
+        logit_scale, logit_bias: after the step; None where the model has no bias.
         is_skipped: 1 where loss or gradient was not finite and the step did nothing.
     """
 
@@ -88,6 +88,7 @@ class StepMetrics:
     gradient_norm: Tensor
     learning_rate: float
     logit_scale: Tensor
+    logit_bias: Tensor | None
     is_skipped: Tensor
     samples_seen: int
 
@@ -238,6 +239,7 @@ class ClipModule(LightningModule):
             gradient_norm=norm,
             learning_rate=learning_rate,
             logit_scale=self.model.current_logit_scale().reshape(()),
+            logit_bias=self.model.current_logit_bias(),
             is_skipped=is_skipped,
             samples_seen=self.samples_seen,
         )
@@ -391,5 +393,6 @@ class ClipModule(LightningModule):
             "train/lr": torch.tensor(step.learning_rate),  # on the CPU: a copy to the device would wait for it
             "train/samples_seen": torch.tensor(float(step.samples_seen)),
         }
+        values |= {"train/logit_bias": step.logit_bias} if step.logit_bias is not None else {}
         # One owner per number: in a run its reporter writes to the loggers.
         self.log_dict(values, on_step=True, on_epoch=False, logger=not self._is_part_of_run)

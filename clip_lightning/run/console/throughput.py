@@ -167,6 +167,7 @@ class Throughput(Callback):
                 "memory_gib": peak_memory_gib(module.device),
                 "seconds": self.seconds,
             }
+            further |= {"logit_bias": float(step.logit_bias)} if step.logit_bias is not None else {}
             self.sink(interval, _records(interval, further))
         self._begin_interval(module)
 
