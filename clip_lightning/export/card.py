@@ -104,7 +104,8 @@ def _table(scores: list[Any]) -> list[str]:
     for score in scores:
         low, high = score.low, score.high
         interval = f"{100 * low:.1f} to {100 * high:.1f} %" if low is not None and high is not None else ""
-        rows.append(f"| {score.task} | {score.what} | {100 * score.value:.1f} % | {interval} | {score.n or '':,} |")
+        counted = f"{score.n:,}" if score.n is not None else ""
+        rows.append(f"| {score.task} | {score.what} | {100 * score.value:.1f} % | {interval} | {counted} |")
     return rows
 
 

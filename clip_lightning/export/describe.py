@@ -91,7 +91,7 @@ def vit_shape(backbone: Any, pixels: int) -> VitShape | None:
 
 def text_kind(model: CLIP) -> str:
     """transformers' `model_type` of the text encoder. Raises UserError for a user's own tower."""
-    config = getattr(model.text.encoder, "config", None)  # type: ignore[union-attr]
+    config = getattr(model.text.encoder, "config", None)
     if config is None:
         raise UserError("the text tower is the user's own (model.text._target_), which no other library can load")
     return str(config.model_type)

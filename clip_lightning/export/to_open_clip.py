@@ -120,7 +120,8 @@ def _text(opened: OpenedModel) -> tuple[dict[str, Any], str | None]:
     kind, config, end = text_kind(opened.model), opened.config.text, heads(opened.model)[1]
     if kind not in ("clip_text_model", "siglip_text_model"):
         return _encoder(opened, kind, end), None
-    encoder: Any = opened.model.text.encoder.config  # type: ignore[union-attr]
+    tower: Any = opened.model.text
+    encoder = tower.encoder.config
     found: dict[str, Any] = {
         "context_length": encoder.max_position_embeddings,
         "vocab_size": encoder.vocab_size,

@@ -1,6 +1,7 @@
 """The image tower for `timm.create_model("local-dir:DIR")`: the backbone, without the projection."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import save_for_hf
@@ -23,7 +24,8 @@ def export(opened: OpenedModel, folder: Path) -> None:
     arguments = timm_arguments(vision)
     architecture = vision.timm.split(".")[0]
     backbone = timm.create_model(architecture, **arguments)
-    backbone.load_state_dict(opened.model.vision.backbone.state_dict())
+    tower: Any = opened.model.vision
+    backbone.load_state_dict(tower.backbone.state_dict())
     backbone.pretrained_cfg |= {
         "architecture": architecture,
         "input_size": (3, vision.image_size, vision.image_size),

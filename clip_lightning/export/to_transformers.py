@@ -72,8 +72,6 @@ def kind_of(opened: OpenedModel) -> tuple[str | None, str]:
         if text == "bert" and pool == "cls":
             return "chinese_clip", ""
     if shape is not None and shape.is_siglips and text == "siglip_text_model" and ends == ("none", "bias"):
-        if shape.activation != model.text.encoder.config.hidden_act and shape.activation == "quick_gelu":  # type: ignore
-            return None, "its image tower has QuickGELU"
         return "siglip", ""
     return _dual_or_reason(opened, text, ends)
 
@@ -134,7 +132,7 @@ def image_processor(vision: VisionConfig) -> Any:
     from PIL.Image import Resampling
 
     size, bilinear = vision.image_size, vision.interpolation == "bilinear"
-    common = {"image_mean": list(vision.mean), "image_std": list(vision.std)}
+    common: dict[str, Any] = {"image_mean": list(vision.mean), "image_std": list(vision.std)}
     common["resample"] = int(Resampling.BILINEAR if bilinear else Resampling.BICUBIC)
     if vision.resize == "shortest":
         crop = {"height": size, "width": size}
@@ -168,7 +166,8 @@ def _vision_config(shape: VitShape) -> dict[str, Any]:
 def _text_config(opened: OpenedModel) -> dict[str, Any]:
     """The encoder's own configuration with the tokenizer's special tokens."""
     left_out = ("architectures", "transformers_version", "dtype", "_name_or_path", "model_type")
-    found = {key: value for key, value in opened.model.text.encoder.config.to_dict().items() if key not in left_out}  # type: ignore
+    encoder: Any = opened.model.text.encoder
+    found = {key: value for key, value in encoder.config.to_dict().items() if key not in left_out}
     tokenizer = opened.tokenizer
     moved = exported_tokenizers.moved_end(opened)
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id if moved is None else moved}

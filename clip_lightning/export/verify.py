@@ -56,7 +56,8 @@ def inputs(opened: OpenedModel) -> Inputs:
     photographs = [np.ascontiguousarray(image[40:380]) for image in load_sample_images().images]
     resize = Resize(vision.resize, vision.interpolation)
     levels = torch.stack([decode_eval(image, vision.image_size, resize=resize) for image in photographs])
-    pixels = (levels.float() / 255 - opened.model.vision.mean) / opened.model.vision.std
+    tower: Any = opened.model.vision
+    pixels = (levels.float() / 255 - tower.mean) / tower.std
     tokens, lengths, _ = opened.tokenizer(TEXTS)
     return Inputs(photographs, pixels, torch.from_numpy(tokens), torch.from_numpy(lengths))
 
@@ -83,7 +84,8 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _levels(given: Inputs, theirs: Tensor, opened: OpenedModel) -> float:
-    return float(((given.pixels - theirs) * opened.model.vision.std * 255).abs().max())
+    tower: Any = opened.model.vision
+    return float(((given.pixels - theirs) * tower.std * 255).abs().max())
 
 
 def _ids_differ(given: Inputs, theirs: Any) -> int:
@@ -116,7 +118,7 @@ def _open_clip(opened: OpenedModel, folder: Path, given: Inputs) -> Difference:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     image, text = _features(opened, given)
     ids = tokenizer(list(TEXTS))
-    pixels = torch.stack([preprocess(Image.fromarray(photograph)) for photograph in given.photographs])  # type: ignore
+    pixels = torch.stack([preprocess(Image.fromarray(photograph)) for photograph in given.photographs])
     return Difference(
         _largest(image, model.eval().encode_image(given.pixels)),
         _largest(text, model.encode_text(ids)),

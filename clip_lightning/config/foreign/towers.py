@@ -64,9 +64,16 @@ def siglip_vit(
     if pixels != 224:
         options["img_size"] = pixels
     name = "vit_base_patch16_siglip_224"
-    projection = {"pool": "map", "projection": "none", "resize": "squash"}
     return VisionConfig(
-        name="auto", timm=name, image_size=pixels, mean=INCEPTION, std=INCEPTION, options=options, **projection
+        name="auto",
+        timm=name,
+        image_size=pixels,
+        mean=list(INCEPTION),
+        std=list(INCEPTION),
+        pool="map",
+        projection="none",
+        resize="squash",
+        options=options,
     )
 
 
