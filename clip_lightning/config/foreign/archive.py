@@ -121,7 +121,7 @@ class _Unpickler(pickle.Unpickler):
     """Knows tensors, storages, lists and the archive's own modules; each becomes a record of this file."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The function or class of this module that stands for a name in the pickle."""
+        """The function or class of this module that represents a name in the pickle."""
         if module.startswith("__torch__"):
             return _Module
         if module == "torch" and name in _STORAGES:

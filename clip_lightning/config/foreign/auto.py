@@ -33,7 +33,7 @@ def _blank() -> ModelConfig:
 
 
 def _take(target: Any, found: Any, blank: Any) -> None:
-    """Copies each field of `found` that the user has left as in `blank`."""
+    """Copies each field of `found` that the user leaves as in `blank`."""
     for field in fields(found):
         mine, theirs, default = (getattr(config, field.name) for config in (target, found, blank))
         if is_dataclass(theirs):
