@@ -158,10 +158,15 @@ def test_tokens_are_simple_tokenizers_and_transformers(tmp_path: Path) -> None:
         if row[:length].tolist() != other:
             counts["transformers"] += 1
             changed = clean_paper(text) != " ".join(text.split()).lower() or ftfy.fix_text(text) != text
-            assert spells_special or changed, text
+            assert spells_special or changed or not_alike(text), text
         if row[:length].tolist() != clean:
             counts["transformers, cleaned by ours"] += 1
-            assert spells_special, text
+            assert spells_special or not_alike(text), text
     print(counts)
     assert counts["open_clip"] == 0
     assert counts["transformers, cleaned by ours"] < counts["transformers"] < 10_000
+
+
+def not_alike(text: str) -> bool:
+    """Whether Python and the tokenizers library put a text into lower case or split its spaces in other ways."""
+    return any(character in text for character in "İΣ\x1f\x00\u200b") or "e\u0301" in text
