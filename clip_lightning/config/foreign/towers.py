@@ -5,7 +5,7 @@ from typing import Any
 from clip_lightning.config.schema import TextConfig, TokenizerConfig, VisionConfig
 
 INCEPTION = [0.5, 0.5, 0.5]
-RESNETS = {
+RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50_clip",
     (3, 4, 23, 3): "resnet101_clip",
     (4, 6, 10, 6): "resnet50x4_clip",
@@ -38,7 +38,7 @@ def clip_vit(
     """
     known = {"patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads, "mlp_ratio": mlp_ratio}
     default = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
-    changed = {key: value for key, value in known.items() if value != default[key]}
+    changed: dict[str, Any] = {key: value for key, value in known.items() if value != default[key]}
     name = "vit_base_patch16_clip_224"
     if patch == 32:
         name = "vit_base_patch32_clip_224"
@@ -58,7 +58,7 @@ def siglip_vit(
     """The vision transformer of SigLIP, pooled by attention, without a projection."""
     known = {"patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads, "mlp_ratio": mlp_ratio}
     default = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
-    options = {key: value for key, value in known.items() if value != default[key]}
+    options: dict[str, Any] = {key: value for key, value in known.items() if value != default[key]}
     if activation != "gelu":
         options["act_layer"] = ACTIVATIONS[activation]
     if pixels != 224:

@@ -99,9 +99,10 @@ def _siglip(config: Mapping[str, Any], kind: str) -> ModelConfig:
     )
     if not vision.get("vision_use_head", True):
         raise UserError("vision_config.vision_use_head=false: a tower without its attention pooling gives no feature")
-    pixels = vision.get("image_size")
     if kind == "siglip2":
         pixels = round(vision["num_patches"] ** 0.5) * vision["patch_size"]
+    else:
+        pixels = vision["image_size"]
     tower = towers.siglip_vit(
         width=vision["hidden_size"],
         layers=vision["num_hidden_layers"],
