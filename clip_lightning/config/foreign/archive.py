@@ -90,11 +90,13 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(found) != 1:
                 raise UserError(f"{path} is a zip file without a model: it has no data.pkl")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-                raise UserError(f"{path} is a compressed archive, which torch never writes; it is not read")
+            folder = found[0].removesuffix("data.pkl")
+            read = [entries[name] for name in entries if name == found[0] or name.startswith(f"{folder}data/")]
+            # torch compresses the code of an archive, which is not read, and never its tensors.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in read):
+                raise UserError(f"{path}: its tensors are compressed, as torch never writes them; it is not read")
             if entries[found[0]].file_size > _LARGEST_PICKLE:
                 raise UserError(f"{path}: its data.pkl is larger than any model's; it is not read")
-            folder = found[0].removesuffix("data.pkl")
             root = _Unpickler(BytesIO(archive.read(found[0]))).load()
     except UserError:
         raise

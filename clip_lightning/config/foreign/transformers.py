@@ -99,16 +99,13 @@ def _siglip(config: Mapping[str, Any], kind: str) -> ModelConfig:
     )
     if not vision.get("vision_use_head", True):
         raise UserError("vision_config.vision_use_head=false: a tower without its attention pooling gives no feature")
-    if kind == "siglip2":
-        pixels = round(vision["num_patches"] ** 0.5) * vision["patch_size"]
-    else:
-        pixels = vision["image_size"]
+    side = round(vision["num_patches"] ** 0.5) * vision["patch_size"] if kind == "siglip2" else vision["image_size"]
     tower = towers.siglip_vit(
         width=vision["hidden_size"],
         layers=vision["num_hidden_layers"],
         heads=vision["num_attention_heads"],
         patch=vision["patch_size"],
-        pixels=int(pixels),
+        pixels=int(side),
         mlp_ratio=_ratio(vision),
         activation=_activation(vision),
     )
