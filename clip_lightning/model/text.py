@@ -91,7 +91,7 @@ class TextTower(nn.Module):
         if self.pool == "last":
             return hidden_BLW[:, -1]
         if self.pool == "eot":
-            return hidden_BLW[torch.arange(len(hidden_BLW), device=hidden_BLW.device), lengths_B - 1]
+            return hidden_BLW[torch.arange(hidden_BLW.shape[0], device=hidden_BLW.device), lengths_B - 1]
         inside_BL = torch.arange(hidden_BLW.shape[1], device=hidden_BLW.device) < lengths_B[:, None]
         return (hidden_BLW * inside_BL[..., None]).sum(1) / lengths_B[:, None]
 
