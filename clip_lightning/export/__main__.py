@@ -49,7 +49,7 @@ def write(source: str, library: str, out: Path, *, checkpoint: str = "last", wei
     try:
         _exporter(library)(opened, temporary)
         found = str(verify.verify(opened, library, temporary))
-        card.write(opened, temporary, library, found)
+        card.write(opened, temporary, library, found, out.name)
         temporary.chmod(0o755)
         if out.exists():
             out.rmdir()  # an empty one

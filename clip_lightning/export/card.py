@@ -20,10 +20,10 @@ _LIBRARIES = {
 }
 
 
-def write(opened: OpenedModel, folder: Path, library: str, checked: str) -> None:
+def write(opened: OpenedModel, folder: Path, library: str, checked: str, final_name: str) -> None:
     """Writes README.md.
 
-    Args: checked: what the check after writing found.
+    Args: checked: what the check after writing found. final_name: of the folder once it is complete.
     """
     name, call = _LIBRARIES[library]
     scores = _scores(opened)
@@ -39,7 +39,7 @@ def write(opened: OpenedModel, folder: Path, library: str, checked: str) -> None
         "'other # write the licence of these weights'", "other # write the licence of these weights"
     )
     lines = [f"---\n{head}---\n", f"# {_name(opened)}\n", *_about(opened)]
-    lines += ["\n## Use\n", f"```python\n{call.replace('{}', folder.name)}\n```\n"]
+    lines += ["\n## Use\n", f"```python\n{call.replace('{}', final_name)}\n```\n"]
     lines += ["\n## Zero-shot scores\n", *_table(scores)] if scores else []
     lines += ["\n## Check after the export\n", f"{library} against clip_lightning: {checked}.\n"]
     lines += ["\n## Versions\n", f"{provenance.versions_line(provenance.versions())}\n"]
