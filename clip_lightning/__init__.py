@@ -12,7 +12,9 @@ _MODULES = {
     "ClipModule": "clip_lightning.training.clip_module",
     "ContrastiveDataModule": "clip_lightning.data.datamodule",
     "embed_images": "clip_lightning.training.embedding",
+    "embed_images_to": "clip_lightning.training.embedding",
     "embed_texts": "clip_lightning.training.embedding",
+    "embed_texts_to": "clip_lightning.training.embedding",
     "load": "clip_lightning.training.embedding",
     "load_config": "clip_lightning.config.library",
 }

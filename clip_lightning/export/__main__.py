@@ -9,7 +9,9 @@ from typing import Any
 
 from clip_lightning.errors import UserError, run_command
 
-LIBRARIES = ("transformers", "open_clip", "timm", "sentence-transformers", "safetensors", "onnx")
+LIBRARIES = (
+    "transformers", "open_clip", "timm", "sentence-transformers", "safetensors", "onnx", "openvino", "executorch"
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +63,10 @@ def write(source: str, library: str, out: Path, *, checkpoint: str = "last", wei
 
 def _exporter(library: str) -> Callable[[Any, Path], Any]:
     from clip_lightning.export import (
+        to_executorch,
         to_onnx,
         to_open_clip,
+        to_openvino,
         to_safetensors,
         to_sentence_transformers,
         to_timm,
@@ -76,6 +80,8 @@ def _exporter(library: str) -> Callable[[Any, Path], Any]:
         "sentence-transformers": to_sentence_transformers.export,
         "safetensors": to_safetensors.export,
         "onnx": to_onnx.export,
+        "openvino": to_openvino.export,
+        "executorch": to_executorch.export,
     }[library]
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 
 from clip_lightning.records import read_records
 from clip_lightning.reliability import provenance
@@ -16,6 +18,8 @@ _LIBRARIES = {
     "timm": ("timm", 'timm.create_model("local-dir:{}", pretrained=True)'),
     "sentence-transformers": ("sentence-transformers", 'SentenceTransformer("{}")'),
     "onnx": ("onnx", 'onnxruntime.InferenceSession("{}/image.onnx")'),
+    "openvino": ("openvino", 'openvino.compile_model("{}/image.xml", "CPU")'),
+    "executorch": ("executorch", 'executorch.runtime.Runtime.get().load_program("{}/image.pte")'),
     "safetensors": ("clip_lightning", 'clip_lightning.load("{}")'),
 }
 
@@ -44,6 +48,30 @@ def write(opened: OpenedModel, folder: Path, library: str, checked: str, final_n
     lines += ["\n## Check after the export\n", f"{library} against clip_lightning: {checked}.\n"]
     lines += ["\n## Versions\n", f"{provenance.versions_line(provenance.versions())}\n"]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    if scores:
+        _write_results(scores, folder)
+
+
+def _write_results(scores: list[Any], folder: Path) -> None:
+    """The scores in the Hub's newer form, `.eval_results/*.yaml`, one file per task.
+
+    A folder in CLIP_benchmark's layout has the name of its data set there; other tasks have no data set on the Hub, and
+    their names are ours.
+    """
+    for task in dict.fromkeys(score.task for score in scores):
+        entries = [
+            EvalResultEntry(
+                dataset_id=f"clip-benchmark/{task}" if task.startswith("wds_") else task,
+                task_id=f"{score.split}_{score.what}",
+                value=score.value,
+                notes=f"zero-shot, prompts {score.prompts or 'own'}, {score.n or 0:,} images",
+            )
+            for score in scores
+            if score.task == task
+        ]
+        file = folder / EVAL_RESULTS_FOLDER / f"{task}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
 
 
 def _name(opened: OpenedModel) -> str:

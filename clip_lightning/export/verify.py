@@ -159,13 +159,40 @@ def _onnx(opened: OpenedModel, folder: Path, given: Inputs) -> Difference:
         from onnxruntime import InferenceSession
     except ImportError as error:
         raise UserError("the check after --to onnx needs onnxruntime; pip install clip_lightning[export]") from error
+
+    def run(name: str, tensors: dict[str, Tensor]) -> Any:
+        session = InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        return session.run(None, {key: tensor.numpy() for key, tensor in tensors.items()})[0]
+
+    return _graphs(opened, given, run)
+
+
+def _openvino(opened: OpenedModel, folder: Path, given: Inputs) -> Difference:
+    import openvino
+
+    def run(name: str, tensors: dict[str, Tensor]) -> Any:
+        model = openvino.Core().compile_model(folder / f"{name}.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return model({key: tensor.numpy() for key, tensor in tensors.items()})[0]
+
+    return _graphs(opened, given, run)
+
+
+def _executorch(opened: OpenedModel, folder: Path, given: Inputs) -> Difference:
+    from executorch.runtime import Runtime
+
+    def run(name: str, tensors: dict[str, Tensor]) -> Any:
+        return Runtime.get().load_program(folder / f"{name}.pte").load_method("forward").execute([*tensors.values()])[0]
+
+    return _graphs(opened, given, run)
+
+
+def _graphs(opened: OpenedModel, given: Inputs, run: Callable[[str, dict[str, Tensor]], Any]) -> Difference:
+    """Args: run: output of the graph of this name for named inputs."""
     image, text = _features(opened, given)
     mask = (torch.arange(given.tokens.shape[1]) < given.lengths[:, None]).long()
-    options = {"providers": ["CPUExecutionProvider"]}
-    (images,) = InferenceSession(folder / "image.onnx", **options).run(None, {"pixel_values": given.pixels.numpy()})
-    fed = {"input_ids": given.tokens.numpy(), "attention_mask": mask.numpy()}
-    (texts,) = InferenceSession(folder / "text.onnx", **options).run(None, fed)
-    return Difference(_largest(image, torch.from_numpy(images)), _largest(text, torch.from_numpy(texts)), None, None)
+    images = run("image", {"pixel_values": given.pixels})
+    texts = run("text", {"input_ids": given.tokens.long(), "attention_mask": mask})
+    return Difference(_largest(image, torch.as_tensor(images)), _largest(text, torch.as_tensor(texts)), None, None)
 
 
 def _safetensors(opened: OpenedModel, folder: Path, given: Inputs) -> Difference:
@@ -186,5 +213,7 @@ _CHECKS: dict[str, Callable[[OpenedModel, Path, Inputs], Difference]] = {
     "timm": _timm,
     "sentence-transformers": _sentence_transformers,
     "onnx": _onnx,
+    "openvino": _openvino,
+    "executorch": _executorch,
     "safetensors": _safetensors,
 }

@@ -4,7 +4,9 @@ Shapes: n images or texts, D width of the shared space.
 """
 
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from clip_lightning.config.schema import VisionConfig
 from clip_lightning.data.images.decode import Resize, decode_eval
+from clip_lightning.data.layouts.layout import BadSample, Layout, digest
 from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.any_model import open_model
+from clip_lightning.training.embed_to_disk import Inputs, Written, write
 
 
 class LoadedModel(NamedTuple):
@@ -67,9 +71,8 @@ def loaded_from(module: Any, data: Any) -> LoadedModel:
     return LoadedModel(module.model.eval(), data.tokenizer, transform_of(module.config.model.vision))
 
 
-@torch.no_grad()
 def embed_images(loaded: LoadedModel, images: Iterable[Any], batch: int = 64) -> Tensor:
-    """Features of length 1 of images: float32 [n, D] on the CPU.
+    """Features of length 1 of images: float32 [n, D] on the CPU. `embed_images_to` writes those of many to files.
 
     Args:
         images: each a path, the bytes of a file, a PIL image, or pixels uint8 [H, W, 3].
@@ -78,27 +81,106 @@ def embed_images(loaded: LoadedModel, images: Iterable[Any], batch: int = 64) ->
     Raises:
         BadSample: an image cannot be decoded.
     """
-    device = next(loaded.model.parameters()).device
-    found = []
-    for part in _batched(images, batch):
-        pixels = torch.stack([loaded.transform(_content(image)) for image in part])
-        found.append(loaded.model.encode_image(pixels.to(device)).cpu())
+    found = [
+        _image_features(loaded.model, [loaded.transform(_content(image)) for image in part])
+        for part in _batched(images, batch)
+    ]
     return torch.cat(found)
 
 
-@torch.no_grad()
 def embed_texts(loaded: LoadedModel, texts: Iterable[str], batch: int = 256) -> Tensor:
-    """Features of length 1 of texts: float32 [n, D] on the CPU.
+    """Features of length 1 of texts: float32 [n, D] on the CPU. `embed_texts_to` writes those of many to files.
 
     Args: batch: texts in a forward pass.
     """
-    device = next(loaded.model.parameters()).device
-    found = []
-    for part in _batched(texts, batch):
-        tokens, lengths, _ = loaded.tokenizer(part)
-        features = loaded.model.encode_text(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths).to(device))
-        found.append(features.cpu())
-    return torch.cat(found)
+    return torch.cat([_text_features(loaded, loaded.model, part) for part in _batched(texts, batch)])
+
+
+def embed_images_to(
+    folder: str | Path,
+    loaded: LoadedModel,
+    images: Sequence[str | Path] | Layout,
+    *,
+    batch: int = 64,
+    threads: int | None = None,
+    **options: Any,
+) -> Written:
+    """Writes the features of many images as files, in parts, resumable; see `embed_to_disk.write`.
+
+    Args:
+        images: paths; or data as `clip_lightning.data.layouts.layout.build_layout` opens it, whose order is kept.
+        threads: that read and decode; None: one per core.
+        options: rows_per_part, file_format (parquet or npy), devices, worker, report.
+
+    Returns:
+        What was written. Images that cannot be read are counted; their rows are null (parquet) or NaN (npy).
+    """
+    width = _text_features(loaded, loaded.model, [""]).shape[1]
+    reader = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+
+    def decoded(row: int) -> Tensor | None:
+        try:
+            content = images.read(row).image if isinstance(images, Layout) else _content(images[row])
+            return loaded.transform(content)
+        except (BadSample, OSError):
+            return None
+
+    def features(model: CLIP, rows: range) -> Tensor:
+        found = torch.full((len(rows), width), float("nan"))
+        parts = list(_batched(rows, batch))
+        ahead = [reader.submit(decoded, row) for row in parts[0]]
+        for k, part in enumerate(parts):
+            waiting, ahead = (
+                ahead,
+                [reader.submit(decoded, row) for row in (parts[k + 1] if k + 1 < len(parts) else [])],
+            )
+            pixels = {
+                row: image for row, future in zip(part, waiting, strict=True) if (image := future.result()) is not None
+            }
+            if pixels:
+                places = torch.tensor([row - rows.start for row in pixels])
+                found[places] = _image_features(model, list(pixels.values()))
+        return found
+
+    def keys(first: int, last: int) -> list[str]:
+        if isinstance(images, Layout):
+            return [images.name_of(row).name for row in range(first, last)]
+        return [str(path) for path in images[first:last]]
+
+    if isinstance(images, Layout):
+        num_rows, identity = images.num_samples, images.fingerprint()
+    else:
+        num_rows, identity = len(images), digest(*map(str, images))
+    with reader:
+        inputs = Inputs(num_rows, keys, features, digest(identity, repr(loaded.transform)))
+        return write(Path(folder).expanduser(), loaded.model, inputs, **options)
+
+
+def embed_texts_to(
+    folder: str | Path, loaded: LoadedModel, texts: Sequence[str], *, batch: int = 256, **options: Any
+) -> Written:
+    """Writes the features of many texts as files; their keys are the texts. See `embed_images_to`."""
+
+    def features(model: CLIP, rows: range) -> Tensor:
+        return torch.cat(
+            [_text_features(loaded, model, [texts[row] for row in part]) for part in _batched(rows, batch)]
+        )
+
+    inputs = Inputs(len(texts), lambda first, last: list(texts[first:last]), features, digest(*texts))
+    return write(Path(folder).expanduser(), loaded.model, inputs, **options)
+
+
+@torch.no_grad()
+def _image_features(model: CLIP, images: Sequence[Tensor]) -> Tensor:
+    device = next(model.parameters()).device
+    return model.encode_image(torch.stack(list(images)).to(device)).cpu()
+
+
+@torch.no_grad()
+def _text_features(loaded: LoadedModel, model: CLIP, texts: list[str]) -> Tensor:
+    device = next(model.parameters()).device
+    tokens, lengths, _ = loaded.tokenizer(texts)
+    return model.encode_text(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths).to(device)).cpu()
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

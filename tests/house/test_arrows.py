@@ -19,7 +19,7 @@ TIERS: list[set[str]] = [
     {"training"},
     {"slurm"},
     {"run"},
-    {"report", "demo", "export", "runs", "list"},
+    {"report", "demo", "embed", "export", "runs", "list"},
     {"__main__"},
     {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
 ]

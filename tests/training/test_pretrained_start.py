@@ -47,7 +47,14 @@ def test_twenty_steps_from_scale_20_and_bias_minus_7(tmp_path: Path) -> None:
     assert module.model.current_logit_scale().item() == pytest.approx(20, rel=1e-5)
     assert module.model.logit_bias is not None
     assert module.model.logit_bias.item() == -7.0
-    trainer = Trainer(max_steps=STEPS, accelerator="cpu", logger=False, enable_progress_bar=False, log_every_n_steps=1)
+    trainer = Trainer(
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
+    )
     trainer.fit(module, ContrastiveDataModule(settings))
     for name in ("logit_scale", "logit_bias"):
         now = getattr(module.model, f"current_{name}")().item()

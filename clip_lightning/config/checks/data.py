@@ -25,6 +25,8 @@ def problems(data: DataConfig) -> Iterator[str]:
     unread = []
     if data.kind == "scenes" and not data._target_:
         unread = [*_UNREAD_BY_SCENES]
+    if data.kind == "class_folders":
+        unread = ["caption_keys"]
     if data.kind != "mixture":
         unread += ["mixture", "mixture_paths"]
     if data.kind != "table":

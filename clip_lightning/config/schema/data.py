@@ -57,8 +57,8 @@ class DataConfig:
     name: str = key(MISSING, "second part of the run's name")
     kind: str = key(
         MISSING,
-        "scenes, webdataset, parquet, table, folder, coco, mixture",
-        choices=("scenes", "webdataset", "parquet", "table", "folder", "coco", "mixture"),
+        "scenes, webdataset, parquet, table, folder, class_folders, coco, mixture",
+        choices=("scenes", "webdataset", "parquet", "table", "folder", "class_folders", "coco", "mixture"),
     )
     path: str | None = key(
         None, "folder, file, fsspec URL, or pattern with braces like {00000..00099}, in quotes", science=False

@@ -43,7 +43,8 @@ def build_folder(config: DataConfig, path: str) -> Layout:
         why = f"{causes(problems)}; " if problems else ""
         raise DataError(
             f"data.path={path} holds no usable sample ({why}its files by suffix: {listed or 'none'}); each image needs "
-            f"a file of the same name that ends in .{' or .'.join(config.caption_keys)} (data.caption_keys)."
+            f"a file of the same name that ends in .{' or .'.join(config.caption_keys)} (data.caption_keys); images in "
+            "one folder per class, without captions, are data=class_folders."
         )
     return FileRows(str(folder), folder, pa.array(paths, pa.string()), None, problems, config.caption_keys)
 

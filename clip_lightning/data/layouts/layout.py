@@ -224,6 +224,7 @@ _BUILDERS = {
     "parquet": ("layouts.table", "build_arrow"),
     "table": ("layouts.text_table", "build_table"),
     "folder": ("layouts.folder", "build_folder"),
+    "class_folders": ("layouts.class_folders", "build_class_folders"),
     "coco": ("layouts.folder", "build_coco"),
     "mixture": ("layouts.mixture", "build_mixture"),
 }
