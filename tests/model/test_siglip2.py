@@ -18,7 +18,7 @@ TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 def test_features_of_siglip2_at_its_fixed_size_are_ours(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = Siglip2Config(
-        text_config=TOWER | {"vocab_size": WORDS, "max_position_embeddings": 77, "projection_size": 64},
+        text_config=TOWER | {"vocab_size": WORDS + 10, "max_position_embeddings": 77, "projection_size": 64},
         vision_config=TOWER | {"patch_size": PATCH, "num_patches": (SIDE // PATCH) ** 2},
     )
     theirs = Siglip2Model(config).eval()
