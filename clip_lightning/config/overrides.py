@@ -214,7 +214,7 @@ def _unreadable(word: str) -> str:
         fix = f"settings have no dashes, write {word.lstrip('-')}" if "=" in word else "--help shows the flags"
         return f"{word}: there is no such flag; {fix}"
     if "=" not in word:
-        return f"{word}: a setting is written key=value"
+        return f"{word}: {'there is no such directory, and ' if '/' in word else ''}a setting is written key=value"
     key, value = word.split("=", 1)
     return f"{word}: this value cannot be read; put it in quotes, '{key}=\"{value}\"'"
 

@@ -98,15 +98,8 @@ class RunDirectory:
             write_atomically(self.path / "patch.diff", commit.patch)
             write_atomically(frozen, identity.redacted(compose.dump(config)))
         else:
-            before, allowed = compose.read(frozen), set(config.allow_changed)
             changed = compare_data(self.path, data, config)
-            changes = identity.diff(identity.science(before), identity.science(config))
-            if science := [change for change in changes if change.split(":")[0] not in allowed]:
-                names = ",".join(change.split(":")[0] for change in changes)
-                raise UserError(
-                    f"{self.path} holds another run ({'; '.join(science)}); rename it, continue as this run by "
-                    f"allow_changed=[{names}], or write fresh=true"
-                )
+            before = compare_science(self.path, config)
             changed += [identity.redacted(line) for line in identity.diff(asdict(before), asdict(config))]
         (self.path / FAILURE).unlink(missing_ok=True)
         start = {
@@ -135,6 +128,19 @@ class RunDirectory:
         if self._lock is not None:
             lock.release(self._lock)
             self._lock = None
+
+
+def compare_science(path: Path, config: Config) -> Config:
+    """The frozen config of a run's directory. Raises UserError where its science differs and is not allowed to."""
+    before = compose.read(path / "config.yaml")
+    changes = identity.diff(identity.science(before), identity.science(config))
+    if science := [change for change in changes if change.split(":")[0] not in config.allow_changed]:
+        names = ",".join(change.split(":")[0] for change in changes)
+        raise UserError(
+            f"{path} holds another run ({'; '.join(science)}); rename it, continue as this run by "
+            f"allow_changed=[{names}], or write fresh=true"
+        )
+    return before
 
 
 def compare_data(path: Path, data: dict[str, Any], config: Config) -> list[str]:

@@ -36,7 +36,7 @@ from clip_lightning.run.console.banner import BannerFacts, banner
 from clip_lightning.run.console.progress import Interval, Screen, evaluation_lines, screen
 from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
-from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory, compare_data
+from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory, compare_data, compare_science
 from clip_lightning.run.divergence import Rollback
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, precision_warning, total_peak_flops, uses_gpu
@@ -352,6 +352,8 @@ def _is_finished(config: Config, path: Path) -> bool:
     """Whether the run is finished and is not to start over; prints its summary then."""
     if _starts_over(config) or read_json(path / "status.json").get("status") != "finished":
         return False
+    if identity.science(compare_science(path, config)) != identity.science(config):
+        return False  # `allow_changed` continues the run as another one
     compare_data(path, build_datamodule(config).identity, config)
     print(f"{path} is finished; fresh=true starts it over\n{(path / 'summary.txt').read_text(encoding='utf-8')}")
     return True

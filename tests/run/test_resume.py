@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from clip_lightning.config import compose
 from clip_lightning.records import read_records
 from clip_lightning.reliability.checkpoint import CheckpointFolder, name_of
+from clip_lightning.reliability.run_paths import directory_of
+from tests.support.runner import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -145,3 +149,20 @@ def test_the_default_run_has_the_same_first_fifty_losses_on_two_ranks(runner: An
         found.append(list(losses(tmp_path / name).values())[:50])
     assert len(found[0]) == 50
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("before", "after"), [("softmax", "sigmoid"), ("sigmoid", "softmax")])
+def test_a_run_continues_with_what_its_message_proposes_to_allow(
+    before: str, after: str, runner: Any, tmp_path: Path
+) -> None:
+    runner.train(tmp_path, f"loss={before}", "compute.duration=4 steps")
+    settings = [f"loss={after}", "compute.duration=8 steps"]
+    renamed = directory_of(compose.load("train", [f"runs={tmp_path}", *SMALL, *settings]))
+    (tmp_path / "latest").resolve().rename(renamed)
+    refused = runner.train(tmp_path, *settings, code=2)
+    proposed = re.search(r"allow_changed=\[[^]]*\]", refused)
+    assert proposed is not None, refused
+    assert "logit_bias" in runner.train(tmp_path, *settings, proposed[0])
+    assert max(losses(tmp_path)) == 8 * 16
+    assert ("/weights/model.logit_bias" in final_state(tmp_path)) == (after == "sigmoid")

@@ -21,7 +21,7 @@ from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
 from clip_lightning.run.callbacks import check_callbacks
-from clip_lightning.run.hardware import device_of
+from clip_lightning.run.hardware import device_of, uses_gpu
 from clip_lightning.run.loggers import check_loggers
 from clip_lightning.run.plan.memory import Memory, estimate_memory, memory_problems, num_parameters
 from clip_lightning.tokenizer import build_tokenizer
@@ -97,7 +97,10 @@ def preflight(config: Config) -> Preflight:
     found = plan(config)
     if not isinstance(found, Preflight):
         raise AssertionError("only a dry run goes without data")
-    if problems := memory_problems(config, found.memory, device_of(config.cluster)):
+    problems = memory_problems(config, found.memory, device_of(config.cluster))
+    if config.compute.precision == "fp16" and not uses_gpu(config.cluster.accelerator):
+        problems.append("compute.precision=fp16 needs a GPU, and this node has none; write compute.precision=bf16")
+    if problems:
         raise UserError(*problems)
     return found
 
