@@ -7,6 +7,8 @@ from clip_lightning.config.schema import ModelConfig, TextConfig, VisionConfig
 from clip_lightning.errors import UserError
 
 NAME = "auto"
+# How a run trained its model, or where that began; not its architecture.
+_OF_TRAINING = ("pretrained", "allow_missing", "locked", "patch_dropout", "drop_path")
 
 
 def fill(model: ModelConfig) -> None:
@@ -38,7 +40,7 @@ def _take(target: Any, found: Any, blank: Any) -> None:
         mine, theirs, default = (getattr(config, field.name) for config in (target, found, blank))
         if is_dataclass(theirs):
             _take(mine, theirs, default)
-        elif mine == default and field.name not in ("pretrained", "allow_missing"):
+        elif mine == default and field.name not in _OF_TRAINING:
             setattr(target, field.name, theirs)
     if isinstance(target, VisionConfig) and target.image_size != found.image_size and "_clip" in str(target.timm):
         target.options = target.options | {"img_size": target.image_size}
