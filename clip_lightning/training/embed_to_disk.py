@@ -121,12 +121,9 @@ def write(
     mine = range(number, -(-inputs.num_rows // rows_per_part), count)
     paths = {part: folder / f"part-{part:05d}.{file_format}" for part in mine}
     missing: SimpleQueue[int] = SimpleQueue()
-    num_resumed = 0
-    for part, path in paths.items():
-        if path.exists():
-            num_resumed += 1
-        else:
-            missing.put(part)
+    for part in (part for part, path in paths.items() if not path.exists()):
+        missing.put(part)
+    num_resumed = len(mine) - missing.qsize()
 
     def rows_of(part: int) -> range:
         return range(part * rows_per_part, min((part + 1) * rows_per_part, inputs.num_rows))
