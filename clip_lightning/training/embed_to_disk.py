@@ -142,9 +142,8 @@ def write(
             report(f"{paths[part].name}: {len(rows):,} rows, {speed:,.0f} a second{lost}")
         return unreadable
 
-    used = list(devices) if devices is not None else _devices(model, count)
-    with ThreadPoolExecutor(len(used)) as pool:
-        num_unreadable = sum(pool.map(run, used))
+    with ThreadPoolExecutor() as pool:
+        num_unreadable = sum(pool.map(run, devices if devices is not None else _devices(model, count)))
     return Written(folder, sum(len(rows_of(part)) for part in mine), num_unreadable, num_resumed)
 
 
