@@ -31,6 +31,7 @@ from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.caption_files import find_images
 from clip_lightning.evaluation.encode import ImageReader, encode_texts
 from clip_lightning.evaluation.inference import inference, refuse_broken
+from clip_lightning.evaluation.intervals import mean_of_shares
 from clip_lightning.evaluation.metrics import UNIT, wilson
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
@@ -198,10 +199,7 @@ class CompositionalEvaluator:
                 task = self.task.name if name == self.task.name else f"{self.task.name}/{name}"
                 records.append(self._record(task, what, value, low, high, n))
             if len(present) > 1:
-                # As the mean per class of `metrics`: the subsets' intervals combined by the distances of their ends.
-                mean = sum(shares) / len(shares)
-                low = mean - math.hypot(*(v - e[0] for v, e in zip(shares, ends, strict=True))) / len(shares)
-                high = mean + math.hypot(*(e[1] - v for v, e in zip(shares, ends, strict=True))) / len(shares)
+                mean, low, high = mean_of_shares(shares, list(filter(None, numbers)))
                 records.append(self._record(self.task.name, what, mean, low, high, sum(numbers)))
         return records
 
