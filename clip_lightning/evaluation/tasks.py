@@ -8,8 +8,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -35,11 +35,22 @@ class ZeroShotTask:
     Attributes:
         classnames: one name per class, in the order of the labels.
         templates: prompts in which `{c}` is the placeholder of the class name; their embeddings are averaged.
-        labels: int64 [n].
-        read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once.
+        labels: int64 [n], or bool [n, C] for a set in which an image has any number of classes (VOC2007).
+        read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once. Raises BadSample.
         split: which part of the data set this is.
         prompts: name of the set of templates in records.
         resize: how images become squares, of the model that is evaluated.
+        metric: the data set's own metric, a key of `metrics.METRICS`.
+        prompt_sets: further sets of templates beside `templates`, by name.
+        groups: int64 [n], None without groups. For `pm`: the anchor that an image belongs to, the first image of each
+            group being the anchor itself. For `worst_group_*`: the region or income class of an image.
+        group_names: a name per group; empty where groups are numbers only.
+        allowed: bool [C_all, C], which classes of a wider classifier count as a class of this set (ObjectNet: several
+            ImageNet classes to one label); None where the classifier is made of `classnames` alone.
+        images_id: identity of the images without the prompts: tasks that share it share pixels and features.
+        num_expected: images that the set is known to have; None where that is unknown.
+        stand_in: one sentence that says why this is not the set of the paper; empty where it is.
+        names_from: where class names and templates were read from.
     """
 
     name: str
@@ -50,6 +61,15 @@ class ZeroShotTask:
     split: str = "test"
     prompts: str = "own"
     resize: Resize = SHORTEST
+    metric: str = "acc1"
+    prompt_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    group_names: Sequence[str] = ()
+    allowed: np.ndarray | None = None
+    images_id: str = ""
+    num_expected: int | None = None
+    stand_in: str = ""
+    names_from: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,7 +78,7 @@ class ZeroShotTask:
         problems += [f"task {self.name}: class {k} has no name." for k, name in enumerate(self.classnames) if not name]
         if not len(self.templates):
             problems.append(f"task {self.name} has no templates; write at least one, such as 'a {PLACEHOLDER}'.")
-        for template in self.templates:
+        for template in (*self.templates, *(text for texts in self.prompt_sets.values() for text in texts)):
             if PLACEHOLDER not in template:
                 problems.append(
                     f"task {self.name}: the template '{template}' has no {PLACEHOLDER}, which the class name replaces; "
@@ -66,13 +86,24 @@ class ZeroShotTask:
                 )
         if not len(self.labels):
             problems.append(f"task {self.name} has no images.")
-        for k in np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classnames)))[:1]:
-            problems.append(
-                f"task {self.name}: image {k} has label {self.labels[k]}, and labels go from 0 to "
-                f"{len(self.classnames) - 1} for its {len(self.classnames)} class names."
-            )
+        problems += self._label_problems()
         if problems:
             raise DataError(*problems)
+
+    def _label_problems(self) -> list[str]:
+        num_classes = len(self.classnames)
+        if self.labels.ndim == 2:
+            if self.labels.dtype != bool or self.labels.shape[1] != num_classes:
+                return [
+                    f"task {self.name}: labels of several classes per image are bool [n, {num_classes}], and these are "
+                    f"{self.labels.dtype} {list(self.labels.shape)}."
+                ]
+            return []
+        return [
+            f"task {self.name}: image {k} has label {self.labels[k]}, and labels go from 0 to {num_classes - 1} for "
+            f"its {num_classes} class names."
+            for k in np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))[:1]
+        ]
 
     @cached_property
     def prompts_hash(self) -> str:
@@ -123,8 +154,16 @@ def build_task(name: str) -> ZeroShotTask:
     return BUILDERS[name]()
 
 
-def build_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> list[ZeroShotTask]:
-    """Registered tasks and folder tasks, in this order. Raises UserError with the problems of all of them."""
+def build_tasks(
+    names: Sequence[str], folders: Sequence[str | Path] = (), root: str | Path | None = None
+) -> list[ZeroShotTask]:
+    """Registered tasks and folder tasks, in this order. Raises UserError with the problems of all of them.
+
+    Args:
+        names: of registered tasks and of data sets of the suite.
+        folders: in CLIP_benchmark's layout.
+        root: the folder in which the suite's data sets are; None is the folder `datasets` of the current directory.
+    """
     tasks: list[ZeroShotTask] = []
     problems: list[str] = []
     builders = [partial(build_task, name) for name in names] + [partial(folder_task, Path(path)) for path in folders]
