@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clip_lightning.data.images.decode import SHORTEST, Resize
+from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
 from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.evaluation.encode import ImageReader, shared_rows
 from clip_lightning.evaluation.inference import inference, refuse_broken
 from clip_lightning.model.clip import CLIP
+from clip_lightning.model.vision import VisionTower
 
 PARTS = ("pooled", "projected")
 _VERSION = 1  # goes up with every change of how features are made
@@ -151,11 +152,9 @@ def image_features(
             return found
     tower: Callable[[Tensor], Tensor] = partial(model.encode_image, normalize=False)
     if part == "pooled":
-        tower = model.vision.pooled
+        tower = cast(VisionTower, model.vision).pooled
 
     def image(k: int) -> Tensor:
-        from clip_lightning.data.images.decode import decode_eval
-
         return decode_eval(images.read(k), image_size, resize=resize)
 
     with inference(model, device, precision):
@@ -199,7 +198,7 @@ def weights_hash(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -211,7 +210,7 @@ def images_hash(images: Images, num: int, batch: int = 1024) -> str:
             digests = [hashlib.sha256(_bytes(images.read, k)).digest() for k in chosen]
             yield torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).unflatten(0, (-1, 32))
 
-    return hashlib.sha256(shared_rows(num, batch, encode).numpy()).hexdigest()
+    return hashlib.sha256(shared_rows(num, batch, encode).numpy().tobytes()).hexdigest()
 
 
 def _bytes(read: Callable[[int], bytes | np.ndarray], k: int) -> bytes:
@@ -229,6 +228,6 @@ def _text(description: Description) -> str:
 def _content(features: Features) -> str:
     """SHA-256 of features."""
     digest = hashlib.sha256(f"{features.values.shape} {features.values.dtype}".encode())
-    digest.update(np.ascontiguousarray(features.values))
-    digest.update(np.ascontiguousarray(features.kept))
+    digest.update(features.values.tobytes())
+    digest.update(features.kept.tobytes())
     return digest.hexdigest()

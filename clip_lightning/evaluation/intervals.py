@@ -42,9 +42,9 @@ def paired_difference(only_first: int, only_second: int, both: int, n: int) -> t
     (low_p, high_p), (low_q, high_q) = wilson(first, n), wilson(second, n)
     neither = n - both - only_first - only_second
     marginals = first * (n - first) * second * (n - second)
-    covariance = both * neither - only_first * only_second
+    covariance = float(both * neither - only_first * only_second)
     if covariance > 0:
-        covariance = max(covariance - n / 2, 0)
+        covariance = max(covariance - n / 2, 0.0)
     phi = covariance / math.sqrt(marginals) if marginals else 0.0
     below = (q - low_q) ** 2 - 2 * phi * (q - low_q) * (high_p - p) + (high_p - p) ** 2
     above = (high_q - q) ** 2 - 2 * phi * (high_q - q) * (p - low_p) + (p - low_p) ** 2
