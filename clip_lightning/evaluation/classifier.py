@@ -6,7 +6,7 @@ ranks. Token ids are kept between runs, and classifiers for as long as the text 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clip_lightning.distributed import all_gather, all_reduce_sum, padded_share
+from clip_lightning.distributed import all_reduce_max
+from clip_lightning.evaluation.encode import shared_rows
 from clip_lightning.evaluation.inference import cosines, refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
 from clip_lightning.evaluation.weights_hash import weights_hash
@@ -112,39 +113,41 @@ def _classifier(name: str, features_PD: Tensor, rows_CT: np.ndarray) -> Classifi
 
 
 class _Texts:
-    """Different texts in rising length, and this rank's share of their token ids."""
+    """Different texts in rising length, and the token ids of this rank's batches."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
-        self._encoded_for: tuple[Tokenizer, list[int], int] | None = None
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._encoded_for: tuple[Tokenizer, int] | None = None
+        self._batches: dict[int, tuple[Tensor, Tensor]] = {}
         self._same_P = np.arange(len(texts))
 
     def embed(self, model: CLIP, tokenizer: Tokenizer, device: torch.device, batch: int) -> tuple[Tensor, np.ndarray]:
         """Unit features [P, D] of all texts, and of each text the first one that has its token ids, int64 [P]."""
-        share, num_counted = padded_share(len(self.texts))
-        known = self._encoded_for
-        if known is None or known[0] is not tokenizer or known[1:] != (share, batch):
-            self._encode(tokenizer, share, num_counted, batch, device)
-            self._encoded_for = tokenizer, share, batch
-        mine = [model.encode_text(tokens.to(device), lengths.to(device)) for tokens, lengths in self._batches]
-        gathered = all_gather(torch.cat(mine))
-        # Text i is item i // W of rank i % W.
-        features_PD = gathered.unflatten(0, (-1, len(share))).transpose(0, 1).flatten(0, 1)[: len(self.texts)]
+        if is_new := self._encoded_for is None or self._encoded_for != (tokenizer, batch):
+            self._batches = {}
+
+        def encode(batches: Iterator[range]) -> Iterator[Tensor]:
+            for chosen in batches:
+                if chosen.start not in self._batches:
+                    encoded = tokenizer(self.texts[chosen.start : chosen.stop])
+                    self._batches[chosen.start] = torch.from_numpy(encoded.tokens), torch.from_numpy(encoded.lengths)
+                tokens, lengths = self._batches[chosen.start]
+                yield model.encode_text(tokens.to(device), lengths.to(device))
+
+        features_PD = shared_rows(len(self.texts), batch, encode)
+        if is_new:
+            self._same_P = self._same_ids(device)
+            self._encoded_for = tokenizer, batch
         return features_PD, self._same_P
 
-    def _encode(
-        self, tokenizer: Tokenizer, share: list[int], num_counted: int, batch: int, device: torch.device
-    ) -> None:
-        """Makes the token ids of the share, and exchanges hashes of them."""
-        texts = [self.texts[k] for k in share]
-        encoded = [tokenizer(texts[k : k + batch]) for k in range(0, len(texts), batch)]
-        self._batches = [(torch.from_numpy(part.tokens), torch.from_numpy(part.lengths)) for part in encoded]
-        ids = [row[:n].tobytes() for part in encoded for row, n in zip(part.tokens, part.lengths, strict=True)]
-        # 63 bits of SHA-256.
-        hashes = [int.from_bytes(hashlib.sha256(row).digest()[:8], "little") >> 1 for row in ids[:num_counted]]
-        hashes_P = torch.zeros(len(self.texts), dtype=torch.int64, device=device)
-        hashes_P[share[:num_counted]] = torch.tensor(hashes, dtype=torch.int64, device=device)
-        all_reduce_sum(hashes_P)
-        first, inverse = np.unique(hashes_P.cpu().numpy(), return_index=True, return_inverse=True)[1:]
-        self._same_P = first[inverse.ravel()]
+    def _same_ids(self, device: torch.device) -> np.ndarray:
+        """Compares the token ids of all ranks by 63 bits of their SHA-256."""
+        hashes_P = torch.zeros(len(self.texts), dtype=torch.int64)
+        for start, (tokens, lengths) in self._batches.items():
+            ids = [row[:n].tobytes() for row, n in zip(tokens.numpy(), lengths.tolist(), strict=True)]
+            hashes = [int.from_bytes(hashlib.sha256(row).digest()[:8], "little") >> 1 for row in ids]
+            hashes_P[start : start + len(hashes)] = torch.tensor(hashes)
+        first, inverse = np.unique(
+            all_reduce_max(hashes_P.to(device)).cpu().numpy(), return_index=True, return_inverse=True
+        )[1:]
+        return first[inverse.ravel()]

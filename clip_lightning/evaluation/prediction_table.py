@@ -1,6 +1,6 @@
 """Predictions on every image of a test set, for paired comparisons: `predictions.parquet` in a run's directory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ def prediction_table(task: ZeroShotTask, rows: Mapping[str, np.ndarray]) -> pa.T
         "probability": rows["probability"].astype(np.float64),
     }
     return pa.table(columns, schema=SCHEMA)
+
+
+def kept(evaluators: Iterable[object]) -> list[pa.Table]:
+    """The tables that the evaluators have kept in their last run."""
+    return [table for evaluator in evaluators for table in getattr(evaluator, "predictions", ())]
 
 
 def write_predictions(tables: Sequence[pa.Table], folder: Path, **about: object) -> Path:

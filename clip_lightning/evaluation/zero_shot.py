@@ -14,11 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from clip_lightning.distributed import all_reduce_sum, exchange, padded_share
+from clip_lightning.data.layouts.layout import BadSample
+from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.classifier import ClassifierBuilder, PromptSet
-from clip_lightning.evaluation.decoded import DecodedImages
+from clip_lightning.evaluation.encode import ImageReader
 from clip_lightning.evaluation.inference import best_allowed, inference, refuse_broken
 from clip_lightning.evaluation.metrics import (
     METRICS,
@@ -36,6 +37,7 @@ from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer
 
+_FEWEST = 32  # images of a batch, at least, where there are so many
 NEEDS_GROUPS = ("pm", "worst_group_acc1", "worst_group_acc5")
 NEEDS_SETS = ("map", "map11", "jaccard")  # labels bool [n, C]
 
@@ -83,13 +85,15 @@ class ZeroShotEvaluator:
         """
         self.tasks = [tasks] if isinstance(tasks, ZeroShotTask) else list(tasks)
         self.name = ", ".join(task.name for task in self.tasks)
-        self.image_size, self.batch, self.precision = image_size, batch, precision
+        self.image_size, self.precision = image_size, precision
         self.classifiers = classifiers or ClassifierBuilder(batch)
         self.keep_predictions = keep_predictions
         self.predictions: list[pa.Table] = []
         _check(self.tasks)
         self.num_samples = self.tasks[0].num_samples
-        self.images = DecodedImages(self._read, image_size, batch, budget or MemoryBudget())
+        # A small set has smaller batches, so that each of up to 16 ranks has images of its own.
+        batch = min(batch, max(_FEWEST, -(-self.num_samples // 16)))
+        self.images = ImageReader(self.num_samples, self._image, image_size, batch, budget or MemoryBudget())
         self._cases = [case for task in self.tasks for case in self._cases_of(task, prompt_sets)]
 
     def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
@@ -98,33 +102,33 @@ class ZeroShotEvaluator:
 
         Raises UserError when features are NaN or infinite, DataError when no image can be read.
         """
-        samples, num_counted = padded_share(self.num_samples)
         metrics = [[metric.to(device) for metric in self._metrics_of(case.task)] for case in self._cases]
         allowed = [_on(device, case.task.allowed) for case in self._cases]
-        broken = torch.zeros((), dtype=torch.int64, device=device)
-        num_readable, problems, start = 0, [], 0
         with inference(model, device, self.precision):
             classifiers = self.classifiers.build(model, tokenizer, device)
             scale = model.current_logit_scale()
-            for batch in self.images.batches(samples):
-                features_BD = model.encode_image(batch.images.to(device, non_blocking=True))
-                kept = batch.readable.clone()
-                kept[max(0, num_counted - start) :] = False
-                if batch.problem is not None:
-                    problems.append((samples[start + batch.problem[0]], batch.problem[1]))
-                index = torch.tensor(samples[start : start + len(kept)])[kept]
-                start, num_readable = start + len(kept), num_readable + len(index)
-                features_BD = features_BD[kept.to(device)]
-                broken += (~features_BD.isfinite()).any(1).sum()
-                for case, own, wider in zip(self._cases, metrics, allowed, strict=True):
-                    logits_BC = classifiers[case.prompts].cosines(features_BD)
-                    _update(own, logits_BC, _labels(case.task, index, device), index.to(device), scale, wider)
-        refuse_broken(int(all_reduce_sum(broken)), self.num_samples, f"{self.name}, images")
-        note = self._unreadable(num_readable, problems, device)
-        return self._records(metrics, note)
+            features_ND, sample_N = self.images.encode(model.encode_image, device)
+        refuse_broken(int((~features_ND.isfinite()).any(1).sum()), self.num_samples, f"{self.name}, images")
+        unreadable = self._unreadable(len(sample_N))
+        # Whole batches are dealt to the ranks, so that a batch holds the same images whatever the number of ranks.
+        rank, world = rank_and_world()
+        row_N = torch.arange(len(sample_N), device=device)
+        # First an empty one: a rank without images has metrics to synchronise all the same.
+        for rows in (row_N[:0], *row_N.split(self.images.batch)[rank::world]):
+            for case, own, wider in zip(self._cases, metrics, allowed, strict=True):
+                logits_BC = classifiers[case.prompts].cosines(features_ND[rows])
+                samples = sample_N[rows]
+                _update(own, logits_BC, _labels(case.task, samples), samples, scale, wider)
+        return self._records(metrics, len(sample_N), unreadable)
 
-    def _read(self, sample: int) -> Tensor:
-        return self.tasks[0].image(sample, self.image_size)
+    def _image(self, sample: int) -> Tensor:
+        """An image. Raises BadSample whatever the reason that it cannot be read."""
+        try:
+            return self.tasks[0].image(sample, self.image_size)
+        except (DataError, OSError) as error:
+            if isinstance(error.__cause__, BadSample):
+                raise error.__cause__ from error
+            raise BadSample("unreadable", " ".join(str(error).split())) from error
 
     def _cases_of(self, task: ZeroShotTask, prompt_sets: bool) -> list[_Case]:
         variants = [("", replace(task, prompt_sets={}))]
@@ -149,21 +153,20 @@ class ZeroShotEvaluator:
             found.append(ImageRows(num_classes))
         return found
 
-    def _unreadable(self, num_readable: int, problems: list[tuple[int, str]], device: torch.device) -> tuple[int, str]:
-        """How many images were evaluated on all ranks, and a sentence about those that could not be read."""
-        num_evaluated = int(all_reduce_sum(torch.tensor(num_readable, device=device)))
-        num_lost = self.num_samples - num_evaluated
-        if not num_lost:
-            return num_evaluated, ""
-        first = min(found for rank in exchange(problems) for found in rank)[1]
-        if not num_evaluated:
-            raise DataError(f"{self.name}: none of {self.num_samples:,} images could be read; the first: {first}")
-        return num_evaluated, (
-            f"{num_lost:,} of {self.num_samples:,} images could not be read and are not counted; the first: {first}"
+    def _unreadable(self, num_evaluated: int) -> str:
+        """A sentence about the images that could not be read; empty where all could. Raises DataError for none."""
+        if not (num_lost := self.num_samples - num_evaluated):
+            return ""
+        number, bad = min(
+            (found for rank in exchange(self.images.bad) for found in rank.items()), key=lambda one: one[0]
         )
+        first = f"the first is image {number} ({bad.cause}: {bad.detail})"
+        if not num_evaluated:
+            raise DataError(f"{self.name}: none of {self.num_samples:,} images could be read; {first}")
+        return f"{num_lost:,} of {self.num_samples:,} images could not be read and are not counted; {first}"
 
-    def _records(self, metrics: list[list[TaskMetric]], evaluated: tuple[int, str]) -> list[Record]:
-        records, (n, unreadable) = [], evaluated
+    def _records(self, metrics: list[list[TaskMetric]], n: int, unreadable: str) -> list[Record]:
+        records = []
         self.predictions = []
         for case, own in zip(self._cases, metrics, strict=True):
             common = self._common(case, n, unreadable)
@@ -261,8 +264,8 @@ def _records_of(metric: TaskMetric, common: Record) -> list[Record]:
     ]
 
 
-def _labels(task: ZeroShotTask, index: Tensor, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.asarray(task.labels)[index.numpy()]).to(device)
+def _labels(task: ZeroShotTask, samples: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(task.labels)[samples.cpu().numpy()]).to(samples.device)
 
 
 def _on(device: torch.device, array: np.ndarray | None) -> Tensor | None:
