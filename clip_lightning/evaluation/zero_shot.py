@@ -6,6 +6,7 @@ towers' forward passes alone. Each image counts exactly once, whatever the ranks
 counted, and named in the records.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -58,14 +58,14 @@ class EvaluationShare:
         if self.stride == 1:
             return ""
         full = (left + 2) * seconds / ((left + 2) * seconds + training)
-        rule = f"each is measured at every {self.stride}th evaluation from now on, and all at the end"
+        rule = f"each is measured once in {self.stride} evaluations from now on, and all at the end"
         if self.stride > left:
             rule = "they are measured again at the end of the run alone"
         least = 2 * seconds / (2 * seconds + training)
         also = f"; the first and the last evaluation alone take {least:.1%}" if least > self.max_share else ""
         return (
-            f"eval.max_share={self.max_share:g}: measuring all test sets takes {seconds:.1f} s, which at every evaluation "
-            f"is {full:.1%} of the run; {rule}{also}"
+            f"eval.max_share={self.max_share:g}: measuring all test sets takes {seconds:.1f} s, at every evaluation "
+            f"{full:.1%} of the run; {rule}{also}"
         )
 
 
