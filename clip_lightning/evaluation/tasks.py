@@ -25,9 +25,12 @@ from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 from clip_lightning.evaluation.suite import SUITES
 from clip_lightning.evaluation.suite.entry import entry_names
 from clip_lightning.evaluation.suite.loaders.tars import CLASS_FILE, TEMPLATE_FILE, wds
+from clip_lightning.evaluation.suite.names import imagenet_names
 from clip_lightning.evaluation.suite.open import open_set, print_states, state_of
 
 ROOT = Path("datasets")  # where data sets are looked for without eval.root
+STATIC = "_static"
+STATIC_TASKS = tuple(f"{name}{STATIC}" for name in ("objectnet", "imagenet_vid", "youtube_bb"))
 DESCRIPTION = "List the data sets of the evaluation suites: what is on disk, and how to get the rest."
 
 
@@ -48,8 +51,8 @@ class ZeroShotTask:
         groups: int64 [n], None without groups. For `pm`: the anchor that an image belongs to, the first image of each
             group being the anchor itself. For `worst_group_*`: the region or income class of an image.
         group_names: a name per group; empty where groups are numbers only.
-        allowed: bool [C_all, C], which classes of a wider classifier count as a class of this set (ObjectNet: several
-            ImageNet classes to one label); None where the classifier is made of `classnames` alone.
+        allowed: bool [len(classnames), C], which class names count as one of the C labels (ObjectNet: several ImageNet
+            classes to one label); None where each name is a label.
         images_id: identity of the images without the prompts: tasks that share it share pixels and features.
         num_expected: images that the set is known to have; None where that is unknown.
         stand_in: one sentence that says why this is not the set of the paper; empty where it is.
@@ -94,7 +97,7 @@ class ZeroShotTask:
             raise DataError(*problems)
 
     def _label_problems(self) -> list[str]:
-        num_classes = len(self.classnames)
+        num_classes = len(self.classnames) if self.allowed is None else self.allowed.shape[1]
         if self.labels.ndim == 2:
             if self.labels.dtype != bool or self.labels.shape[1] != num_classes:
                 return [
@@ -152,14 +155,14 @@ def build_task(name: str, root: str | Path | None = None) -> ZeroShotTask:
     """The registered task, or that of a data set of the suite below `root`. Raises UserError with near names."""
     if name in BUILDERS:
         return BUILDERS[name]()
-    if name in entry_names():
+    if name in (*entry_names(), *STATIC_TASKS):
         return suite_task(name, Path(ROOT if root is None else root).expanduser())
     raise UserError(unknown_task(name, "eval.tasks"))
 
 
 def unknown_task(name: str, key: str) -> str:
     """A sentence about a name that no task has."""
-    known = [*BUILDERS, *entry_names()]
+    known = [*BUILDERS, *entry_names(), *STATIC_TASKS]
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
     return f"{key}: unknown task '{name}'; {hint}"
@@ -234,28 +237,34 @@ def folder_task(path: Path) -> ZeroShotTask:
 def suite_task(name: str, root: Path) -> ZeroShotTask:
     """The task of a data set of the registry (`suite/sets`) that is below `root`.
 
+    `NAME_static` is the same images with ImageNet's 1,000 names, of which several count as one class of the set (the
+    paper's one classifier for all shifts; Radford et al. 2021, section 3.3).
+
     Raises: DataError with the sentence of how to get the data set, its class names, or what is wrong with it.
     """
-    opened = open_set(name, root)
-    entry, found = opened.entry, opened.found
-    groups = found.groups
+    is_static = name not in entry_names()
+    opened = open_set(name.removesuffix(STATIC), root)
+    entry, found, names = opened.entry, opened.found, opened.names
+    if is_static:
+        if found.allowed is None:
+            raise DataError(f"{name}: {opened.folder} has no map to ImageNet's classes; copy all of its metadata.")
+        names = imagenet_names()
     return ZeroShotTask(
         name,
-        opened.names.classnames,
-        opened.names.templates,
+        names.classnames,
+        names.templates,
         found.labels,
         found.read,
         split=opened.source.split,
-        prompts="own",
         metric=entry.metric,
         prompt_sets={"contextless": [PLACEHOLDER], "single": [entry.single]},
-        groups=groups,
+        groups=found.groups,
         group_names=found.group_names,
-        allowed=found.allowed,
-        images_id=f"{name}/{opened.source.split}/{opened.folder.resolve()}",
-        num_expected=opened.source.images,
+        allowed=found.allowed if is_static else None,
+        images_id=f"{entry.name}/{opened.source.split}/{opened.folder.resolve()}",
+        num_expected=opened.num_expected,
         stand_in=opened.stand_in,
-        names_from=opened.names.names_from,
+        names_from=names.names_from,
     )
 
 

@@ -148,8 +148,8 @@ def _matching(names: Mapping[str, str] | Sequence[str], keys: Sequence[str], whe
         return [names[same(key)] for key in keys]
     if len(names) != len(keys) and len(keys):
         raise DataError(
-            f"{where} has {len(names)} class names and the data set has {len(keys)} classes; write one name per line, in "
-            "the order of the labels."
+            f"{where} has {len(names)} class names and the data set has {len(keys)} classes; write one name per line, "
+            "in the order of the labels."
         )
     return list(names)
 
@@ -178,9 +178,9 @@ def read_names(path: Path) -> list[str] | dict[str, str]:
 FROM_KEY: Mapping[str, Callable[[str], str]] = {
     "as_is": str,
     "words": lambda key: key.replace("_", " ").lower(),
-    # SUN397: "/a/apartment_building/outdoor" is "apartment building outdoor"
+    # the path /a/apartment_building/outdoor is apartment building outdoor
     "sun397": lambda key: re.sub(r"^/?\w/", "", key).replace("/", " ").replace("_", " "),
-    # UCF101: "ApplyEyeMakeup" is "Apply Eye Makeup"
+    # ApplyEyeMakeup is Apply Eye Makeup
     "camel_case": lambda key: " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*|\d+", key)),
 }
 
@@ -252,6 +252,13 @@ def _template(node: ast.expr) -> str:
                 "open_clip_torch's templates hold more than a class name: pip install open_clip_torch==3.3.0"
             )
     return "".join(parts)
+
+
+def imagenet_names() -> Names:
+    """ImageNet's 1,000 names and 80 templates."""
+    return Names(
+        open_clip_classnames(), open_clip_templates("OPENAI_IMAGENET_TEMPLATES"), "names and templates: open_clip_torch"
+    )
 
 
 class Section(NamedTuple):

@@ -9,14 +9,10 @@ from typing import NamedTuple
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.suite.entry import Entry, Source, load_entry
 from clip_lightning.evaluation.suite.loaders import LOADERS
-from clip_lightning.evaluation.suite.loaders.found import Found
+from clip_lightning.evaluation.suite.loaders.found import Found, MissingError
 from clip_lightning.evaluation.suite.names import Names, NamesNeededError, canonical_keys, names_of
 
 READY, MISSING, LICENCE, NAMES, BROKEN = "ready", "missing", "licence needed", "names needed", "broken"
-
-
-class MissingError(DataError):
-    """A data set is not on disk; the sentence says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,11 @@ class Opened:
     folder: Path
     found: Found
     names: Names
+
+    @property
+    def num_expected(self) -> int | None:
+        """Images that this split has, as far as is known: by the entry, or by the data set's own list."""
+        return self.found.num_listed if self.source.images is None else self.source.images
 
     @property
     def stand_in(self) -> str:
@@ -129,7 +130,7 @@ def state_of(name: str, root: Path) -> State:
         return state._replace(status=NAMES, expected=_expected(entry), sentence=error.problems[0])
     except DataError as error:
         return state._replace(status=BROKEN, expected=_expected(entry), sentence=error.problems[0])
-    images, expected = len(opened.found.labels), opened.source.images
+    images, expected = len(opened.found.labels), opened.num_expected
     sentence = ""
     if expected is not None and images != expected:
         sentence = (

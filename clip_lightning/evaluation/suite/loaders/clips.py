@@ -3,18 +3,27 @@
 import csv
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.prompts import read_lines
-from clip_lightning.evaluation.suite.loaders.found import Files, Found, Image, index_of, listed, listing, present
+from clip_lightning.evaluation.suite.loaders.found import (
+    Files,
+    Found,
+    Image,
+    MissingError,
+    index_of,
+    listing,
+    names_in,
+    present,
+)
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
-NO_ANNOTATION = 3  # of YTBB's anchor_labels.json: good, unsure, bad come before the classes
 
 
 class Frames:
@@ -25,6 +34,7 @@ class Frames:
         self.paths = list(paths)
 
     def __call__(self, k: int) -> Image:
+        """The frame of clip k. Raises BadSample."""
         path = self.paths[k]
         if path.is_dir():
             frames = listing(path)
@@ -55,7 +65,7 @@ def clips(
     folder: Path,
     keys: Sequence[str] | None,
     *,
-    list: str,  # noqa: A002 - the key of the YAML file
+    list: str,
     stem: str,
     label: str,
     separator: str = ",",
@@ -87,12 +97,12 @@ def clips(
     kept = [k for k, place in enumerate(places) if place is not None]
     if not kept:
         example = folder / stem.format(**fields[0]) if fields else folder
-        raise DataError(f"none of the {len(rows):,} listed clips is present, such as {example}; unpack the clips.")
+        raise MissingError(f"none of the {len(rows):,} listed clips is present, such as {example}; unpack the clips.")
     paths = [place for place in places if place is not None]
     if any(path.suffix.lower() in VIDEO_SUFFIXES for path in paths) and importlib.util.find_spec("av") is None:
         raise DataError(
-            f"{folder} holds videos, which the package av decodes; install it (pip install av), or put an image of each "
-            "clip's middle frame beside it under the same name."
+            f"{folder} holds videos, which the package av decodes; install it (pip install av), or put an image of "
+            "each clip's middle frame beside it under the same name."
         )
     return Found(labels[kept], Frames(paths), keys, num_listed=len(rows))
 
@@ -108,19 +118,20 @@ def _place(stem: Path) -> Path | None:
     """Where a clip is: an extracted frame is taken before a video, which is slower to read."""
     for suffix in (".jpg", ".jpeg", ".png", "", *VIDEO_SUFFIXES):
         path = stem.parent / (stem.name + suffix)
-        if path.is_dir() if not suffix else path.name in _names(stem.parent):
+        if path.is_dir() if not suffix else path.name in names_in(stem.parent):
             return path
     return None
 
 
-def _names(folder: Path) -> frozenset[str]:
-    from clip_lightning.evaluation.suite.loaders.found import _names_in
-
-    return _names_in(folder)
-
-
 def vid_robust(
-    folder: Path, keys: Sequence[str] | None, *, labels: str, sets: str, class_file: str, images_at: str
+    folder: Path,
+    keys: Sequence[str] | None,
+    *,
+    labels: str,
+    sets: str,
+    class_file: str,
+    imagenet: str = "",
+    images_at: str,
 ) -> Found:
     """ImageNet-Vid-Robust: groups of an anchor and up to 20 frames around it; each frame has labels of its own.
 
@@ -130,18 +141,29 @@ def vid_robust(
         labels: JSON of the classes, 0-based, of each frame.
         sets: JSON of the frames around each anchor.
         class_file: file of "synset number name" lines, number from 1.
+        imagenet: JSON of the ImageNet classes of each class.
         images_at: folder of the frames.
     """
-    classes = [line.split()[2] for line in read_lines(folder / class_file)]
-    labels_of = json.loads((folder / labels).read_text(encoding="utf-8"))
-    groups_of = json.loads((folder / sets).read_text(encoding="utf-8"))
-    frames: list[str] = []
-    groups: list[int] = []
-    for number, (anchor, around) in enumerate(groups_of.items()):
-        frames += [anchor, *(frame for frame in around if frame != anchor)]
-        groups += [number] * (len(frames) - len(groups))
-    table = _many([labels_of[frame] for frame in frames], len(classes))
-    return _grouped([folder / images_at / frame for frame in frames], table, classes, groups, {}, len(groups_of))
+    rows = [line.split() for line in read_lines(folder / class_file)]
+    classes = [name for _, _, name in sorted(rows, key=lambda row: int(row[1]))]
+    labels_of = _json(folder / labels)
+    groups_of = _json(folder / sets)
+    groups = [[anchor, *(frame for frame in near if frame != anchor)] for anchor, near in groups_of.items()]
+    table = _many([labels_of[frame] for group in groups for frame in group], len(classes))
+    return _grouped(folder / images_at, groups, table, classes, _allowed(folder / imagenet, range(len(classes))))
+
+
+PROBLEMS = {  # of a frame in pmk_labels.json, as imagenet-testbed's ytbb_robust.py lists them
+    "dissimilar",
+    "problematic",
+    "incorrect",
+    "dont know",
+    "deformation",
+    "background-change",
+    "occlusion-increased",
+    "blur-increase",
+    "bad-anchor",
+}
 
 
 def ytbb_robust(
@@ -151,51 +173,86 @@ def ytbb_robust(
     anchors: str,
     annotations: str,
     index: str,
-    reviewed: str,
+    reviewed: str = "",
+    imagenet: str = "",
     images_at: str,
 ) -> Found:
     """YouTube-BB-Robust: groups as in `vid_robust`; the labels of the anchor hold for the frames around it.
 
     An anchor counts where its annotation is good and neither bad nor unsure; its classes are those annotated and that
-    of the list. In the list 22 is car and 23 none, the other way round than in the index of names.
+    of the list. In the list 22 is car and 23 none, the other way round than in the index of names. A frame within 10 of
+    an anchor counts where its review says similar and names no problem; without a file of reviews, anchors count alone.
 
     Args:
         folder: of the data set.
         keys: None; `index` gives them.
         anchors: csv of video, time and class.
-        annotations: JSON of the anchors' labels: good, unsure, bad, then the classes; keys may be absolute paths.
+        annotations: JSON of the anchors' labels; keys may be absolute paths, of which the last two parts count.
         index: JSON of the class names by number.
-        reviewed: JSON of the frames around each anchor that show the same.
+        reviewed: JSON of the labels of pairs "anchor,frame".
+        imagenet: JSON of the ImageNet classes of each class; classes that it lacks have none.
         images_at: folder of the frames.
     """
-    by_number = json.loads((folder / index).read_text(encoding="utf-8"))
-    classes = [by_number[str(k)] for k in range(len(by_number))]
-    none = classes.index("none")
-    swap = {none: none + 1, none + 1: none}
-    found = json.loads((folder / annotations).read_text(encoding="utf-8"))["annotations"]
-    marks = {"/".join(one["key"].split("/")[-2:]): set(one["labels"]) for one in found}
-    clip_of = {name.rpartition("/")[0]: name for name in marks}
-    around = {
-        "/".join(name.split("/")[-2:]): ["/".join(frame.split("/")[-2:]) for frame in near]
-        for name, near in json.loads((folder / reviewed).read_text(encoding="utf-8")).items()
-    }
-    frames: list[str] = []
-    groups: list[int] = []
-    rows: list[list[int]] = []
+    names = {int(number): name for number, name in _json(folder / index).items()}
+    classes = [names[number] for number in sorted(names) if names[number] != "none"]
+    column = {name: k for k, name in enumerate(classes)}
     with (folder / anchors).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            name = clip_of.get(f"{row['ytid']}_{row['time_ms']}")
-            if name is None or 0 not in marks[name] or marks[name] & {1, 2}:
-                continue
-            number = swap.get(int(row["label"]), int(row["label"]))
-            labels = {mark - NO_ANNOTATION for mark in marks[name] if mark >= NO_ANNOTATION} | {number}
-            group = [name, *(frame for frame in around.get(name, ()) if frame != name)]
-            rows += [[label for label in labels if label != none]] * len(group)
-            groups += [groups[-1] + 1 if groups else 0] * len(group)
-            frames += group
-    kept = [name for name in classes if name != "none"]
-    table = np.delete(_many(rows, len(classes)), none, axis=1)
-    return _grouped([folder / images_at / frame for frame in frames], table, kept, groups, {}, groups[-1] + 1)
+        listed_class = {f"{row['ytid']}_{row['time_ms']}": int(row["label"]) for row in csv.DictReader(file)}
+    exchanged = {22: 23, 23: 22}
+    marks = _marks(folder / annotations)
+    reviews = _marks(folder / reviewed) if reviewed else {}
+    bad = {pair.split(",")[0] for pair, found in reviews.items() if "bad-anchor" in found}
+    around: dict[str, list[str]] = {}
+    for pair, found in reviews.items():
+        anchor, frame = pair.split(",")
+        distance = abs(_number(frame) - _number(anchor))
+        if "similar" in found and not found & PROBLEMS and 0 < distance <= 10:
+            around.setdefault(anchor, []).append(frame)
+    groups: list[list[str]] = []
+    rows: list[list[int]] = []
+    for anchor, found in marks.items():
+        clip = anchor.split("/")[0]
+        if "good" not in found or found & {"bad", "unsure"} or anchor in bad or clip not in listed_class:
+            continue
+        own = names[exchanged.get(listed_class[clip], listed_class[clip])]
+        groups.append([anchor, *around.get(anchor, ())])
+        rows += [sorted({column[name] for name in found | {own} if name in column})] * len(groups[-1])
+    numbers = [number for number in sorted(names) if names[number] != "none"]
+    table = _many(rows, len(classes))
+    return _grouped(folder / images_at, groups, table, classes, _allowed(folder / imagenet, numbers))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _marks(path: Path) -> dict[str, set[str]]:
+    """Names of the labels of each key of an annotation file; of a key that occurs twice the last ones count."""
+    content = _json(path)
+    return {
+        ",".join("/".join(part.split("/")[-2:]) for part in one["key"].split(",")): {
+            content["labels"][label] for label in one["labels"]
+        }
+        for one in content["annotations"]
+    }
+
+
+def _number(frame: str) -> int:
+    """The number of a frame: `VIDEO_MS/frame-NUMBER.jpg`."""
+    return int(frame.rpartition("-")[2].split(".")[0])
+
+
+def _allowed(path: Path, numbers: Iterable[int]) -> np.ndarray | None:
+    """bool [1000, C] from a JSON of ImageNet's classes by number of the class; None without such a file."""
+    if not path.is_file():
+        return None
+    content, numbers = _json(path), list(numbers)
+    table = np.zeros((1000, len(numbers)), dtype=bool)
+    for k, number in enumerate(numbers):
+        table[content.get(str(number), []), k] = True
+    return table
 
 
 def _many(rows: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
@@ -206,19 +263,19 @@ def _many(rows: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
 
 
 def _grouped(
-    paths: Sequence[Path],
-    table: np.ndarray,
-    names: Sequence[str],
-    groups: Sequence[int],
-    more: Mapping[str, str],
-    num: int,
+    base: Path, frames: Sequence[Sequence[str]], table: np.ndarray, names: Sequence[str], allowed: np.ndarray | None
 ) -> Found:
-    """Found of the frames that are present; a group whose anchor is absent is left out, and num_listed counts anchors."""
-    there, numbers = present(paths), np.asarray(groups)
-    first = np.searchsorted(numbers, numbers)  # groups are consecutive: the row of each one's anchor
-    kept = there & there[first]
-    opened = listed(paths, table, names) if kept.any() else listed([], np.zeros((0, len(names)), bool), names)
-    rows = np.flatnonzero(kept)
-    renumbered = np.unique(numbers[rows], return_inverse=True)[1].astype(np.int64)
-    read = Files([paths[k] for k in rows])
-    return Found(table[rows], read, opened.keys, opened.keys, num_listed=len(paths), groups=renumbered, **more)
+    """Found of the frames that are present; a group whose anchor, its first frame, is absent is left out."""
+    paths = [base / frame for group in frames for frame in group]
+    groups = np.repeat(np.arange(len(frames)), [len(group) for group in frames])
+    there = present(paths)
+    anchors = np.searchsorted(groups, groups)  # of each frame the row of its anchor
+    rows = np.flatnonzero(there & there[anchors])
+    if not len(rows):
+        example = paths[0] if paths else base
+        raise MissingError(
+            f"none of the {len(frames):,} anchor frames is present, such as {example}; unpack the frames."
+        )
+    renumbered = np.unique(groups[rows], return_inverse=True)[1].astype(np.int64)
+    read = Files([paths[int(k)] for k in rows])
+    return Found(table[rows], read, names, names, num_listed=len(paths), groups=renumbered, allowed=allowed)

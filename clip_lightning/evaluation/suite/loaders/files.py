@@ -61,7 +61,7 @@ def list_file(
     folder: Path,
     keys: Sequence[str] | None,
     *,
-    list: str,  # noqa: A002 - the key of the YAML file
+    list: str,
     pattern: str,
     image: str = "{image}",
     classes: str = "",

@@ -18,6 +18,10 @@ Image = bytes | np.ndarray
 Reader = Callable[[int], Image]
 
 
+class MissingError(DataError):
+    """A data set, or its images, are not on disk; the sentence says how to get them."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A test set on disk.
@@ -57,6 +61,7 @@ class Files:
         self.paths, self.crop = list(paths), crop
 
     def __call__(self, k: int) -> Image:
+        """Image k, encoded. Raises BadSample."""
         try:
             content = self.paths[k].read_bytes()
         except OSError as error:
@@ -92,19 +97,23 @@ class Rows:
         self.images = images
 
     def __call__(self, k: int) -> Image:
+        """Image k, uint8 [H, W, 3]."""
         image = np.asarray(self.images[k])
         return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def present(paths: Sequence[Path]) -> np.ndarray:
     """bool [n]: which of the files exist; one listing per folder instead of a look at each file."""
-    return np.array([path.name in _names_in(path.parent) for path in paths], dtype=bool)
+    names_in.cache_clear()  # files may have come since the last call of this process
+    return np.array([path.name in names_in(path.parent) for path in paths], dtype=bool)
 
 
 @cache
-def _names_in(folder: Path) -> frozenset[str]:
+def names_in(folder: Path) -> frozenset[str]:
+    """Names of what is in a folder; none where there is no such folder. Kept until the next `present`."""
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries)
     except OSError:
         return frozenset()
 
@@ -123,13 +132,14 @@ def listing(folder: Path) -> list[Path]:
 def listed(paths: Sequence[Path], labels: Iterable[int] | np.ndarray, keys: Sequence[str], **more: object) -> Found:
     """Found of the files of a list that are present.
 
-    Raises: DataError where none of them is.
+    Raises: MissingError where none of them is.
     """
-    _names_in.cache_clear()  # files may have come since the last call of this process
     there, labels = present(paths), np.asarray(labels)
     if not there.any():
         example = paths[0] if paths else "none"
-        raise DataError(f"none of the {len(paths):,} listed images is present, such as {example}; unpack the images.")
+        raise MissingError(
+            f"none of the {len(paths):,} listed images is present, such as {example}; unpack the images."
+        )
     kept = [path for path, is_there in zip(paths, there, strict=True) if is_there]
     labels = labels.astype(bool) if labels.ndim == 2 else labels.astype(np.int64)
     crop = more.pop("crop", 0)
