@@ -159,4 +159,4 @@ def _hub_sources(entry: Entry) -> list[Source]:
 def _user_sources(entry: Entry) -> list[Source]:
     """A list that a person wrote, or a folder per class below `test`."""
     sources = [Source("table", "user", needs=("test.csv",), options={"file": "test.csv"})]
-    return [*sources, Source("folders", "user", needs=("test",), options={"images": "test"})]
+    return [*sources, Source("folders", "user", needs=("test",), options={"images_at": "test"})]

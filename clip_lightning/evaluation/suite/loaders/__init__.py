@@ -14,6 +14,7 @@ LOADERS: dict[str, Callable[..., Found]] = {
     "list": files.list_file,
     "table": tables.table,
     "parquet": tables.parquet,
+    "winogavil": tables.winogavil,
     "wds": tars.wds,
     "cifar": arrays.cifar,
     "mnist": arrays.mnist,

@@ -78,57 +78,137 @@ def _rows(path: Path, separator: str) -> list[dict[str, str]]:
 def as_labels(values: Sequence[Any], keys: Sequence[str] | None, what: str) -> tuple[np.ndarray, list[str]]:
     """Labels int64 [n] and the keys, from numbers into the keys or from keys themselves.
 
-    Raises: DataError where a value is neither.
+    Without keys, texts are keys, sorted; numbers stay numbers, of classes whose keys are unknown: none are returned.
+
+    Raises: DataError where a value is neither a key nor a number of one.
     """
     texts = [str(value).strip() for value in values]
-    if keys is None:
-        are_numbers = all(text.isdecimal() for text in texts)
-        keys = sorted(set(texts), key=(lambda text: (int(text), text)) if are_numbers else None)
-    known = {key.casefold() for key in keys}
+    known = {key.casefold() for key in keys or ()}
     if all(text.isdecimal() for text in texts) and not all(text.casefold() in known for text in texts):
         numbers = np.array([int(text) for text in texts], dtype=np.int64)
-        outside = np.flatnonzero(numbers >= len(keys))
-        if len(outside):
+        outside = np.flatnonzero(numbers >= len(keys)) if keys is not None else []
+        if keys is not None and len(outside):
             raise DataError(f"{what} {numbers[outside[0]]} is out of range; labels go from 0 to {len(keys) - 1}.")
-        return numbers, list(keys)
-    return index_of(keys, texts, what), list(keys)
+        return numbers, list(keys or ())
+    keys = sorted(set(texts)) if keys is None else list(keys)
+    return index_of(keys, texts, what), keys
 
 
-class _ParquetImages:
-    """Images by row: groups of rows are read whole, and the last two are kept."""
+class _Column:
+    """Cells of one column of parquet or arrow files, by row.
 
-    def __init__(self, files: Sequence[Path], column: str) -> None:
+    Arrow files are mapped. Of parquet files, groups of rows are read whole, and the last two are kept.
+    """
+
+    def __init__(self, files: Sequence[Path], name: str) -> None:
         import pyarrow.parquet as pq
 
-        self.column = column
-        self.groups: list[tuple[Path, int]] = []
+        self.name = name
+        self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         for path in files:
+            if path.suffix == ".arrow":
+                self._groups.append((path, 0))
+                sizes.append(_arrow(path).num_rows)
+                continue
             metadata = pq.ParquetFile(path).metadata
             for group in range(metadata.num_row_groups):
-                self.groups.append((path, group))
+                self._groups.append((path, group))
                 sizes.append(metadata.row_group(group).num_rows)
-        self.ends = np.cumsum(sizes)
+        self._ends = np.cumsum(sizes)
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, k: int) -> Image:
-        import pyarrow.parquet as pq
-
-        number = int(np.searchsorted(self.ends, k, side="right"))
+    def cell(self, row: int) -> Any:
+        """The value of a row, as a Python object. Raises BadSample where the file cannot be read."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
         with self._lock:
             if number not in self._kept:
-                path, group = self.groups[number]
                 while len(self._kept) > 1:
                     del self._kept[next(iter(self._kept))]
-                self._kept[number] = pq.ParquetFile(path).read_row_group(group, columns=[self.column]).column(0)
+                self._kept[number] = self._read(*self._groups[number])
             column = self._kept[number]
-        start = int(self.ends[number - 1]) if number else 0
-        value = column[k - start].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not content:
-            raise BadSample("empty image", f"row {k}")
-        return bytes(content)
+        return column[row - (int(self._ends[number - 1]) if number else 0)].as_py()
+
+    def _read(self, path: Path, group: int) -> Any:
+        import pyarrow.parquet as pq
+
+        try:
+            if path.suffix == ".arrow":
+                return _arrow(path).column(self.name)
+            return pq.ParquetFile(path).read_row_group(group, columns=[self.name]).column(0)
+        except (OSError, ValueError) as error:
+            raise BadSample("damaged image", f"{path.name}: {error}") from error
+
+
+def _arrow(path: Path) -> Any:
+    """A file that the package datasets wrote to its cache, mapped."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def _content(value: Any, row: int) -> bytes:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not content:
+        raise BadSample("empty image", f"row {row}")
+    return bytes(content)
+
+
+class _ParquetImages:
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        self.column = _Column(files, column)
+
+    def __call__(self, k: int) -> Image:
+        return _content(self.column.cell(k), k)
+
+
+class _CandidateImages:
+    """Image k is a candidate: a place in the list of images of a row."""
+
+    def __init__(self, files: Sequence[Path], column: str, places: Sequence[tuple[int, int]]) -> None:
+        self.column, self.places = _Column(files, column), places
+
+    def __call__(self, k: int) -> Image:
+        row, place = self.places[k]
+        return _content(self.column.cell(row)[place], row)
+
+
+def winogavil(folder: Path, keys: Sequence[str] | None, *, patterns: Sequence[str], least: int) -> Found:
+    """WinoGAViL as the hub has it: a row per cue with its candidates, the correct ones, and the candidates' images.
+
+    Each cue is a class of its own and each candidate of each row an image: labels are bool [n, cues], and the group of
+    an image is the number of its cue. Names are the cues with their article, in lower case, as DataComp writes them.
+
+    Args:
+        folder: of the data set.
+        keys: None.
+        patterns: of the parquet or arrow files, tried in order.
+        least: candidates that a row has to have (DataComp's main metric counts rows of 10 and 12).
+    """
+    import pyarrow.parquet as pq
+
+    files = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+    if not files:
+        raise DataError(f"{folder} has no parquet or arrow file of the test split.")
+    columns = ["cue", "candidates", "associations"]
+    tables = [
+        _arrow(path).select(columns) if path.suffix == ".arrow" else pq.read_table(path, columns=columns)
+        for path in files
+    ]
+    rows = [row for table in tables for row in table.to_pylist()]
+    kept = [k for k, row in enumerate(rows) if len(row["candidates"]) >= least]
+    if not kept:
+        raise DataError(f"{folder} has no row of {least} or more candidates; copy the file again.")
+    names = [f"{'An' if rows[k]['cue'][:1].lower() in 'aeiou' else 'A'} {rows[k]['cue'].lower()}" for k in kept]
+    places = [(row, place) for row in kept for place in range(len(rows[row]["candidates"]))]
+    groups = np.repeat(np.arange(len(kept)), [len(rows[row]["candidates"]) for row in kept])
+    labels = np.zeros((len(places), len(kept)), dtype=bool)
+    labels[np.arange(len(places)), groups] = [
+        rows[row]["candidates"][place] in rows[row]["associations"] for row, place in places
+    ]
+    read = _CandidateImages(files, "candidate_images", places)
+    return Found(labels, read, [str(k) for k in kept], names, num_listed=len(places), groups=groups)
 
 
 def parquet(
