@@ -13,7 +13,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,18 @@ def read_captions(file: Path, language: str = "en", split: str = "test") -> Capt
     return captions
 
 
-def find_images(file: Path, names: Sequence[str], folders: Iterable[str], how_to_get: str = "") -> list[Path]:
-    """Where the images of a list are: in the first of the folders, relative to the list's, that holds one of the first.
+def find_images(
+    base: Path, file: Path, names: Sequence[str], folders: Sequence[str], how_to_get: str = ""
+) -> list[Path]:
+    """Where the images of a list are: in the first of the folders below `base` that holds one of the first images.
 
     A list's own folders (`val2014/`) may be missing on disk. Raises DataError where no image is found.
     """
-    for folder in (file.parent / below for below in folders):
+    for folder in (base / below for below in folders):
         for shorten in (str, _last_part):
             if any((folder / shorten(name)).is_file() for name in islice(names, _FIRST_PATHS)):
                 return [folder / shorten(name) for name in names]
-    tried = ", ".join(dict.fromkeys(str((file.parent / below).resolve()) for below in folders))
+    tried = ", ".join(dict.fromkeys(str((base / below).resolve()) for below in folders))
     raise DataError(f"{file} names {names[0]}, which is not in {tried}. {how_to_get}".strip())
 
 

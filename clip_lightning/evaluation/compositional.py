@@ -248,7 +248,7 @@ def _sugar_crepe(root: Path, subsets: Sequence[str], name: str) -> Compositional
                 f"{file} cannot be read as SugarCrepe's captions ({error!r}); {_GET_SUGAR_CREPE}."
             ) from error
     numbers = {image: k for k, image in enumerate(dict.fromkeys(names))}
-    paths = find_images(folder / f"{subsets[0]}.json", list(numbers), _VAL2017, _GET_SUGAR_CREPE)
+    paths = find_images(folder, folder / f"{subsets[0]}.json", list(numbers), _VAL2017, _GET_SUGAR_CREPE)
     images = np.array([[numbers[image]] for image in names])
     label = of_subset if len(subsets) > 1 else [name] * len(names)
     return CompositionalTask(name, label, images, captions, len(paths), lambda k: read_file(paths[k]))
@@ -275,7 +275,7 @@ def _winoground_files(folder: Path) -> CompositionalTask:
     if (archive := folder / "images.zip").is_file() and not (folder / "images").is_dir():
         read = _zip_reader(archive, names)
     else:
-        paths = find_images(folder / "examples.jsonl", names, ("images", "."), _GET_WINOGROUND)
+        paths = find_images(folder, folder / "examples.jsonl", names, ("images", "."), _GET_WINOGROUND)
         read = lambda k: read_file(paths[k])  # noqa: E731
     return _winoground_task(captions, read)
 

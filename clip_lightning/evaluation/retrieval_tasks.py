@@ -182,7 +182,12 @@ def captioned(path: str | Path, name: str = "", split: str = "test") -> Retrieva
     listed = [file for file in (Path(path).expanduser(), *_lists_in(path)) if file.suffix == ".json"]
     if listed:
         found = read_captions(listed[0], split=split)
-        paths = find_images(listed[0], list(found), [folder for entry in RETRIEVAL.values() for folder in entry.images])
+        paths = find_images(
+            listed[0].parent,
+            listed[0],
+            list(found),
+            [folder for entry in RETRIEVAL.values() for folder in entry.images],
+        )
         return RetrievalTask(name, list(found.values()), partial(_read_path, paths), split=split, source=str(listed[0]))
     layout, rows = _layout(path, split)
     captions, kept = _captions_of(layout, rows)
@@ -205,7 +210,7 @@ def _open(entry: Entry, root: Path, language: str) -> _Found | None:
             file = folder / pattern.format(language=language)
             if file.is_file():
                 listed = read_captions(file, language)
-                paths = find_images(file, list(listed), entry.images, entry.how_to_get)
+                paths = find_images(folder, file, list(listed), entry.images, entry.how_to_get)
                 return file, list(listed.values()), partial(_read_path, paths)
     if language != "en":
         return None
