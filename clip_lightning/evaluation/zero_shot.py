@@ -158,10 +158,10 @@ class ZeroShotEvaluator:
         """A sentence about the images that could not be read; empty where all could. Raises DataError for none."""
         if not (num_lost := self.num_samples - num_evaluated):
             return ""
-        number, bad = min(
-            (found for rank in exchange(self.images.bad) for found in rank.items()), key=lambda one: one[0]
-        )
-        first = f"the first is image {number} ({bad.cause}: {bad.detail})"
+        bad = [(sample, found.cause, found.detail) for sample, found in self.images.bad.items()]
+        sample, cause, detail = min(found for rank in exchange(bad) for found in rank)
+        detail = re.sub(r" <.* at 0x\w+>", "", detail)  # Pillow names the object in memory
+        first = f"the first is image {sample} ({cause}: {detail})"
         if not num_evaluated:
             raise DataError(f"{self.name}: none of {self.num_samples:,} images could be read; {first}")
         return f"{num_lost:,} of {self.num_samples:,} images could not be read and are not counted; {first}"
