@@ -17,13 +17,7 @@ from clip_lightning.evaluation.compare.paired import (
     pair,
     read_predictions,
 )
-from clip_lightning.evaluation.intervals import (
-    bootstrap,
-    mean_of_shares,
-    paired_difference,
-    percentile_interval,
-    student_interval,
-)
+from clip_lightning.evaluation.intervals import paired_difference, student_interval
 
 
 def predictions(correct: np.ndarray, task: str = "shape", seed: int = 0) -> pd.DataFrame:
@@ -65,19 +59,6 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     assert np.mean([low <= 0.1 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.03)
     values = generator.normal(0.5, 0.05, (400, 5))
     assert np.mean([low <= 0.5 <= high for low, high in map(student_interval, values)]) == pytest.approx(0.95, abs=0.03)
-    hits = generator.binomial(40, [0.2, 0.5, 0.9], size=(300, 3)) / 40
-    ends = [mean_of_shares(row, [40, 40, 40])[1:] for row in hits.tolist()]
-    assert np.mean([low <= 1.6 / 3 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.035)
-
-
-def test_the_bootstrap_is_that_of_scipy_and_repeats() -> None:
-    from scipy.stats import bootstrap as of_scipy
-
-    values = np.random.default_rng(0).exponential(size=120)
-    resampled = bootstrap(lambda drawn: values[drawn].mean(1), 120)
-    theirs = of_scipy((values,), np.mean, method="percentile", rng=1).confidence_interval
-    assert percentile_interval(resampled) == pytest.approx(tuple(theirs), abs=0.03)
-    assert np.array_equal(resampled, bootstrap(lambda drawn: values[drawn].mean(1), 120))
 
 
 def test_differences_are_measured_image_by_image() -> None:
