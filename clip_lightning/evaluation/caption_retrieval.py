@@ -1,16 +1,17 @@
 """Retrieval on images with several captions each: recall at 1, 5 and 10 of a task of `retrieval_tasks`."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clip_lightning.errors import DataError
 from clip_lightning.evaluation.cache import MemoryBudget
+from clip_lightning.evaluation.counts import UNIT
 from clip_lightning.evaluation.encode import ImageReader, encode_texts
 from clip_lightning.evaluation.inference import inference, refuse_broken
-from clip_lightning.evaluation.metrics import UNIT, wilson
+from clip_lightning.evaluation.measured import wilson
 from clip_lightning.evaluation.recall import CaptionRecall, chance_of_any, count_recall
 from clip_lightning.evaluation.retrieval_tasks import RetrievalTask
 from clip_lightning.model.clip import CLIP
@@ -34,6 +35,8 @@ class CaptionRetrievalEvaluator:
     ) -> None:
         """Args: as of `ZeroShotEvaluator`."""
         self.task, self.batch, self.precision = task, batch, precision
+        self.name = task.name
+        self._transform = f"{image_size} {task.resize.mode} {task.resize.interpolation}"
         self._reader = ImageReader(
             task.num_samples, partial(_image, task, image_size), image_size, batch, budget or MemoryBudget()
         )
@@ -49,8 +52,7 @@ class CaptionRetrievalEvaluator:
         with inference(model, device, self.precision):
             images_ND, kept_N = self._reader.encode(model.encode_image, device)
             refuse_broken(int((~images_ND.isfinite()).any(1).sum()), task.num_samples, f"{task.name}, images")
-            if len(images_ND) < 2:
-                raise DataError(f"task {task.name}: {len(images_ND)} of {task.num_samples} images can be read.")
+            note = self._note(kept_N)
             kept = kept_N.tolist()
             owner_M = torch.arange(len(kept)).repeat_interleave(torch.as_tensor(task.num_captions[kept])).to(device)
             for prompts, prefix in task.prefixes.items():
@@ -59,12 +61,13 @@ class CaptionRetrievalEvaluator:
                 recall = CaptionRecall(DEPTHS).to(device)
                 count_recall(recall, images_ND, features_UD, row_M, owner_M)
                 records += self._records(recall, prompts, task.num_captions[kept])
-        return records
+        return [replace(record, note=note) for record in records]
 
-    @property
-    def num_unreadable(self) -> int:
-        """Images of this rank's share that the last run could not read."""
-        return len(self._reader.bad)
+    def _note(self, kept_N: Tensor) -> str:
+        notes = [self._reader.note(self.task.name, kept_N, least=2)]
+        if (known := self.task.num_expected) is not None and len(kept_N) < known:
+            notes.append(f"{len(kept_N):,} images were evaluated, and the set is known to have {known:,}.")
+        return " ".join(filter(None, notes))
 
     def _records(self, recall: CaptionRecall, prompts: str, num_captions: np.ndarray) -> list[Record]:
         queries, hits = recall.synced()
@@ -90,7 +93,7 @@ class CaptionRetrievalEvaluator:
         low, high = wilson(value * images, images)
         return Record(
             what=what, value=value, low=low, high=high, chance=chance, n=n, task=self.task.name, split=self.task.split,
-            prompts=prompts, precision=self.precision,
+            prompts=prompts, precision=self.precision, transform=self._transform, names_from=self.task.source,
         )  # fmt: skip
 
 

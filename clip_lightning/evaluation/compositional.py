@@ -13,7 +13,7 @@ import math
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.caption_files import find_images
+from clip_lightning.evaluation.counts import UNIT
 from clip_lightning.evaluation.encode import ImageReader, encode_texts
 from clip_lightning.evaluation.inference import inference, refuse_broken
-from clip_lightning.evaluation.intervals import mean_of_shares
-from clip_lightning.evaluation.metrics import UNIT, wilson
+from clip_lightning.evaluation.measured import mean_of_proportions, wilson
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer
@@ -154,6 +154,8 @@ class CompositionalEvaluator:
     ) -> None:
         """Args: as of `ZeroShotEvaluator`."""
         self.task, self.batch, self.precision = task, batch, precision
+        self.name = task.name
+        self._transform = f"{image_size} {task.resize.mode} {task.resize.interpolation}"
         image = partial(_image, task, image_size)
         self._reader = ImageReader(task.num_images, image, image_size, batch, budget or MemoryBudget())
 
@@ -166,6 +168,7 @@ class CompositionalEvaluator:
         with inference(model, device, self.precision):
             images, kept = self._reader.encode(model.encode_image, device)
             refuse_broken(int((~images.isfinite()).any(1).sum()), task.num_images, f"{task.name}, images")
+            note = self._reader.note(task.name, kept)
             texts = [text for pair in task.captions for text in pair]
             found = encode_texts(model, tokenizer, texts, device, self.batch)
         row = torch.full((task.num_images,), -1, device=device)
@@ -180,12 +183,7 @@ class CompositionalEvaluator:
         subsets = torch.tensor([names.index(subset) for subset in task.subsets], device=device)[complete_n]
         accuracy = ChoiceAccuracy(len(shares), len(names)).to(device)
         accuracy.update(torch.stack(list(shares.values())), subsets)
-        return self._records(list(shares), names, accuracy.counts.tolist())
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images of this rank's share that the last run could not read."""
-        return len(self._reader.bad)
+        return [replace(one, note=note) for one in self._records(list(shares), names, accuracy.counts.tolist())]
 
     def _records(self, whats: list[str], names: list[str], counts: list[list[int]]) -> list[Record]:
         """Every rank has counted all instances: they are few, and their features are on every rank."""
@@ -199,14 +197,15 @@ class CompositionalEvaluator:
                 task = self.task.name if name == self.task.name else f"{self.task.name}/{name}"
                 records.append(self._record(task, what, value, low, high, n))
             if len(present) > 1:
-                mean, low, high = mean_of_shares(shares, list(filter(None, numbers)))
+                successes = [hit / UNIT for hit, n in zip(hits, numbers, strict=True) if n]
+                mean, low, high = mean_of_proportions(successes, list(filter(None, numbers)))
                 records.append(self._record(self.task.name, what, mean, low, high, sum(numbers)))
         return records
 
     def _record(self, task: str, what: str, value: float, low: float, high: float, n: int) -> Record:
         return Record(
             what=what, value=value, low=low, high=high, n=n, chance=CHANCE[what], task=task, split=self.task.split,
-            precision=self.precision,
+            precision=self.precision, transform=self._transform,
         )  # fmt: skip
 
 
@@ -214,17 +213,19 @@ def _image(task: CompositionalTask, size: int, k: int) -> Tensor:
     return task.image(k, size)
 
 
-def build_compositional(name: str, root: str | Path) -> CompositionalTask:
+def build_compositional(name: str, root: str | Path | None) -> CompositionalTask:
     """`sugar_crepe`, one of its subsets as `sugar_crepe/swap_obj`, or `winoground`, from a folder of data sets.
 
     Raises: UserError: no such name; DataError: it is not there, or cannot be read.
     """
-    root = Path(root).expanduser()
     base, _, subset = name.partition("/")
-    if base == "sugar_crepe" and (not subset or subset in SUGAR_CREPE):
-        return _sugar_crepe(root, [subset] if subset else list(SUGAR_CREPE), name)
-    if name == "winoground":
-        return _winoground(root)
+    if name == "winoground" or (base == "sugar_crepe" and (not subset or subset in SUGAR_CREPE)):
+        if root is None:
+            get = _GET_WINOGROUND if name == "winoground" else _GET_SUGAR_CREPE
+            raise DataError(f"eval.root is not set, and {name} is read from there: {get}.")
+        folder = Path(root).expanduser()
+        subsets = [subset] if subset else list(SUGAR_CREPE)
+        return _winoground(folder) if name == "winoground" else _sugar_crepe(folder, subsets, name)
     known = ", ".join(["sugar_crepe", *(f"sugar_crepe/{one}" for one in SUGAR_CREPE), "winoground"])
     raise UserError(f"eval: unknown compositional task '{name}'; known are {known}.")
 

@@ -5,6 +5,7 @@ are equal to the bit. An image that cannot be read has no features: it is left o
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from clip_lightning.data.layouts.layout import BadSample
-from clip_lightning.distributed import all_gather, all_reduce_max, padded_share, rank_and_world
+from clip_lightning.distributed import all_gather, all_reduce_max, exchange, padded_share, rank_and_world
+from clip_lightning.errors import DataError
 from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.inference import refuse_broken
 from clip_lightning.model.clip import CLIP
@@ -104,6 +106,23 @@ class ImageReader:
         is_bad[list(self.bad)] = 1
         kept = (all_reduce_max(is_bad) == 0).nonzero()[:, 0]
         return (rows, kept) if len(kept) == self.num else (rows[kept], kept)
+
+    def note(self, name: str, kept: Tensor, least: int = 1) -> str:
+        """A sentence about the images that could not be read, the same on every rank; empty where all could.
+
+        Args: name: of the images. kept: int64 [n], those that could be read.
+        Raises: DataError where fewer than `least` could.
+        """
+        num, lost = self.num, self.num - len(kept)
+        if not lost:
+            return ""
+        bad = [(k, found.cause, found.detail) for k, found in self.bad.items()]
+        k, cause, detail = min(found for rank in exchange(bad) for found in rank)
+        detail = re.sub(r" <.* at 0x\w+>", "", detail)  # Pillow names the object in memory
+        first = f"the first is image {k} ({cause}{': ' if detail else ''}{detail})"
+        if len(kept) < least:
+            raise DataError(f"{name}: {len(kept)} of {num:,} images could be read; {first}.")
+        return f"{lost:,} of {num:,} images could not be read and are not counted; {first}."
 
     def _batches(self, batches: Iterator[range]) -> Iterator[Tensor]:
         """Images of the batches, uint8 [b, 3, S, S], decoded one batch ahead of the model."""

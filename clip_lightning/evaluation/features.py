@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
 from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.evaluation.encode import ImageReader, shared_rows
 from clip_lightning.evaluation.inference import inference, refuse_broken
+from clip_lightning.evaluation.weights_hash import weights_hash
 from clip_lightning.model.clip import CLIP
 from clip_lightning.model.vision import VisionTower
 
@@ -181,7 +182,7 @@ def describe(
     tower = model.vision
     statistics = [getattr(tower, name).flatten().tolist() for name in ("mean", "std") if hasattr(tower, name)]
     return Description(
-        weights=weights_hash(tower if part == "projected" else getattr(tower, "backbone", tower)),
+        weights=weights_hash([tower if part == "projected" else getattr(tower, "backbone", tower)]),
         architecture=architecture,
         transform=json.dumps([image_size, *resize, statistics]),
         images=images_hash(images, num),
@@ -190,16 +191,6 @@ def describe(
         device=device.type,
         versions=" ".join(f"{name} {version(name)}" for name in _PACKAGES),
     )
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's state: names, types, shapes and bytes of its parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def images_hash(images: Images, num: int, batch: int = 1024) -> str:

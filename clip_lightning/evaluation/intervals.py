@@ -1,26 +1,11 @@
-"""Intervals of 95 % of means, differences and repeated measurements, beside Wilson's in `metrics`."""
+"""Intervals of 95 % of paired differences and of repeated measurements, beside those of `measured`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from clip_lightning.evaluation.metrics import wilson
-
-NUM_RESAMPLES, SEED = 2000, 0
-_CHUNK = 1 << 22  # rows that are drawn at once
-
-
-def mean_of_shares(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
-    """Mean of independent proportions with its interval, from their Wilson intervals (MOVER; Zou and Donner 2008).
-
-    Args: shares, counts: of each group its share of hits, and its members, one or more.
-    """
-    mean = sum(shares) / len(shares)
-    ends = [wilson(share * count, count) for share, count in zip(shares, counts, strict=True)]
-    below = math.hypot(*(share - low for share, (low, _) in zip(shares, ends, strict=True))) / len(shares)
-    above = math.hypot(*(high - share for share, (_, high) in zip(shares, ends, strict=True))) / len(shares)
-    return mean, mean - below, mean + above
+from clip_lightning.evaluation.measured import wilson
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -49,22 +34,3 @@ def paired_difference(only_first: int, only_second: int, both: int, n: int) -> t
     below = (q - low_q) ** 2 - 2 * phi * (q - low_q) * (high_p - p) + (high_p - p) ** 2
     above = (high_q - q) ** 2 - 2 * phi * (high_q - q) * (p - low_p) + (p - low_p) ** 2
     return q - p - math.sqrt(max(below, 0.0)), q - p + math.sqrt(max(above, 0.0))
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], n: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
-) -> np.ndarray:
-    """The statistic of resamples of n items with replacement: float64 [num_resamples], the same at every call.
-
-    Args: statistic: maps resamples, int64 [r, n] of items, to float64 [r].
-    """
-    generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // n)
-    sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
-    return np.concatenate([statistic(generator.integers(0, n, (size, n))) for size in sizes])
-
-
-def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
-    """Ends of the central 95 % of resampled values."""
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return float(low), float(high)

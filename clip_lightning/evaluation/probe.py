@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from clip_lightning.errors import DataError, UserError
-from clip_lightning.evaluation.intervals import mean_of_shares, student_interval
-from clip_lightning.evaluation.metrics import wilson
+from clip_lightning.evaluation.intervals import student_interval
+from clip_lightning.evaluation.measured import mean_of_proportions, wilson
 from clip_lightning.records import Record
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _interval(correct: np.ndarray, labels: np.ndarray, metric: str) -> tuple[flo
     if metric == "acc1":
         return wilson(float(correct.sum()), len(correct))
     of_class = [correct[labels == label] for label in np.unique(labels)]
-    return mean_of_shares([float(hits.mean()) for hits in of_class], [len(hits) for hits in of_class])[1:]
+    return mean_of_proportions([float(hits.sum()) for hits in of_class], [len(hits) for hits in of_class])[1:]
 
 
 def shots_to_match(shots: np.ndarray, scores: np.ndarray, target: float) -> float:

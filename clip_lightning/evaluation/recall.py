@@ -16,8 +16,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from clip_lightning.distributed import rank_and_world
+from clip_lightning.evaluation.counts import UNIT, hits_within
 from clip_lightning.evaluation.inference import cosines
-from clip_lightning.evaluation.metrics import UNIT, hits_within
 
 BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # scores of a block
 

@@ -28,7 +28,7 @@ from clip_lightning.data.layouts.layout import BadSample, Layout, build_layout
 from clip_lightning.data.sources import list_sources
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.caption_files import find_images, read_captions
-from clip_lightning.evaluation.prompts import read_lines
+from clip_lightning.evaluation.suite.loaders.tars import shards_of
 
 PAPER_PREFIX = "a photo of "  # in front of every caption in Radford et al. 2021, Table 13
 # Columns of Hugging Face's tables of captions, and members of CLIP_benchmark's tars.
@@ -130,6 +130,11 @@ RETRIEVAL: Mapping[str, Entry] = {
     ),
 }
 ALIASES = {"mscoco_captions": "coco", "mscoco": "coco", "crossmodal3600": "xm3600", "xtd10": "multilingual_coco"}
+
+
+def is_retrieval(name: str) -> bool:
+    """Whether `build_retrieval` knows a data set of this name."""
+    return (name if name in {*RETRIEVAL, *ALIASES} else _language(name)[0]) in {*RETRIEVAL, *ALIASES}
 
 
 def build_retrieval(name: str, root: str | Path | None = None) -> RetrievalTask:
@@ -237,9 +242,8 @@ def _read_path(paths: Sequence[Path], k: int) -> bytes:
 def _layout(path: str, split: str) -> tuple[Layout, np.ndarray]:
     """The layout of a path, and the rows of the split: all where it has no column or folder of splits."""
     folder = Path(path).expanduser()
-    if (shards := folder / split / "nshards.txt").is_file():
-        names = [folder / split / f"{k}.tar" for k in range(int((read_lines(shards) or ["0"])[0]))]
-        if missing := [name for name in names if not name.is_file()]:
+    if (folder / split / "nshards.txt").is_file():
+        if missing := [name for name in shards_of(folder / split) if not name.is_file()]:
             raise DataError(*(f"{name} is missing; nshards.txt beside it announces it." for name in missing))
         path = str(folder / split)
     option = data_option(path)

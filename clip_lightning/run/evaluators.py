@@ -11,18 +11,17 @@ from clip_lightning.data.images.decode import Resize
 from clip_lightning.distributed import exchange
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.cache import MemoryBudget
-from clip_lightning.evaluation.caption_retrieval import CaptionRetrievalEvaluator
 from clip_lightning.evaluation.classifier import ClassifierBuilder
 from clip_lightning.evaluation.measure import Evaluator
+from clip_lightning.evaluation.pair_tasks import PairTask, build_pair_task, is_pair_task, pair_evaluator
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
-from clip_lightning.evaluation.retrieval_tasks import RetrievalTask, build_retrieval
 from clip_lightning.evaluation.suite import SUITES
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks, warnings_of
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 from clip_lightning.run.process_rank import rank_of_process
 
 RETRIEVAL = "retrieval"  # the suite whose tasks are no classification
-_Task = TypeVar("_Task", ZeroShotTask, RetrievalTask)
+_Task = TypeVar("_Task", bound=ZeroShotTask | PairTask)
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,12 @@ class FoundTasks:
     """The tasks of a config on this node.
 
     Attributes:
+        pairs: tasks of images and captions.
         missing: of the suites' data sets those that cannot be measured here, and why.
     """
 
     zero_shot: list[ZeroShotTask] = field(default_factory=list)
-    retrieval: list[RetrievalTask] = field(default_factory=list)
+    pairs: list[PairTask] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -42,7 +42,7 @@ class FoundTasks:
         """Sentences about the tasks, among them one line with all data sets that are missing."""
         found = warnings_of(self.zero_shot)
         if self.missing:
-            number = len(self.zero_shot) + len(self.retrieval)
+            number = len(self.zero_shot) + len(self.pairs)
             found.append(
                 f"warning: {len(self.missing)} data sets of the suite are not measured, and {number} tasks are: "
                 f"{', '.join(self.missing)}; `python -m clip_lightning.evaluation.tasks` shows why"
@@ -50,7 +50,7 @@ class FoundTasks:
         return found
 
     def __bool__(self) -> bool:
-        return bool(self.zero_shot or self.retrieval)
+        return bool(self.zero_shot or self.pairs)
 
 
 def find_tasks(evaluation: EvalConfig) -> FoundTasks:
@@ -64,15 +64,17 @@ def find_tasks(evaluation: EvalConfig) -> FoundTasks:
         for name in chosen
         if name not in SUITES
     ]
+    names = evaluation.tasks or []
     try:
-        named = build_tasks(evaluation.tasks or [], evaluation.folders, evaluation.root)
+        pairs = [build_pair_task(name, evaluation.root) for name in names if is_pair_task(name)]
+        named = build_tasks([n for n in names if not is_pair_task(n)], evaluation.folders, evaluation.root)
     except UserError as error:
         kind = DataError if isinstance(error, DataError) and not problems else UserError
         raise kind(*problems, *error.problems) from error
     if problems:
         raise UserError(*problems)
-    found = FoundTasks(zero_shot=named)
-    taken = [task.name for task in named]
+    found = FoundTasks(named, pairs)
+    taken = [task.name for task in (*named, *pairs)]
     for suite in chosen:
         for name in SUITES[suite]:
             if name in taken:
@@ -80,7 +82,7 @@ def find_tasks(evaluation: EvalConfig) -> FoundTasks:
             taken.append(name)
             try:
                 if suite == RETRIEVAL:
-                    found.retrieval.append(build_retrieval(name, evaluation.root))
+                    found.pairs.append(build_pair_task(name, evaluation.root))
                 else:
                     found.zero_shot.extend(build_tasks([name], (), evaluation.root))
             except (UserError, OSError) as error:
@@ -139,14 +141,14 @@ def task_evaluators(
         for group in groups.values()
     ]
     found += [
-        CaptionRetrievalEvaluator(
+        pair_evaluator(
             replace(task, resize=resize),
             vision.image_size,
             batch=evaluation.batch,
             precision=precision,
             budget=budget,
         )
-        for task in _on_all_ranks(tasks.retrieval, report)
+        for task in _on_all_ranks(tasks.pairs, report)
     ]
     return found
 

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.errors import DataError, UserError
-from clip_lightning.evaluation.intervals import bootstrap, paired_difference, percentile_interval
+from clip_lightning.evaluation.intervals import paired_difference
+from clip_lightning.evaluation.measured import percentile_interval
+from clip_lightning.evaluation.prediction_table import FILE, SCHEMA
 
-FILE = "predictions.parquet"
 PLACE = ["task", "split", "prompts", "index"]  # what names an image of a measurement
 _BOOTSTRAP = "bootstrap over images"
-COLUMNS = [*PLACE, "key", "label", "predicted", "correct", "probability"]
+COLUMNS = list(SCHEMA.names)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _of_task(rows: pd.DataFrame) -> Iterator[Difference]:
         low, high = paired_difference(only_first, only_second, int((first * second).sum()), n)
         p, method = mcnemar(only_first, only_second), "McNemar, Newcombe"
     else:
-        low, high = percentile_interval(bootstrap(lambda drawn: change[drawn].mean(1), n))
+        low, high = percentile_interval(lambda times: float(times @ change) / n, n)
         p, method = None, _BOOTSTRAP
     values = float(first.mean()), float(second.mean()), float(change.mean())
     yield made(
@@ -141,8 +142,8 @@ def _of_task(rows: pd.DataFrame) -> Iterator[Difference]:
     labels = pd.to_numeric(rows.label, errors="coerce").to_numpy(float)
     if np.isfinite(labels).all() and (labels >= 0).all():
         number = np.unique(labels, return_inverse=True)[1]
-        means = [float(_per_class(values, number, np.arange(n)[None])[0]) for values in (first, second)]
-        low, high = percentile_interval(bootstrap(lambda drawn: _per_class(change, number, drawn), n))
+        means = [_per_class(values, number, np.ones(n)) for values in (first, second)]
+        low, high = percentile_interval(lambda times: _per_class(change, number, times), n)
         change_of_mean = means[1] - means[0]
         yield made(
             metric="mean_per_class", first=means[0], second=means[1], difference=change_of_mean, low=low, high=high,
@@ -158,16 +159,13 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_second, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def _per_class(values_n: np.ndarray, number_n: np.ndarray, drawn_rn: np.ndarray) -> np.ndarray:
-    """The mean over classes of the means of each class's values, float64 [r] by resample; a class without rows is left
-    out of a resample.
+def _per_class(values_n: np.ndarray, number_n: np.ndarray, times_n: np.ndarray) -> float:
+    """The mean over classes of the means of each class's values, each row as many times as it says; a class without
+    rows is left out.
     """
-    resamples, classes = len(drawn_rn), int(number_n.max()) + 1
-    cells = (np.arange(resamples)[:, None] * classes + number_n[drawn_rn]).ravel()
-    counts = np.bincount(cells, minlength=resamples * classes).reshape(resamples, classes)
-    sums = np.bincount(cells, weights=values_n[drawn_rn].ravel(), minlength=resamples * classes)
-    means: np.ndarray = (sums.reshape(resamples, classes) / np.maximum(counts, 1)).sum(1) / (counts > 0).sum(1)
-    return means
+    counts = np.bincount(number_n, weights=times_n)
+    sums = np.bincount(number_n, weights=times_n * values_n)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
 
 
 def _mean(accuracy: Sequence[Difference]) -> Difference:
