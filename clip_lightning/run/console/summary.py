@@ -9,21 +9,10 @@ from typing import Any
 
 from clip_lightning.formatting import aligned, clock, count, percent, with_interval
 from clip_lightning.records import EMA, Record
-from clip_lightning.run.console.progress import task_name
+from clip_lightning.run.console.progress import OWN_METRICS, task_name
 
 SCORES = ("acc1", "acc5", "mean_per_class")
 _FURTHER = {"acc5": "top-5", "mean_per_class": "mean per class"}
-# Of a task without accuracies or with another metric of its own, these are shown, the first that there is.
-OWN_METRICS = (
-    "map11",
-    "top1_top5_mean",
-    "roc_auc",
-    "pm",
-    "macro_f1",
-    "worst_group_acc1",
-    "worst_group_acc5",
-    "jaccard",
-)
 
 
 @dataclass(frozen=True)
