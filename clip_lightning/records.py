@@ -29,6 +29,9 @@ class Record:
         value: its value.
         task: the data set or task it was measured on; empty for numbers of training itself.
         split: which part of it: train, validation, test, ...
+        variant: empty for a task's own prompts; otherwise in what the measurement differs from the task's own: the name
+            of a further prompt set. Summaries, curves and loggers that have one number per task read the empty one.
+        group: the region, income class or other group of images that the number is of; empty for all images.
         prompts: the set of templates, or empty.
         prompts_hash: of the class names and templates, 8 hexadecimal digits; sets of one name can differ.
         weights: which of the model's weights were measured: empty for those of training, `ema` for their average.
@@ -38,6 +41,12 @@ class Record:
         per_class: recall of each class in the order of the labels, None for a class without images; of
             `mean_per_class` only.
         samples_seen: how far training was.
+        seconds: time that the evaluation took which gave this record and the others of its images, on rank 0.
+        note: sentences about the number: images that could not be read, fewer images than the set has, a stand-in
+            for the paper's set.
+        names_from: where class names and templates were read from.
+        weights_hash: of all weights that were measured, 16 hexadecimal digits.
+        transform: how images were made for the model: size, mode and interpolation.
         run, model, data, science, precision, versions: what produced it.
     """
 
@@ -60,9 +69,16 @@ class Record:
     precision: str = ""
     versions: str = ""
     per_class: tuple[float | None, ...] | None = None
+    variant: str = ""
+    group: str = ""
+    seconds: float | None = None
+    note: str = ""
+    names_from: str = ""
+    weights_hash: str = ""
+    transform: str = ""
 
 
-_WHOLE, _REAL = ("n", "samples_seen"), ("value", "low", "high", "chance")
+_WHOLE, _REAL = ("n", "samples_seen"), ("value", "low", "high", "chance", "seconds")
 _TYPES = {
     **dict.fromkeys(_WHOLE, pa.int64()),
     **dict.fromkeys(_REAL, pa.float64()),
@@ -148,11 +164,13 @@ def read_records(path: Path) -> list[Record]:
 def metric_name(record: Record) -> str:
     """The name of a number in loggers and in `trainer.callback_metrics`: train/loss, cifar10/acc1, ema/cifar10/acc1.
 
-    The validation loss has one name whatever its number of candidates, which the record's own name holds.
+    The validation loss has one name whatever its number of candidates, which the record's own name holds. A variant or
+    a group follows the task: cifar10/contextless/acc1. Which group is the worst may change, so it is not in the name.
     """
     what = {"learning_rate": "lr", "gradient_norm": "grad_norm"}.get(record.what, record.what)
     what = "loss" if what.startswith("val_loss_") else what
-    return "/".join(part for part in (record.weights, record.task or "train", what) if part)
+    group = "" if what.startswith("worst_group") else record.group
+    return "/".join(part for part in (record.weights, record.task or "train", record.variant, group, what) if part)
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:

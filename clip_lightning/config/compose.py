@@ -367,7 +367,7 @@ def _resolve(composed: Composition, problems: list[str]) -> Any:
     if isinstance(config, Config):
         config.experiment = composed.choices.get("experiment")
         if config.eval.tasks is None:
-            config.eval.tasks = list(config.data.tasks)
+            config.eval.tasks = [] if any(config.eval.suites.values()) else list(config.data.tasks)
         problems += [*recipes.fill(config), *_name_teacher(config.loss)]
     return config
 

@@ -200,7 +200,7 @@ def _foreign_habit(word: str, grammar: Grammar) -> str | None:
 
 
 def _option_problems(group: str, value: Any, options: list[str]) -> list[str]:
-    if isinstance(value, list) and group in ("callbacks", "logger"):
+    if isinstance(value, list) and group in ("callbacks", "logger", "eval"):
         return [problem for item in value for problem in _option_problems(group, item, options)]
     if value in options or (value is None and group in ("experiment", "local", "callbacks", "logger")):
         return []

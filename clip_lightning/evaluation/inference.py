@@ -45,6 +45,19 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
         return rows.float() @ columns.float().T
 
 
+def best_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits [B, C] of labels from those [B, A] of a wider classifier: the largest among the classes of each label.
+
+    As Taori et al. (2020) measure an ImageNet classifier on sets with other labels (Radford et al. 2021, section 3.3).
+    A label without a class has -inf.
+
+    Args: allowed: bool [A, C], which of the wider classifier's classes count as a label.
+    """
+    source, target = allowed.nonzero(as_tuple=True)
+    found = logits.new_full((len(logits), allowed.shape[1]), -torch.inf)
+    return found.scatter_reduce_(1, target.expand(len(logits), -1), logits[:, source], "amax")
+
+
 def refuse_broken(num_broken: int, num_total: int, where: str) -> None:
     """Raises AgreedError when features are NaN or infinite: nothing can be ranked by them.
 

@@ -1,204 +1,388 @@
-"""From exact integer counts to accuracies with their intervals.
+"""The metrics of the data sets, each a torchmetrics `Metric` that gives values with interval and chance: `METRICS`.
 
-The metrics are `torchmetrics.Metric`s whose states are integer sums: they add up over batches and ranks without
-rounding, and `sync`, `reset` and logging work as for any other metric.
-
-Equal logits share a place. Where t classes have the logit of the correct class and a classes have a larger one, the
-correct class takes each of the places a + 1, ..., a + t with probability 1 / t, and an image counts with its
-probability of being among the best k. Without ties this is the usual top-k accuracy; with ties the result does not
-depend on the order of the classes, and a model whose features have all collapsed scores exactly chance. Shares of an
-image are whole multiples of 1 / UNIT, so that counts remain integers (exact for ties of up to 16 classes).
+Metrics that need more than counts keep a row per image. The rows of all ranks are gathered and put in the order of the
+images before anything is computed, so that the number of ranks changes nothing. An image that could not be read has no
+row.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
-UNIT = 720_720  # least common multiple of 1, ..., 16
-NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95 % interval
+from clip_lightning.evaluation.counts import (
+    UNIT,
+    ClassAccuracy,
+    ClassCounts,
+    PairRecall,
+    Scored,
+    SetAccuracy,
+    TaskMetric,
+    hits_within,
+    places,
+    set_hits,
+)
+from clip_lightning.evaluation.measured import (
+    NORMAL_QUANTILE,
+    Measured,
+    normal_interval,
+    percentile_interval,
+    resampled,
+    wilson,
+)
+from clip_lightning.evaluation.ranking import average_precision, eleven_points, roc_auc
 
-# Shape suffixes: B images, C classes, K candidates, k depths
+__all__ = [
+    "METRICS",
+    "UNIT",
+    "Calibration",
+    "ClassAccuracy",
+    "ClassCounts",
+    "ImageRows",
+    "Measured",
+    "PairRecall",
+    "Scored",
+    "SetAccuracy",
+    "TaskMetric",
+    "hits_within",
+    "normal_interval",
+    "places",
+    "set_hits",
+    "wilson",
+]
 
+CALIBRATION_BINS = 15  # Guo et al. 2017, section 2
+NO_LABEL = -1
+_FEWER_RESAMPLES = 200  # of a mean over classes, each of which is ranked again
 
-@dataclass(frozen=True)
-class Measured:
-    """A value with the ends of its 95 % interval, and the value of guessing."""
-
-    value: float
-    low: float
-    high: float
-    chance: float
-
-
-def places(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row, how many classes have a larger logit than the correct one, and how many the same: int64 [B], [B].
-
-    The correct class itself is among the second.
-    """
-    own_B1 = logits_BC.gather(1, labels_B[:, None])
-    return (logits_BC > own_B1).sum(1), (logits_BC == own_B1).sum(1)
-
-
-def hits_within(depth: int, ahead_B: Tensor, tied_B: Tensor) -> Tensor:
-    """Probability in units of 1 / UNIT that the correct class is among the best `depth`: int64 [B]."""
-    free_B = (depth - ahead_B).clamp(min=0)
-    tied_B = tied_B.clamp(min=1)  # 0 where the logit is NaN
-    return (UNIT * torch.minimum(free_B, tied_B) + tied_B // 2) // tied_B
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927), by SciPy; (0, 1) for n = 0.
-
-    Between two whole numbers of successes the ends are interpolated.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    whole = math.floor(successes)
-    part = successes - whole
-    low, high = _wilson(whole, n)
-    if not part:
-        return low, high
-    above_low, above_high = _wilson(whole + 1, n)
-    return low + part * (above_low - low), high + part * (above_high - high)
-
-
-@cache
-def _wilson(successes: int, n: int) -> tuple[float, float]:
-    from scipy.stats import binomtest  # slow to import, and needed after an evaluation only
-
-    ends = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(ends.low), float(ends.high)
+# Shape suffixes: B images of a batch, n all images, C classes
 
 
-def normal_interval(values: Tensor) -> tuple[float, float]:
-    """95 % interval of the mean of independent values [n], n >= 2, by the normal approximation."""
-    values = values.double()
-    half = NORMAL_QUANTILE * values.std().item() / math.sqrt(len(values))
-    return values.mean().item() - half, values.mean().item() + half
+class _Rows(TaskMetric):
+    """Tensors that have a row per image."""
 
+    names: tuple[str, ...] = ()
+    index: list[Tensor]
 
-class ClassAccuracy(Metric):
-    """Top-1, top-5 and mean per class of a classifier.
+    def __init__(self, num_classes: int, groups: np.ndarray | None = None, group_names: Sequence[str] = ()) -> None:
+        super().__init__(num_classes, groups, group_names)
+        for name in ("index", *self.names):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
-    Attributes:
-        counts: int64 [3, C]: images, and hits among the best one and among the best five in units of 1 / UNIT.
-    """
+    def append(self, index: Tensor, **columns: Tensor) -> None:
+        """Adds the rows of a batch, which may be empty: a rank without images takes part in the gathering all the
+        same.
+        """
+        for name, column in {"index": index, **columns}.items():
+            getattr(self, name).append(column)
 
-    higher_is_better = True
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        """Args: num_classes: C."""
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("counts", torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits_BC: Tensor, labels_B: Tensor) -> None:
-        """Counts a batch of logits [B, C] with labels [B] int64."""
-        ahead_B, tied_B = places(logits_BC, labels_B)
-        hits = [torch.ones_like(ahead_B), *(hits_within(depth, ahead_B, tied_B) for depth in (1, 5))]
-        self.counts.index_add_(1, labels_B, torch.stack(hits))
+    def gathered(self) -> dict[str, np.ndarray]:
+        """The columns over all ranks, in the order of the images."""
+        must_sync = not self._is_synced  # torchmetrics syncs before `compute` by itself
+        with self.sync_context(should_sync=must_sync, should_unsync=must_sync):
+            columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in ("index", *self.names)}
+        order = np.argsort(columns["index"], kind="stable")
+        return {name: column[order] for name, column in columns.items()}
 
     def compute(self) -> dict[str, Tensor]:
-        """`acc1`, `acc5` and `mean_per_class`, float64 scalars; over all ranks where torch.distributed is in use.
+        """The values alone, float64 scalars."""
+        return {what: torch.tensor(found.value, dtype=torch.float64) for what, found in self.measured().items()}
 
-        A class without images has no recall and is not part of `mean_per_class`.
-        """
-        images_C, first_C, five_C = self.counts.double()
-        present_C = images_C > 0
-        recalls = first_C[present_C] / UNIT / images_C[present_C]
-        acc1, acc5 = (hits_C.sum() / UNIT / images_C.sum() for hits_C in (first_C, five_C))
-        return {"acc1": acc1, "acc5": acc5, "mean_per_class": recalls.mean()}
+    def measured(self) -> dict[str, Measured]:
+        """As `TaskMetric.measured`."""
+        return self.of(self.gathered())
 
-    def synced(self) -> "ClassCounts":
-        """The counts of all ranks."""
-        with self.sync_context():
-            images, first, five = self.counts.tolist()
-        return ClassCounts(images, first, five)
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """Values by name from the rows of all images."""
+        raise AssertionError(f"{type(self).__name__} measures nothing")
 
 
-@dataclass(frozen=True)
-class ClassCounts:
-    """Counts by class: images, and hits at depths 1 and 5 in units of 1 / UNIT."""
-
-    images: list[int]
-    first: list[int]
-    five: list[int]
-
-    @property
-    def num_images(self) -> int:
-        """All images counted."""
-        return sum(self.images)
-
-    @property
-    def recalls(self) -> list[float | None]:
-        """The share of each class's images that are classified correctly; None for a class without images."""
-        return [hits / (UNIT * n) if n else None for hits, n in zip(self.first, self.images, strict=True)]
-
-    def accuracies(self) -> dict[str, Measured]:
-        """`acc1` and `acc5` with Wilson's interval, `mean_per_class` with that of the mean of independent proportions.
-
-        With fewer than five classes `acc5` counts them all. The interval of `mean_per_class` combines the classes'
-        Wilson intervals by the distances of their ends from the recalls (MOVER; Zou and Donner 2008): it keeps its
-        width where every class has recall 0 or 1.
-        """
-        total, classes = self.num_images, len(self.images)
-        measured = {}
-        for name, per_class, depth in (("acc1", self.first, 1), ("acc5", self.five, min(5, classes))):
-            hits = sum(per_class)
-            measured[name] = Measured(hits / (UNIT * total), *wilson(hits / UNIT, total), depth / classes)
-        present = [(hits / UNIT, n) for hits, n in zip(self.first, self.images, strict=True) if n]
-        recalls = [recall for recall in self.recalls if recall is not None]
-        ends = [wilson(hits, n) for hits, n in present]
-        mean = sum(recalls) / len(recalls)
-        below = math.hypot(*(recall - low for recall, (low, _) in zip(recalls, ends, strict=True))) / len(recalls)
-        above = math.hypot(*(high - recall for recall, (_, high) in zip(recalls, ends, strict=True))) / len(recalls)
-        measured["mean_per_class"] = Measured(mean, mean - below, mean + above, 1 / classes)
-        return measured
-
-
-class PairRecall(Metric):
-    """Recall at several depths of pairs that compete within a group, in both directions.
+class ImageRows(_Rows):
+    """What is known of each image.
 
     Attributes:
-        pairs: int64 [], pairs counted.
-        hits: int64 [2, k] in units of 1 / UNIT: image to text, text to image, at each depth.
+        first, five: int64, hits among the best one and the best five in units of 1 / UNIT; `five` is 0 in a set in
+            which an image may have any number of labels.
+        label: int64; NO_LABEL in such a set.
+        predicted: int64, the best class; of equal ones the first.
+        confidence, probability: float32, of the predicted and of the correct class, by a softmax over the classes at
+            the model's scale; of several correct classes the sum.
+        chance: float32, the value of guessing: how many of the classes are correct, as a share.
     """
 
-    higher_is_better = True
-    full_state_update = False
-    pairs: Tensor
-    hits: Tensor
+    names = ("first", "five", "label", "predicted", "confidence", "probability", "chance")
 
-    def __init__(self, depths: tuple[int, ...]) -> None:
-        """Args: depths: of the best candidates, among which the partner counts as found."""
-        super().__init__()
-        self.depths = depths
-        self.add_state("pairs", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("hits", torch.zeros(2, len(depths), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits_KK: Tensor) -> None:
-        """Counts a group: logits of image (row) and text (column), whose partners are on the diagonal."""
-        labels = torch.arange(len(logits_KK), device=logits_KK.device)
-        for direction, logits in enumerate((logits_KK, logits_KK.T)):
+    def update(self, scored: Scored) -> None:
+        """Adds a batch."""
+        logits, labels = scored.logits, scored.labels
+        probabilities = (scored.scale * logits).softmax(1)
+        if labels.ndim == 2:
+            first, five, label = (
+                set_hits(logits, labels),
+                torch.zeros_like(scored.samples),
+                torch.full_like(scored.samples, NO_LABEL),
+            )
+            probability, chance = (probabilities * labels).sum(1), labels.float().mean(1)
+        else:
             ahead, tied = places(logits, labels)
-            self.hits[direction] += torch.stack([hits_within(depth, ahead, tied).sum() for depth in self.depths])
-        self.pairs += len(labels)
+            first, five = (hits_within(depth, ahead, tied) for depth in (1, 5))
+            label, probability = labels, probabilities.gather(1, labels[:, None])[:, 0]
+            chance = torch.full_like(probability, 1 / logits.shape[1])
+        confidence, predicted = probabilities.amax(1), logits.argmax(1)
+        self.append(
+            scored.samples,
+            first=first,
+            five=five,
+            label=label,
+            predicted=predicted,
+            confidence=confidence,
+            probability=probability,
+            chance=chance,
+        )
 
-    def compute(self) -> dict[str, Tensor]:
-        """`image_to_text_recall_at_K`, `text_to_image_recall_at_K`, and `recall_at_1`, the mean of both: float64."""
-        shares = self.hits.double() / UNIT / self.pairs
-        found = {"recall_at_1": shares[:, self.depths.index(1)].mean()}
-        for direction, row in zip(("image_to_text", "text_to_image"), shares, strict=True):
-            found |= {f"{direction}_recall_at_{depth}": share for depth, share in zip(self.depths, row, strict=True)}
+
+class Calibration(ImageRows):
+    """`ece`: expected calibration error of the best class (Guo et al. 2017, equation 3): bins of equal width,
+    differences weighted by the share of images. Its interval is normal: the bootstrap's own percentiles are biased
+    upward.
+    """
+
+    higher_is_better = False
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`."""
+        confidence = rows["confidence"].astype(np.float64)
+        wrong_by = confidence - rows["first"] / UNIT
+        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+
+        def error(weights: np.ndarray) -> float:
+            return float(np.abs(np.bincount(bins, weights * wrong_by)).sum() / weights.sum())
+
+        n = len(confidence)
+        value, half = error(np.ones(n)), NORMAL_QUANTILE * float(np.std(resampled(error, n), ddof=1))
+        return {"ece": Measured(value, max(0.0, value - half), min(1.0, value + half), None)}
+
+
+class TopMean(ImageRows):
+    """`top1_top5_mean`: the mean of top-1 and top-5 (Kinetics-700; Radford et al. 2021, appendix A.2)."""
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`."""
+        hits, n = (rows["first"] + rows["five"]) / (2 * UNIT), len(rows["first"])
+        value = int((rows["first"] + rows["five"]).sum()) / (2 * UNIT * n)
+        interval = percentile_interval(lambda weights: float(weights @ hits) / n, n)
+        chance = (1 + min(5, self.num_classes)) / (2 * self.num_classes)
+        return {"top1_top5_mean": Measured(value, *interval, chance)}
+
+
+class MacroF1(ImageRows):
+    """`macro_f1`: the mean over the classes that have images of F1 (iWildCam; Gadre et al. 2023, appendix N).
+
+    By scikit-learn's definition with `labels` those that occur, as WILDS has it (Koh et al. 2021).
+    """
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`."""
+        label, predicted, n = rows["label"], rows["predicted"], len(rows["label"])
+        hits = label == predicted
+
+        def score(weights: np.ndarray) -> float:
+            true, guessed, both = (
+                np.bincount(values, weights * of, minlength=self.num_classes)
+                for values, of in ((label, 1), (predicted, 1), (label, hits))
+            )
+            present = true > 0
+            return float((2 * both[present] / (true + guessed)[present]).mean())
+
+        share = np.bincount(label) / n
+        share, guess = share[share > 0], 1 / self.num_classes
+        chance = float((2 * share * guess / (share + guess)).mean())
+        return {"macro_f1": Measured(score(np.ones(n)), *percentile_interval(score, n), chance)}
+
+
+class WorstGroup(ImageRows):
+    """`worst_group_acc1` or `worst_group_acc5`: accuracy in the group that has the lowest (Gadre et al. 2023, appendix
+    N: regions of FMoW and GeoDE at depth 1, incomes of Dollar Street at depth 5).
+
+    Images of a group below 0 are in no group. The interval is Wilson's of that group alone, and does not count that
+    it was selected as the worst.
+    """
+
+    def __init__(
+        self, num_classes: int, groups: np.ndarray | None = None, group_names: Sequence[str] = (), depth: int = 1
+    ) -> None:
+        super().__init__(num_classes, groups, group_names)
+        self.depth = depth
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`, and `group_acc...@NAME` of each group."""
+        groups = _groups_of(self, rows["index"])
+        hits, kept = rows["first" if self.depth == 1 else "five"], groups >= 0
+        totals, counts = np.bincount(groups[kept]), _integer_sums(groups[kept], hits[kept])
+        chance = min(self.depth, self.num_classes) / self.num_classes
+        found = {}
+        for group in np.flatnonzero(totals):
+            n, share = int(totals[group]), int(counts[group]) / UNIT
+            name = self.group_names[int(group)] if len(self.group_names) else str(group)
+            found[name] = Measured(share / n, *wilson(share, n), chance, n, name)
+        worst = min(found.values(), key=lambda one: one.value)
+        each = {f"group_acc{self.depth}@{name}": one for name, one in found.items()}
+        return {f"worst_group_acc{self.depth}": worst, **each}
+
+
+class Anchors(ImageRows):
+    """`pm0`, `pm10` and their mean `pm`: accuracy on anchor frames, and accuracy where all neighbours of an anchor
+    count as well (Shankar et al. 2019; ImageNet Vid and Youtube-BB in Radford et al. 2021, section 3.3).
+
+    The first image of a group is its anchor. An anchor without an image that could be read is left out.
+    """
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`; `n` is the number of anchors."""
+        groups, hits = _groups_of(self, rows["index"]), rows["first"] / UNIT
+        assert self.groups is not None
+        firsts = np.unique(self.groups, return_index=True)[1]
+        anchors = np.isin(rows["index"], firsts)
+        kept = np.isin(groups, groups[anchors])
+        names, member = np.unique(groups[kept], return_inverse=True)
+        num = len(names)
+        alone, guessed = np.zeros(num), np.zeros(num)
+        place = np.searchsorted(names, groups[anchors])
+        alone[place], guessed[place] = hits[anchors], rows["chance"][anchors]
+        together, lucky = np.ones(num), np.ones(num)
+        np.multiply.at(together, member, hits[kept])
+        np.multiply.at(lucky, member, rows["chance"][kept].astype(np.float64))
+        both = (alone + together) / 2
+        mean = percentile_interval(lambda weights: float(weights @ both) / num, num)
+        chances = float(guessed.mean()), float(lucky.mean())
+        return {
+            "pm0": Measured(alone.mean(), *wilson(float(alone.sum()), num), chances[0], num),
+            "pm10": Measured(together.mean(), *wilson(float(together.sum()), num), chances[1], num),
+            "pm": Measured(float(both.mean()), *mean, sum(chances) / 2, num),
+        }
+
+
+class _ScoreRows(_Rows):
+    """The scores of each image with all classes, float32, and its labels."""
+
+    names = ("scores", "labels")
+
+    def update(self, scored: Scored) -> None:
+        """Adds a batch."""
+        labels = scored.labels.byte() if scored.labels.dtype == torch.bool else scored.labels
+        self.append(scored.samples, scores=scored.logits.float(), labels=labels)
+
+
+class RocAuc(_ScoreRows):
+    """`roc_auc` of the second of two classes (Hateful Memes; Radford et al. 2021, table 9), by the difference of the
+    two scores, which has the order of its probability.
+    """
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`; NaN where only one class has images."""
+        scores = rows["scores"].astype(np.float64)
+        score = roc_auc(scores[:, 1] - scores[:, 0], rows["labels"] == 1)
+        n = len(scores)
+        return {"roc_auc": Measured(score(np.ones(n, dtype=np.int64)), *percentile_interval(score, n), 0.5)}
+
+
+class MeanAveragePrecision(_ScoreRows):
+    """`map` and `map11` of images with any number of labels: the mean over the classes that have images.
+
+    `map` is the plain average precision of scikit-learn, the mean precision at the hits. `map11` is that of VOC2007
+    (Everingham et al. 2010, section 4.2), which the paper reports: the mean over the recalls 0, 0.1, ..., 1 of the
+    largest precision at that recall or a larger one.
+    """
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`."""
+        scores, labels = rows["scores"], rows["labels"].astype(bool)
+        present, n = np.flatnonzero(labels.any(0)), len(scores)
+        found = {}
+        for what, rule in (("map", average_precision), ("map11", eleven_points)):
+            per_class = [rule(scores[:, k], labels[:, k]) for k in present]
+            mean = partial(_mean_of, per_class)
+            chance = float(labels[:, present].mean()) if what == "map" else None
+            value = mean(np.ones(n, dtype=np.int64))
+            found[what] = Measured(value, *percentile_interval(mean, n, _FEWER_RESAMPLES), chance)
         return found
 
-    def synced(self) -> tuple[int, list[list[int]]]:
-        """Pairs, and hits in units of 1 / UNIT by direction and depth, of all ranks."""
-        with self.sync_context():
-            return int(self.pairs), self.hits.tolist()
+
+class Jaccard(_ScoreRows):
+    """`jaccard`: of each cue (class) with k correct candidates, the k best ones against the correct ones as sets, the
+    mean over the cues (WinoGAViL; Bitton et al. 2022, section 4).
+
+    Labels are bool [n, C]. A cue's candidates are the images whose group is the cue's number; without groups all
+    images. Equal scores at the cut share the remaining places.
+    """
+
+    def of(self, rows: Mapping[str, np.ndarray]) -> dict[str, Measured]:
+        """As `_Rows.of`; `n` is the number of cues."""
+        from scipy.stats import hypergeom
+
+        groups = None if self.groups is None else _groups_of(self, rows["index"])
+        values, chances = [], []
+        for cue in range(self.num_classes):
+            mine = slice(None) if groups is None else groups == cue
+            scores, correct = rows["scores"][mine, cue], rows["labels"][mine, cue].astype(bool)
+            num, k = len(scores), int(correct.sum())
+            if not k:
+                continue
+            cut = np.sort(scores)[-k]
+            above, tied = scores > cut, scores == cut
+            sure, at_cut = int((above & correct).sum()), int((tied & correct).sum())
+            values.append(_expected_jaccard(hypergeom(int(tied.sum()), at_cut, k - int(above.sum())), k, sure))
+            chances.append(_expected_jaccard(hypergeom(num, k, k), k, 0))
+        means = np.array(values)
+        interval = percentile_interval(lambda weights: float(weights @ means) / len(means), len(means))
+        return {"jaccard": Measured(float(means.mean()), *interval, float(np.mean(chances)), len(means))}
+
+
+def _expected_jaccard(extra_hits: Any, k: int, sure_hits: int) -> float:
+    """Expected |A and B| / |A or B| of two sets of k with `sure_hits` plus a random number of common members."""
+    low, high = (int(end) for end in extra_hits.support())
+    hits = np.arange(low, high + 1)
+    common = sure_hits + hits
+    return float((extra_hits.pmf(hits) * common / (2 * k - common)).sum())
+
+
+def _mean_of(statistics: Sequence[Callable[[np.ndarray], float]], weights: np.ndarray) -> float:
+    """The mean of statistics of one bootstrap sample; those that are not defined in it are left out."""
+    values = np.array([statistic(weights) for statistic in statistics])
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def _groups_of(metric: TaskMetric, index: np.ndarray) -> np.ndarray:
+    """The group of each image."""
+    if metric.groups is None:
+        raise AssertionError(f"{type(metric).__name__} needs a task with groups")
+    return np.asarray(metric.groups)[index]
+
+
+def _integer_sums(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of int64 values by group, without rounding."""
+    sums = np.zeros(groups.max(initial=-1) + 1, dtype=np.int64)
+    np.add.at(sums, groups, values)
+    return sums
+
+
+# A data set's own metric, by the name of its value, and what measures it. Called with the number of classes, the groups
+# and their names.
+METRICS: Mapping[str, Callable[..., TaskMetric]] = {
+    "acc1": ClassAccuracy,
+    "mean_per_class": ClassAccuracy,
+    "map": MeanAveragePrecision,
+    "map11": MeanAveragePrecision,
+    "top1_top5_mean": TopMean,
+    "roc_auc": RocAuc,
+    "pm": Anchors,
+    "macro_f1": MacroF1,
+    "worst_group_acc1": WorstGroup,
+    "worst_group_acc5": partial(WorstGroup, depth=5),
+    "jaccard": Jaccard,
+}

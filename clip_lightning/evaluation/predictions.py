@@ -71,7 +71,9 @@ def predictions(
     images = torch.stack([task.image(k, image_size) for k in indices])
     labels = torch.as_tensor(task.labels)[list(indices)]
     with inference(model, device, precision):
-        classifier = ClassifierBuilder(task.name, task.classnames, task.templates).build(model, tokenizer, device)
+        builder = ClassifierBuilder()
+        prompts = builder.add(task.name, task.classnames, task.templates)
+        classifier = builder.build(model, tokenizer, device)[prompts]
         features_BD = model.encode_image(images.to(device))
         logits_BC = (model.current_logit_scale() * classifier.cosines(features_BD)).cpu()
     refuse_broken(int((~logits_BC.isfinite()).any(1).sum()), len(images), f"{task.name}, images")

@@ -32,3 +32,8 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     return [line.strip() for line in text.strip().split("\n")] if text.strip() else []
+
+
+def rewritten(template: str) -> str:
+    """A template with this project's placeholder: other projects write `{}` for the class name."""
+    return template if PLACEHOLDER in template else template.replace("{}", PLACEHOLDER)

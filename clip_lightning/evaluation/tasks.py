@@ -1,15 +1,16 @@
 """Zero-shot tasks by name, and from folders in CLIP_benchmark's layout.
 
-A task is data: class names, templates, labels, and how to read image k. A new one is an entry of `BUILDERS`. A folder
-is a task named by the folder's name; its tars are read in place, by offset.
+A task is data: class names, templates, labels, and how to read image k. Names are those of the embedded scenes and of
+the data sets of the registry (`suite/sets`, a YAML file each). `python -m clip_lightning.evaluation.tasks` lists the
+data sets with their status on this node. A folder is a task named by the folder's name.
 """
 
+import argparse
 import difflib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,15 +18,20 @@ import numpy as np
 from torch import Tensor
 
 from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
-from clip_lightning.data.layouts.layout import BadSample, Problem
-from clip_lightning.data.layouts.tar_index import index_tar
+from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.data.scenes import scenes, shifted
-from clip_lightning.errors import DataError, UserError
+from clip_lightning.errors import DataError, UserError, run_command
 from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
+from clip_lightning.evaluation.suite import SUITES
+from clip_lightning.evaluation.suite.entry import entry_names
+from clip_lightning.evaluation.suite.loaders.tars import CLASS_FILE, TEMPLATE_FILE, wds
+from clip_lightning.evaluation.suite.names import imagenet_names
+from clip_lightning.evaluation.suite.open import open_set, print_states, state_of
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
-LABEL_KEYS = ("cls",)
-MAX_SHOWN = 5
+ROOT = Path("datasets")  # where data sets are looked for without eval.root
+STATIC = "_static"
+STATIC_TASKS = tuple(f"{name}{STATIC}" for name in ("objectnet", "imagenet_vid", "youtube_bb"))
+DESCRIPTION = "List the data sets of the evaluation suites: what is on disk, and how to get the rest."
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,22 @@ class ZeroShotTask:
     Attributes:
         classnames: one name per class, in the order of the labels.
         templates: prompts in which `{c}` is the placeholder of the class name; their embeddings are averaged.
-        labels: int64 [n].
-        read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once.
+        labels: int64 [n], or bool [n, C] for a set in which an image has any number of classes (VOC2007).
+        read: the image k, encoded bytes or uint8 [H, W, 3]; called from several threads at once. Raises BadSample.
         split: which part of the data set this is.
         prompts: name of the set of templates in records.
         resize: how images become squares, of the model that is evaluated.
+        metric: the data set's own metric, a key of `metrics.METRICS`.
+        prompt_sets: further sets of templates beside `templates`, by name.
+        groups: int64 [n], None without groups. For `pm`: the anchor that an image belongs to, the first image of each
+            group being the anchor itself. For `worst_group_*`: the region or income class of an image.
+        group_names: a name per group; empty where groups are numbers only.
+        allowed: bool [len(classnames), C], which class names count as one of the C labels (ObjectNet: several ImageNet
+            classes to one label); None where each name is a label.
+        images_id: identity of the images without the prompts: tasks that share it share pixels and features.
+        num_expected: images that the set is known to have; None where that is unknown.
+        stand_in: one sentence that says why this is not the set of the paper; empty where it is.
+        names_from: where class names and templates were read from.
     """
 
     name: str
@@ -50,6 +67,15 @@ class ZeroShotTask:
     split: str = "test"
     prompts: str = "own"
     resize: Resize = SHORTEST
+    metric: str = "acc1"
+    prompt_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    group_names: Sequence[str] = ()
+    allowed: np.ndarray | None = None
+    images_id: str = ""
+    num_expected: int | None = None
+    stand_in: str = ""
+    names_from: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,7 +84,7 @@ class ZeroShotTask:
         problems += [f"task {self.name}: class {k} has no name." for k, name in enumerate(self.classnames) if not name]
         if not len(self.templates):
             problems.append(f"task {self.name} has no templates; write at least one, such as 'a {PLACEHOLDER}'.")
-        for template in self.templates:
+        for template in (*self.templates, *(text for texts in self.prompt_sets.values() for text in texts)):
             if PLACEHOLDER not in template:
                 problems.append(
                     f"task {self.name}: the template '{template}' has no {PLACEHOLDER}, which the class name replaces; "
@@ -66,13 +92,24 @@ class ZeroShotTask:
                 )
         if not len(self.labels):
             problems.append(f"task {self.name} has no images.")
-        for k in np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classnames)))[:1]:
-            problems.append(
-                f"task {self.name}: image {k} has label {self.labels[k]}, and labels go from 0 to "
-                f"{len(self.classnames) - 1} for its {len(self.classnames)} class names."
-            )
+        problems += self._label_problems()
         if problems:
             raise DataError(*problems)
+
+    def _label_problems(self) -> list[str]:
+        num_classes = len(self.classnames) if self.allowed is None else self.allowed.shape[1]
+        if self.labels.ndim == 2:
+            if self.labels.dtype != bool or self.labels.shape[1] != num_classes:
+                return [
+                    f"task {self.name}: labels of several classes per image are bool [n, {num_classes}], and these are "
+                    f"{self.labels.dtype} {list(self.labels.shape)}."
+                ]
+            return []
+        return [
+            f"task {self.name}: image {k} has label {self.labels[k]}, and labels go from 0 to {num_classes - 1} for "
+            f"its {num_classes} class names."
+            for k in np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))[:1]
+        ]
 
     @cached_property
     def prompts_hash(self) -> str:
@@ -114,20 +151,38 @@ BUILDERS: dict[str, Callable[[], ZeroShotTask]] = {
 }
 
 
-def build_task(name: str) -> ZeroShotTask:
-    """The registered task of this name. Raises UserError with near names."""
-    if name not in BUILDERS:
-        near = difflib.get_close_matches(name, BUILDERS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"registered are {', '.join(BUILDERS)}."
-        raise UserError(f"eval.tasks: unknown task '{name}'; {hint}")
-    return BUILDERS[name]()
+def build_task(name: str, root: str | Path | None = None) -> ZeroShotTask:
+    """The registered task, or that of a data set of the suite below `root`. Raises UserError with near names."""
+    if name in BUILDERS:
+        return BUILDERS[name]()
+    if name in (*entry_names(), *STATIC_TASKS):
+        return suite_task(name, Path(ROOT if root is None else root).expanduser())
+    raise UserError(unknown_task(name, "eval.tasks"))
 
 
-def build_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> list[ZeroShotTask]:
-    """Registered tasks and folder tasks, in this order. Raises UserError with the problems of all of them."""
+def unknown_task(name: str, key: str) -> str:
+    """A sentence about a name that no task has."""
+    known = [*BUILDERS, *entry_names(), *STATIC_TASKS]
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
+    return f"{key}: unknown task '{name}'; {hint}"
+
+
+def build_tasks(
+    names: Sequence[str], folders: Sequence[str | Path] = (), root: str | Path | None = None
+) -> list[ZeroShotTask]:
+    """Registered tasks and folder tasks, in this order. Raises UserError with the problems of all of them.
+
+    Args:
+        names: of registered tasks and of data sets of the suite.
+        folders: in CLIP_benchmark's layout.
+        root: the folder in which the suite's data sets are; None is the folder `datasets` of the current directory.
+    """
     tasks: list[ZeroShotTask] = []
     problems: list[str] = []
-    builders = [partial(build_task, name) for name in names] + [partial(folder_task, Path(path)) for path in folders]
+    builders = [partial(build_task, name, root) for name in names] + [
+        partial(folder_task, Path(path)) for path in folders
+    ]
     for builder in builders:
         try:
             tasks.append(builder())
@@ -163,77 +218,70 @@ def folder_task(path: Path) -> ZeroShotTask:
     path = path.expanduser()
     if not path.is_dir():
         raise DataError(f"eval.folders: {path} is not a folder; name a folder in CLIP_benchmark's layout.")
-    files = [path / "classnames.txt", path / "zeroshot_classification_templates.txt", path / "test" / "nshards.txt"]
-    missing = [file for file in files if not file.is_file()]
+    missing = [path / name for name in (CLASS_FILE, TEMPLATE_FILE, "test/nshards.txt") if not (path / name).is_file()]
     if missing:
         raise DataError(*(f"eval.folders: {file} is missing; CLIP_benchmark's layout needs it." for file in missing))
-    classnames, templates, num_shards = (read_lines(file) for file in files)
-    if len(num_shards) != 1 or not num_shards[0].isdecimal():
-        raise DataError(f"eval.folders: {files[2]} must hold one number, the number of tars beside it.")
-    shards = [path / "test" / f"{k}.tar" for k in range(int(num_shards[0]))]
-    if not shards:
-        raise DataError(f"eval.folders: {files[2]} announces 0 shards, so there is nothing to evaluate.")
-    images = TarImages(shards)
-    return ZeroShotTask(path.resolve().name, classnames, templates, images.labels, images.read, prompts="folder")
+    found, name = wds(path, None), path.resolve().name
+    return ZeroShotTask(
+        name,
+        read_lines(path / CLASS_FILE),
+        found.templates or read_lines(path / TEMPLATE_FILE),
+        found.labels,
+        found.read,
+        prompts="folder",
+        images_id=f"{path.resolve()}",
+        names_from=f"{path}",
+    )
 
 
-class TarImages:
-    """Labelled images in tars: where each one's bytes lie, and its label."""
+def suite_task(name: str, root: Path) -> ZeroShotTask:
+    """The task of a data set of the registry (`suite/sets`) that is below `root`.
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        """Walks the tars' headers and reads the labels. Raises DataError with the problems of all tars."""
-        self.shards = list(shards)
-        problems = [
-            f"{shard} is missing; nshards.txt beside it announces it." for shard in shards if not shard.is_file()
-        ]
-        if problems:
-            raise DataError(*problems)
-        labels: list[int] = []
-        places: list[tuple[int, int, int]] = []  # shard, offset, size
-        for number, shard in enumerate(self.shards):
-            index = index_tar(shard, IMAGE_KEYS, LABEL_KEYS)
-            problems += _sentences(shard, index.problems)
-            for record in index.records:
-                label = read_at(shard, int(record["caption_offset"]), int(record["caption_size"])).strip()
-                if not label.isdigit():
-                    problems.append(f"{shard}: a label (.cls) is {label[:20]!r}, and must be a class number.")
-                    break
-                labels.append(int(label))
-                places.append((number, int(record["image_offset"]), int(record["image_size"])))
-        if problems:
-            raise DataError(*problems)
-        self.labels = np.array(labels, dtype=np.int64)
-        self.places = places
+    `NAME_static` is the same images with ImageNet's 1,000 names, of which several count as one class of the set (the
+    paper's one classifier for all shifts; Radford et al. 2021, section 3.3).
 
-    def read(self, k: int) -> bytes:
-        """The encoded bytes of image k."""
-        number, offset, size = self.places[k]
-        return read_at(self.shards[number], offset, size)
-
-
-def _sentences(shard: Path, found: Sequence[Problem]) -> list[str]:
-    """Sentences for what an index found, the first few of a tar: an evaluation skips no image."""
-    sentences = []
-    problems = [problem for problem in found if problem.num]
-    for problem in problems[:MAX_SHOWN]:
-        where = f"{shard}: the sample {problem.name}" if problem.name else f"{shard}"
-        cause = problem.cause.replace("caption", "label")
-        if problem.is_damage:
-            sentences.append(f"{where} has a fault ({cause}); copy it again.")
-        else:
-            sentences.append(f"{where} has a fault ({cause}){': ' if problem.hint else ''}{problem.hint}.")
-    if len(problems) > MAX_SHOWN:
-        sentences.append(f"{shard} has {len(problems) - MAX_SHOWN} more such samples.")
-    return sentences
+    Raises: DataError with the sentence of how to get the data set, its class names, or what is wrong with it.
+    """
+    is_static = name not in entry_names()
+    opened = open_set(name.removesuffix(STATIC), root)
+    entry, found, names = opened.entry, opened.found, opened.names
+    if is_static:
+        if found.allowed is None:
+            raise DataError(f"{name}: {opened.folder} has no map to ImageNet's classes; copy all of its metadata.")
+        names = imagenet_names()
+    return ZeroShotTask(
+        name,
+        names.classnames,
+        names.templates,
+        found.labels,
+        found.read,
+        split=opened.source.split,
+        metric=entry.metric,
+        prompt_sets={"contextless": [PLACEHOLDER], "single": [entry.single]},
+        groups=found.groups,
+        group_names=found.group_names,
+        allowed=found.allowed if is_static else None,
+        images_id=f"{entry.name}/{opened.source.split}/{opened.folder.resolve()}",
+        num_expected=opened.num_expected,
+        stand_in=opened.stand_in,
+        names_from=names.names_from,
+    )
 
 
-def read_at(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; safe from several threads, since no file position is shared. Raises DataError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        content = os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
-    if len(content) != size:
-        raise DataError(f"{path} has become shorter while it was read; copy it again.")
-    return content
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m clip_lightning.evaluation.tasks", description=DESCRIPTION)
+    parser.add_argument("--root", type=Path, default=ROOT, help=f"folder of the data sets (default: {ROOT})")
+    parser.add_argument("--suite", choices=[name for name in SUITES if name != "retrieval"], help="one suite only")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+    arguments = parser.parse_args(argv)
+    names = arguments.names or (SUITES[arguments.suite] if arguments.suite else entry_names())
+    unknown = [name for name in names if name not in entry_names()]
+    if unknown:
+        raise UserError(*(unknown_task(name, "NAME") for name in unknown))
+    print_states([state_of(name, arguments.root.expanduser()) for name in names], arguments.root)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

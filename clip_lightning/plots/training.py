@@ -55,7 +55,7 @@ def zero_shot_curves(records: pd.DataFrame) -> Figure:
         records: `records.to_frame` of a run; used is `acc1`.
     Raises: UserError when no accuracy was recorded.
     """
-    accuracies = _over_samples(records, records.what == "acc1")
+    accuracies = _over_samples(records, (records.what == "acc1") & (records.variant == ""))
     if accuracies.empty:
         raise UserError("the records hold no acc1, so there is nothing to draw; set eval.tasks or eval.folders.")
     tasks = list(dict.fromkeys(accuracies.task))

@@ -13,16 +13,16 @@ from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.errors import AgreedError, DataError, UserError
-from clip_lightning.evaluation.tasks import build_tasks, warnings_of
+from clip_lightning.evaluation.measure import measure
+from clip_lightning.evaluation.prediction_table import kept, write_predictions
 from clip_lightning.model.attention import choose_attention
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.reliability import provenance
 from clip_lightning.reliability.out_of_memory import out_of_memory_as
-from clip_lightning.run.console.summary import score_table
+from clip_lightning.run.console.summary import note_lines, score_table
 from clip_lightning.run.evaluate_pretrained import evaluate_pretrained
-from clip_lightning.run.evaluators import build_evaluators
+from clip_lightning.run.evaluators import build_evaluators, find_tasks, report_on_rank_zero, reporting
 from clip_lightning.run.plan.preflight import build_datamodule
-from clip_lightning.run.process_rank import rank_of_process
 from clip_lightning.run.ranks import ranks
 from clip_lightning.run.trainer import quiet_libraries
 from clip_lightning.tokenizer import Tokenizer, load_tokenizer
@@ -49,20 +49,27 @@ def evaluate(config: EvaluateConfig) -> int:
     path = Path(str(config.run)).expanduser().resolve()
     frozen = compose.read(path / "config.yaml")
     refuse_targets(frozen, config.allow_target)
-    own = config.eval.tasks is None
+    own = config.eval.tasks is None and not any(config.eval.suites.values())
+    config.eval = replace(config.eval, root=config.eval.root or frozen.eval.root)
     if own:
-        folders = config.eval.folders or frozen.eval.folders
-        config.eval = replace(config.eval, tasks=frozen.eval.tasks, folders=folders)
+        config.eval = replace(
+            config.eval,
+            tasks=frozen.eval.tasks,
+            suites=frozen.eval.suites,
+            folders=config.eval.folders or frozen.eval.folders,
+        )
     frozen.eval = config.eval
-    tasks = build_tasks(frozen.eval.tasks or [], frozen.eval.folders)
+    tasks = find_tasks(frozen.eval)
     checkpoint = find_checkpoint(path, config.checkpoint)
     saved = config_of_saved(frozen, path)
     tokenizer = load_tokenizer(saved.model.text, path / TOKENIZER)
     datamodule = _validation(saved, tokenizer) if own else None
     if not tasks and datamodule is None:
-        raise UserError("eval: there is nothing to evaluate; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]")
-    if rank_of_process() == 0:
-        print("".join(f"{line}\n" for line in warnings_of(tasks)), end="", flush=True)
+        raise UserError(
+            "eval: there is nothing to evaluate; write eval.tasks=[NAME,...], eval.folders=[DIR,...] or a suite like "
+            "eval=quick eval.root=DIR"
+        )
+    report_on_rank_zero(*tasks.warnings)
     with ranks(config.cluster) as device:
         choose_attention(frozen.compute.precision, device.type == "cuda")
         # A run that still trains may have saved a newer checkpoint since rank 0 looked.
@@ -74,10 +81,11 @@ def evaluate(config: EvaluateConfig) -> int:
         does_not_fit = f"an evaluation does not fit into the memory of {device}: lower eval.batch={config.eval.batch}"
         try:
             with out_of_memory_as(does_not_fit):
+                broken, report = reporting()
+                evaluators = build_evaluators(saved, tasks, datamodule, report)
                 measured = [
                     replace(record, samples_seen=checkpoint.samples_seen, weights=weights)
-                    for evaluator in build_evaluators(saved, tasks, datamodule)
-                    for record in evaluator.run(model, tokenizer, device)
+                    for record in measure(evaluators, model, tokenizer, device, report)
                 ]
         except AgreedError as error:
             if rank_and_world()[0] == 0:
@@ -85,9 +93,12 @@ def evaluate(config: EvaluateConfig) -> int:
             return error.exit_code  # rank 0 reports it
         if rank_and_world()[0] == 0:
             _write(path, frozen, measured)
+            if config.eval.keep_predictions:
+                about = {"samples_seen": checkpoint.samples_seen, "weights": config.weights}
+                print(f"predictions: {write_predictions(kept(evaluators), path, **about)}")
             found = f"{path.name} after {checkpoint.samples_seen:,} samples ({checkpoint.path})"
-            print(f"{found}\n{score_table(measured)}")
-    return 0
+            print("\n".join([found, score_table(measured), *note_lines(measured)]))
+    return DataError.exit_code if broken else 0
 
 
 def _validation(config: Config, tokenizer: Tokenizer) -> ContrastiveDataModule | None:

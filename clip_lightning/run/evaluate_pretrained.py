@@ -5,21 +5,19 @@ Counts and records are as of a run; they are appended to `evaluation.jsonl` in `
 
 import re
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
-from clip_lightning.config.schema import EvaluateConfig, VisionConfig
-from clip_lightning.data.images.decode import Resize
+from clip_lightning.config.schema import EvaluateConfig
 from clip_lightning.distributed import rank_and_world
-from clip_lightning.errors import UserError
+from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.cache import MemoryBudget
-from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks, warnings_of
-from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+from clip_lightning.evaluation.measure import measure
+from clip_lightning.evaluation.prediction_table import kept, write_predictions
 from clip_lightning.records import Record, RecordWriter, read_records, write_parquet
 from clip_lightning.reliability import provenance
 from clip_lightning.reliability.out_of_memory import out_of_memory_as
-from clip_lightning.run.console.summary import score_table
-from clip_lightning.run.process_rank import rank_of_process
+from clip_lightning.run.console.summary import note_lines, score_table
+from clip_lightning.run.evaluators import find_tasks, report_on_rank_zero, reporting, task_evaluators
 from clip_lightning.run.ranks import ranks
 from clip_lightning.training.any_model import open_model
 
@@ -30,31 +28,28 @@ def evaluate_pretrained(config: EvaluateConfig) -> int:
     Raises: UserError: no such model, or no task is named: it has no data of its own.
     """
     assert config.pretrained is not None
-    tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
+    tasks = find_tasks(config.eval)
     if not tasks:
-        raise UserError("pretrained= has no tasks of its own; write eval.tasks=[NAME,...] or eval.folders=[DIR,...]")
+        raise UserError(
+            "pretrained= has no tasks of its own; write eval.tasks=[NAME,...], eval.folders=[DIR,...] or a suite like "
+            "eval=quick eval.root=DIR"
+        )
     opened = open_model(config.pretrained)
-    if rank_of_process() == 0:
-        print("".join(f"{line}\n" for line in warnings_of(tasks)), end="", flush=True)
+    report_on_rank_zero(*tasks.warnings)
     with ranks(config.cluster) as device:
         model = opened.model.to(device)
         does_not_fit = f"an evaluation does not fit into the memory of {device}: lower eval.batch={config.eval.batch}"
         with out_of_memory_as(does_not_fit):
-            measured = [
-                record
-                for evaluator in _evaluators(tasks, opened.config.vision, config.eval.batch)
-                for record in evaluator.run(model, opened.tokenizer, device)
-            ]
+            broken, report = reporting()
+            evaluators = task_evaluators(tasks, config.eval, opened.config.vision, "fp32", report, MemoryBudget())
+            measured = measure(evaluators, model, opened.tokenizer, device, report)
         if rank_and_world()[0] == 0:
             folder = _write(config, measured)
-            print(f"{config.pretrained} ({folder})\n{score_table(measured)}")
-    return 0
-
-
-def _evaluators(tasks: list[ZeroShotTask], vision: VisionConfig, batch: int) -> list[ZeroShotEvaluator]:
-    resize, budget = Resize(vision.resize, vision.interpolation), MemoryBudget()
-    resized = [replace(task, resize=resize) for task in tasks]
-    return [ZeroShotEvaluator(task, vision.image_size, batch=batch, budget=budget) for task in resized]
+            if config.eval.keep_predictions:
+                print(f"predictions: {write_predictions(kept(evaluators), folder)}")
+            lines = [f"{config.pretrained} ({folder})", score_table(measured), *note_lines(measured)]
+            print("\n".join(lines))
+    return DataError.exit_code if broken else 0
 
 
 def _write(config: EvaluateConfig, measured: list[Record]) -> Path:

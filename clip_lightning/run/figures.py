@@ -1,10 +1,12 @@
 """The figures of a run, drawn from its records: loss, zero-shot over samples, predictions on single images."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from clip_lightning.errors import DataError
 from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.plots.predictions import prediction_panels
@@ -13,7 +15,7 @@ from clip_lightning.records import Record, to_frame
 from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 
-IMAGES_PER_TASK = 3
+IMAGES_PER_TASK, TASKS = 3, 8
 
 
 def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Prediction]) -> list[Path]:
@@ -37,16 +39,14 @@ def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Predi
 def example_predictions(
     module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], image_size: int
 ) -> list[Prediction]:
-    """Predictions on a few images of each task, the same images for every run. Must be called on every rank."""
-    return [
-        row
-        for task in tasks
-        for row in predictions(
-            module.model,
-            tokenizer,
-            task,
-            example_indices(task, IMAGES_PER_TASK),
-            module.device,
-            image_size=image_size,
-        )
-    ]
+    """Predictions on a few images of each task, the same images for every run. Must be called on every rank.
+
+    Of the first tasks only, and of those in which an image has one label, which has a name.
+    """
+    chosen = [task for task in tasks if task.labels.ndim == 1 and task.allowed is None][:TASKS]
+    rows: list[Prediction] = []
+    for task in chosen:
+        indices = example_indices(task, IMAGES_PER_TASK)
+        with suppress(DataError):  # an image that cannot be read, which the evaluation has reported
+            rows += predictions(module.model, tokenizer, task, indices, module.device, image_size=image_size)
+    return rows

@@ -15,14 +15,16 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyarrow import Table
+
 from clip_lightning.config import compose, identity
 from clip_lightning.config.lengths import Lengths, batch_warning, flat_loss_warning, resolve_lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.errors import AgreedError
+from clip_lightning.evaluation.prediction_table import write_predictions
 from clip_lightning.evaluation.predictions import Prediction
-from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks, warnings_of
 from clip_lightning.formatting import count
 from clip_lightning.records import Record
 from clip_lightning.reliability import provenance
@@ -38,6 +40,7 @@ from clip_lightning.run.console.summary import Summary, end_table, last_value
 from clip_lightning.run.console.throughput import Costs
 from clip_lightning.run.directory import RESTART_PATIENCE, START_CONFIG, RunDirectory, compare_data, compare_science
 from clip_lightning.run.divergence import Rollback
+from clip_lightning.run.evaluators import FoundTasks, find_tasks
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, precision_warning, total_peak_flops, uses_gpu
 from clip_lightning.run.loggers import Loggers, build_loggers
@@ -49,6 +52,7 @@ from clip_lightning.run.run_records import RunRecords
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
 from clip_lightning.training.saved_model import config_of_resume
+from clip_lightning.training.zero_shot_callback import STRIDE
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class OtherRank:
         config: Config,
         path: Path,
         data: ContrastiveDataModule,
-        tasks: list[ZeroShotTask],
+        tasks: FoundTasks,
         lengths: Lengths,
     ) -> None:
         self.config, self.path, self.data, self.tasks, self.lengths = config, path, data, tasks, lengths
@@ -110,8 +114,7 @@ class OtherRank:
         """The rank of a run that rank 0 has prepared in `path`."""
         config = config_of_resume(compose.read(path / START_CONFIG), path)
         data = build_datamodule(config)
-        tasks = build_tasks(config.eval.tasks or [], config.eval.folders)
-        return cls(config, path, data, tasks, resolve_lengths(config, data.num_samples))
+        return cls(config, path, data, find_tasks(config.eval), resolve_lengths(config, data.num_samples))
 
     def say(self, text: str) -> None:
         """Prints lines."""
@@ -128,6 +131,13 @@ class OtherRank:
     def is_evaluated(self, samples_seen: int) -> bool:
         """Whether there are records of an evaluation at this place."""
         return False
+
+    def evaluation_stride(self) -> int | None:
+        """The decision about `eval.max_share` that is recorded."""
+        return None
+
+    def evaluated(self, predictions: Sequence[Table], samples_seen: int) -> None:
+        """Writes the predictions on every image that the last evaluation has kept."""
 
     def rollback(self, rollback: Rollback) -> None:
         """Removes the records after the checkpoint that the run goes back to, and prints why."""
@@ -236,6 +246,16 @@ class RankZero(OtherRank):
             record.what == "evaluation_seconds" and record.samples_seen == samples_seen
             for record in self.records.read()
         )
+
+    def evaluation_stride(self) -> int | None:
+        """The decision about `eval.max_share` that is recorded."""
+        found = last_value(self.records.read(), STRIDE)
+        return None if found is None else int(found)
+
+    def evaluated(self, predictions: Sequence[Table], samples_seen: int) -> None:
+        """Writes the predictions on every image that the last evaluation has kept."""
+        if self.config.eval.keep_predictions:
+            write_predictions(predictions, self.path, samples_seen=samples_seen)
 
     def rollback(self, rollback: Rollback) -> None:
         """Removes the records after the checkpoint that the run goes back to, and prints why."""
@@ -361,7 +381,7 @@ def _is_finished(config: Config, path: Path) -> bool:
 
 def _warnings(config: Config, found: Preflight) -> list[str]:
     return [
-        *warnings_of(found.tasks),
+        *found.tasks.warnings,
         *batch_warning(config.compute.global_batch, found.datamodule.num_samples),
         *precision_warning(config.compute, config.cluster.accelerator),
     ]

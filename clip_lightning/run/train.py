@@ -107,7 +107,8 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
             if is_finished:
                 shutil.rmtree(path / LOCKED, ignore_errors=True)
                 evaluation.evaluate(module)
-                shown = example_predictions(module, run.tokenizer, run.tasks, config.model.vision.image_size)
+                run.evaluated(evaluation.predictions, module.samples_seen)
+                shown = example_predictions(module, run.tokenizer, run.tasks.zero_shot, config.model.vision.image_size)
             data.exchange_bad_samples()
         seconds, bad_samples = throughput.seconds, data.bad_samples
         return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown))
@@ -130,13 +131,10 @@ def _checkpointing(run: OtherRank) -> CheckpointCallback:
 def _measuring(run: OtherRank, checkpoint: CheckpointCallback, seconds: float) -> tuple[Throughput, ZeroShotCallback]:
     """The callbacks that measure one fit; throughput leaves out the time of evaluation and saving."""
     evaluation = ZeroShotCallback(
-        build_evaluators(run.config, run.tasks, run.data),
-        run.tokenizer,
-        run.evaluation,
-        every=run.lengths.eval_every,
-        total_samples=run.lengths.total,
-        is_recorded=run.is_evaluated,
-    )
+        build_evaluators(run.config, run.tasks, run.data, run.say), run.tokenizer, run.evaluation,
+        every=run.lengths.eval_every, total_samples=run.lengths.total, is_recorded=run.is_evaluated,
+        max_share=run.config.eval.max_share, recorded_stride=run.evaluation_stride, say=run.say,
+    )  # fmt: skip
     throughput = Throughput(
         run.interval,
         run.data,

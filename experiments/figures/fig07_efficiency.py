@@ -12,35 +12,12 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.errors import UserError, run_command
+from clip_lightning.evaluation.probe import shots_to_match
 from clip_lightning.formatting import aligned
 from clip_lightning.plots.bars import shots_bars
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, measured_by, scores_of_one_run
 from experiments.figures.scores import describe, select
-
-
-def shots_to_match(shots: np.ndarray, scores: np.ndarray, target: float) -> float:
-    """Labelled images of a class at which the scores reach the target.
-
-    The scores are interpolated linearly in the logarithm of the number of images; below the smallest number the first
-    two are continued downwards, as a number below one in the paper's figure needs.
-
-    Args:
-        shots, scores: [k], k >= 2, of increasing numbers of images.
-    Returns:
-        Infinity where no number of images reached the target.
-    """
-    log_shots = np.log2(shots)
-    reached = np.flatnonzero(scores >= target)
-    if not len(reached):
-        return float("inf")
-    after = max(int(reached[0]), 1)
-    before = after - 1
-    rise = scores[after] - scores[before]
-    if rise <= 0:
-        return float(shots[0])
-    steps = (target - scores[before]) / rise
-    return float(2 ** (log_shots[before] + steps * (log_shots[after] - log_shots[before])))
 
 
 def from_paper(arguments: argparse.Namespace) -> Drawn:

@@ -6,15 +6,16 @@
 
 Labelled images: of a folder in CLIP_benchmark's layout its `train/` tars; of the tasks `shape` and `color` and their
 shifted sets the training scenes with a single shape. The probe is the paper's (appendix A.3): logistic regression by
-L-BFGS on the features before the projection, its regularisation by a sweep on a fifth of the labelled images.
+L-BFGS on the features before the projection, its regularisation by a sweep on a fifth of the labelled images
+(`clip_lightning.evaluation.probe`).
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,23 +23,13 @@ from clip_lightning.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from clip_lightning.config.schema import Config
-    from clip_lightning.evaluation.tasks import TarImages, ZeroShotTask
+    from clip_lightning.evaluation.labelled import LabelledImages
+    from clip_lightning.evaluation.tasks import ZeroShotTask
     from clip_lightning.model.clip import CLIP
     from clip_lightning.records import Record
     from clip_lightning.tokenizer import Tokenizer
 
-_GRID = np.logspace(-6, 6, 97)  # lambda, 8 a decade
-_FIRST_STEP = 16  # grid points apart: 1e-6, 1e-4, ..., 1e6
-_MAX_ITERATIONS = 1000
 CONTEXTLESS = "contextless"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Labelled images: int64 labels [n], and image k as uint8 [3, size, size]."""
-
-    labels: np.ndarray
-    image: Callable[[int, int], Any]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -106,106 +97,53 @@ def _measure(run: Path, arguments: argparse.Namespace) -> "Iterator[Record]":
             yield from writer.write(_supervised(config, tasks, labelled, checkpoint.samples_seen))
 
 
-def labelled_images(task: "ZeroShotTask", folders: Sequence[str], num_scenes: int) -> Labelled:
+def labelled_images(task: "ZeroShotTask", folders: Sequence[str], num_scenes: int) -> "LabelledImages":
     """The labelled images of a task. Raises UserError where it has none."""
-    from clip_lightning.data.images.decode import decode_eval
-    from clip_lightning.data.scenes.scenes import Scenes
-    from clip_lightning.data.scenes.shifted import REFERENCE, SHIFTED_TASKS, labelled_scenes
-    from clip_lightning.evaluation.prompts import read_lines
-    from clip_lightning.evaluation.tasks import TarImages
+    from clip_lightning.evaluation import labelled
 
-    part = REFERENCE if task.name in SHIFTED_TASKS else task.name
-    if part in (REFERENCE, "color"):
-        ids, labels = labelled_scenes(part, num_scenes)
-        layout = Scenes()
-        return Labelled(labels, lambda k, size: decode_eval(layout.read(ids[k]).image, size))
+    if task.name in labelled.DRAWN:
+        return labelled.labelled_images(task.name, num_scenes=num_scenes)
     for folder in map(Path, folders):
-        announced = folder / "train" / "nshards.txt"
-        if folder.resolve().name == task.name and announced.is_file():
-            return _of_tars(TarImages([folder / "train" / f"{k}.tar" for k in range(int(read_lines(announced)[0]))]))
+        if folder.resolve().name == task.name and (folder / "train" / "nshards.txt").is_file():
+            return labelled.labelled_images(str(folder))
     raise UserError(
         f"{task.name} has no labelled images to train on: they are those of shape and color, or tars in the folder "
         "`train` of a data set in CLIP_benchmark's layout (--folders); leave the task out with --tasks."
     )
 
 
-def _of_tars(images: "TarImages") -> Labelled:
-    from clip_lightning.data.images.decode import decode_eval
-
-    return Labelled(images.labels, lambda k, size: decode_eval(images.read(k), size))
-
-
-def _features(model: "CLIP", image: Callable[[int], Any], num: int, batch: int) -> np.ndarray:
-    """What the projection of the image tower reads, float32 [num, width]."""
+def _probes(
+    model: "CLIP", config: "Config", task: "ZeroShotTask", labelled: "LabelledImages", arguments: argparse.Namespace
+) -> "list[Record]":
     import torch
 
-    from clip_lightning.evaluation.inference import inference
+    from clip_lightning.data.images.decode import Resize
+    from clip_lightning.evaluation import probe
+    from clip_lightning.evaluation.features import image_features
 
-    with inference(model, torch.device("cpu")):
-        parts = [
-            model.vision.pooled(torch.stack([image(k) for k in range(start, min(num, start + batch))]))
-            for start in range(0, num, batch)
-        ]
-    return torch.cat(parts).float().numpy()
+    vision = config.model.vision
 
+    def features(images: "LabelledImages | ZeroShotTask") -> probe.Labelled:
+        values, kept = image_features(
+            model,
+            images,
+            len(images.labels),
+            torch.device("cpu"),
+            image_size=vision.image_size,
+            resize=Resize(vision.resize, vision.interpolation),
+            batch=config.eval.batch,
+        )
+        return probe.Labelled(values, images.labels[kept])
 
-def _probes(
-    model: "CLIP", config: "Config", task: "ZeroShotTask", labelled: Labelled, arguments: argparse.Namespace
-) -> "list[Record]":
-    size, batch = config.model.vision.image_size, config.eval.batch
-    train = _features(model, lambda k: labelled.image(k, size), len(labelled.labels), batch)
-    test = _features(model, lambda k: task.image(k, size), task.num_samples, batch)
-    order = np.random.default_rng(0).permutation(len(train))
-    train, labels = train[order], labelled.labels[order]
-    strength = sweep(train, labels)
-    records = []
-    if arguments.probe:
-        hits = _fit(train, labels, strength).predict(test) == task.labels
-        records += _records("linear_probe_acc1", hits, task)
-    for shots in arguments.shots:
-        few = np.concatenate([np.flatnonzero(labels == label)[:shots] for label in np.unique(labels)])
-        hits = _fit(train[few], labels[few], strength).predict(test) == task.labels
-        records += _records(f"few_shot_{shots}_acc1", hits, task)
-    return records
-
-
-def sweep(features: np.ndarray, labels: np.ndarray) -> float:
-    """The regularisation lambda of the paper's search: every 16th of 97 points, then 8, 4, 2, 1 around the best.
-
-    Args:
-        features, labels: [n, D] and [n] in random order; the last fifth validates.
-    """
-    cut = len(labels) * 4 // 5
-    scores: dict[int, float] = {}
-
-    def score(k: int) -> float:
-        if k not in scores:
-            found = _fit(features[:cut], labels[:cut], float(_GRID[k]))
-            scores[k] = float((found.predict(features[cut:]) == labels[cut:]).mean())
-        return scores[k]
-
-    best, step = max(range(0, len(_GRID), _FIRST_STEP), key=score), _FIRST_STEP
-    while step > 1:
-        step //= 2
-        near = [k for k in (best - step, best, best + step) if 0 <= k < len(_GRID)]
-        best = max(near, key=score)
-    return float(_GRID[best])
-
-
-def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Any:
-    """scikit-learn's logistic regression, whose C multiplies the summed loss."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at the ends of the sweep, as in the paper's
-        return LogisticRegression(C=1 / strength, max_iter=_MAX_ITERATIONS).fit(features, labels)
+    train, validation = probe.hold_out(features(labelled))
+    test, classes = features(task), len(task.classnames)
+    probes = [[probe.linear_probe(train, validation, test)]] if arguments.probe else []
+    probes += [probe.few_shot(train, validation, test, shots, seeds=[0]) for shots in arguments.shots]
+    return [probe.record(found, test.labels, classes, "acc1", task.name, task.split) for found in probes]
 
 
 def _supervised(
-    config: "Config", tasks: "Sequence[ZeroShotTask]", labelled: Labelled, samples_seen: int
+    config: "Config", tasks: "Sequence[ZeroShotTask]", labelled: "LabelledImages", samples_seen: int
 ) -> "list[Record]":
     """Trains the run's image tower from scratch with a linear classifier on labels, and tests it on every task."""
     import torch

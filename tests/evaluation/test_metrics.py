@@ -17,6 +17,7 @@ from clip_lightning.evaluation.metrics import (
     ClassAccuracy,
     ClassCounts,
     PairRecall,
+    Scored,
     hits_within,
     normal_interval,
     places,
@@ -24,12 +25,16 @@ from clip_lightning.evaluation.metrics import (
 )
 
 
+def scored(logits: torch.Tensor, labels: torch.Tensor) -> Scored:
+    return Scored(logits, labels, torch.arange(len(logits)), torch.ones(1))
+
+
 def test_accuracies_equal_those_of_scikit_learn_and_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(500, 12, generator=generator), torch.randint(12, (500,), generator=generator)
     logits[torch.arange(500), labels] += 1
     accuracy = ClassAccuracy(12)
-    accuracy.update(logits, labels)
+    accuracy.update(scored(logits, labels))
     measured = accuracy.synced().accuracies()
     assert {what: value.item() for what, value in accuracy.compute().items()} == pytest.approx(
         {what: found.value for what, found in measured.items()}, abs=1e-12
@@ -47,14 +52,14 @@ def test_accuracies_equal_those_of_scikit_learn_and_torchmetrics() -> None:
 
 def test_a_class_without_images_is_left_out_of_the_mean() -> None:
     accuracy = ClassAccuracy(3)
-    accuracy.update(torch.eye(3)[[0, 1]], torch.tensor([0, 0]))
+    accuracy.update(scored(torch.eye(3)[[0, 1]], torch.tensor([0, 0])))
     assert accuracy.compute()["mean_per_class"] == accuracy.synced().accuracies()["mean_per_class"].value == 0.5
     assert accuracy.synced().recalls == [0.5, None, None]
 
 
 def test_with_fewer_than_five_classes_the_best_five_are_all() -> None:
     accuracy = ClassAccuracy(3)
-    accuracy.update(torch.randn(10, 3), torch.tensor([0, 1, 2, 2, 1, 0, 0, 0, 1, 2]))
+    accuracy.update(scored(torch.randn(10, 3), torch.tensor([0, 1, 2, 2, 1, 0, 0, 0, 1, 2])))
     acc5 = accuracy.synced().accuracies()["acc5"]
     assert (acc5.value, acc5.chance) == (1, 1)
 
@@ -82,7 +87,7 @@ def test_equal_logits_share_a_place_whatever_the_order_of_classes(logits: list[l
 
 def test_a_collapsed_model_scores_chance() -> None:
     accuracy = ClassAccuracy(10)
-    accuracy.update(torch.zeros(30, 10), torch.zeros(30, dtype=torch.int64))
+    accuracy.update(scored(torch.zeros(30, 10), torch.zeros(30, dtype=torch.int64)))
     assert {what: value.item() for what, value in accuracy.compute().items()} == pytest.approx(
         {"acc1": 0.1, "acc5": 0.5, "mean_per_class": 0.1}
     )
@@ -113,10 +118,10 @@ def test_counts_do_not_depend_on_how_images_are_batched(cuts: list[int]) -> None
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(60, 8, generator=generator), torch.randint(8, (60,), generator=generator)
     whole, parts = ClassAccuracy(8), ClassAccuracy(8)
-    whole.update(logits, labels)
+    whole.update(scored(logits, labels))
     edges = [0, *sorted(cuts), 60]
     for start, end in pairwise(edges):
-        parts.update(logits[start:end], labels[start:end])
+        parts.update(scored(logits[start:end], labels[start:end]))
     assert torch.equal(whole.counts, parts.counts)
 
 

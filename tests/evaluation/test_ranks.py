@@ -18,7 +18,9 @@ def test_ranks_give_the_records_of_one_process(tmp_path: Path, root: Path) -> No
     subprocess.run([sys.executable, PROGRAM, str(tmp_path)], env=environment, check=True, timeout=300)
     alone = json.loads((tmp_path / "0_of_1.json").read_text())
     assert [record["what"] for record in alone[:3]] == ["acc1", "acc5", "mean_per_class"]
-    assert len(alone) == 3 + 3 + 3 + 8
+    assert len(alone) == 4 + 4 + 4 + 8 + 9 + 8
+    assert {record["n"] for record in alone if record["note"]} == {48, 49, 50, 147}  # three of 150 cannot be read
+    assert len({record["note"] for record in alone}) == 2
     for world in (2, 3, 4):
         ranks = [json.loads((tmp_path / f"{rank}_of_{world}.json").read_text()) for rank in range(world)]
         assert all(records == ranks[0] for records in ranks)

@@ -14,15 +14,16 @@ from clip_lightning.config import compose
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
-from clip_lightning.errors import UserError
+from clip_lightning.errors import AgreedError, DataError, UserError
 from clip_lightning.evaluation.retrieval import RetrievalEvaluator
 from clip_lightning.evaluation.tasks import build_task
+from clip_lightning.evaluation.weights_hash import weights_hash
 from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
 from clip_lightning.model.clip import CLIP
 from clip_lightning.records import Record
 from clip_lightning.tokenizer import Tokenizer, build_tokenizer
 from clip_lightning.training.clip_module import ClipModule
-from clip_lightning.training.zero_shot_callback import ZeroShotCallback
+from clip_lightning.training.zero_shot_callback import STRIDE, ZeroShotCallback
 
 BATCH, STEPS = 16, 6
 SETTINGS = [
@@ -169,7 +170,9 @@ def test_a_second_call_at_the_same_samples_does_not_evaluate_again(train: Train,
         return callbacks[0]
 
     module = train(make)
-    assert callbacks[0].evaluate(module) == [Record(what="runs", value=1.0, samples_seen=96)]
+    (record,) = callbacks[0].evaluate(module)
+    assert (record.what, record.value, record.samples_seen) == ("runs", 1.0, 96)
+    assert record.weights_hash == weights_hash([module.model])
     assert len(sink) == 1
     assert callbacks[0].seconds == pytest.approx(sink[0][1].value)
 
@@ -188,7 +191,7 @@ def test_evaluation_does_not_change_training(train: Train, tokenizer: Tokenizer)
     alone = train(None)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     evaluated = train(make)
-    assert [len(records) for records in sink] == [3 + 8 + 1] * 3
+    assert [len(records) for records in sink] == [4 + 8 + 1] * 3
     assert {record.what for record in sink[-1]} >= {"acc1", "acc5", "mean_per_class", "val_loss_40", "recall_at_1"}
     for (name, expected), (_, value) in zip(alone.state_dict().items(), evaluated.state_dict().items(), strict=True):
         assert torch.equal(expected, value), name
@@ -261,3 +264,108 @@ def test_the_average_of_weights_is_evaluated_beside_them(train: Train, tokenizer
     assert (raw.weights, ema.weights) == ("", "ema")
     assert raw.value == module.model.vision.projection.weight.norm().item()
     assert ema.value == module.ema.average["vision.projection.weight"].norm().item() != raw.value
+
+
+class Broken:
+    """An evaluator whose data has gone."""
+
+    name = "gone"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [DataError("it is gone."), OSError(5, "Input/output error"), UserError("wrong")])
+def test_a_broken_task_is_reported_and_the_rest_is_measured(
+    train: Train, tokenizer: Tokenizer, error: Exception
+) -> None:
+    sink: list[list[Record]] = []
+    said: list[str] = []
+    both = [Broken(error), Counting()]
+    train(
+        lambda _: ZeroShotCallback(
+            both, tokenizer, sink.append, every=3 * BATCH, total_samples=BATCH * STEPS, say=said.append
+        )
+    )
+    assert said == [f"warning: gone was not evaluated: {error}"] * 2
+    assert [[record.what for record in records] for records in sink] == [["runs", "evaluation_seconds"]] * 2
+
+
+def test_a_model_whose_features_are_not_numbers_still_stops(train: Train, tokenizer: Tokenizer) -> None:
+    def make(_: ContrastiveDataModule) -> ZeroShotCallback:
+        broken = [Broken(AgreedError("103 of 103 features are NaN"))]
+        return ZeroShotCallback(broken, tokenizer, lambda _: None, every=BATCH, total_samples=BATCH * STEPS)
+
+    with pytest.raises(AgreedError, match="NaN"):
+        train(make)
+
+
+class Slow(Counting):
+    """An evaluator that takes its time, on a clock of the test."""
+
+    def __init__(self, name: str, clock: list[float], seconds: float) -> None:
+        super().__init__()
+        self.name, self.clock, self.seconds = name, clock, seconds
+
+    def run(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> list[Record]:
+        self.clock[0] += self.seconds
+        return [Record(what=self.name, value=1.0)]
+
+
+class Ticking(Callback):
+    """A step takes ten seconds."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.clock[0] += 10
+
+
+def measured_at(sink: list[list[Record]]) -> dict[int, str]:
+    """Names of what was measured, by samples seen."""
+    return {
+        records[0].samples_seen: " ".join(record.what for record in records if not record.what.startswith("evaluation"))
+        for records in sink
+    }
+
+
+def test_evaluation_keeps_its_share_and_a_resumed_run_decides_alike(
+    train: Train, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    for module in ("clip_lightning.training.evaluation_share", "clip_lightning.training.zero_shot_callback"):
+        monkeypatch.setattr(f"{module}.time.perf_counter", lambda: clock[0])
+    sink: list[list[Record]] = []
+    said: list[str] = []
+
+    def make(stride: int | None, sink: list[list[Record]]) -> Callable[[ContrastiveDataModule], ZeroShotCallback]:
+        return lambda _: ZeroShotCallback(
+            [Slow("a", clock, 1.5), Slow("b", clock, 0.5)],
+            tokenizer,
+            sink.append,
+            every=BATCH,
+            total_samples=BATCH * STEPS,
+            max_share=0.1,
+            recorded_stride=lambda: stride,
+            say=said.append,
+        )
+
+    # 60 s of training allow 6.7 s: 4 for the first and the last evaluation; the four between get 2.7 of their 8.
+    train(make(None, sink), others=[Ticking(clock)])
+    (stride,) = [record for records in sink for record in records if record.what == STRIDE]
+    assert (stride.value, stride.samples_seen) == (3, 16)
+    assert measured_at(sink) == {16: "a b", 32: "b", 48: "a", 64: "", 80: "b", 96: "a b"}
+    spent = sum(record.value for records in sink for record in records if record.what == "evaluation_seconds")
+    assert spent / (spent + 60) <= 0.1
+    assert said[0].startswith(
+        "eval.max_share=0.1: measuring all test sets takes 2.0 s, at every evaluation 16.7% of the run; "
+        "each is measured once in 3 evaluations from now on, and all at the end"
+    )
+    assert said[1] == "eval.max_share: 1 of 2 test sets at this evaluation: b"
+    resumed: list[list[Record]] = []
+    train(make(3, resumed), steps=STEPS - 3, seen=3 * BATCH, others=[Ticking(clock)])
+    assert measured_at(resumed) == {48: "a", 64: "", 80: "b", 96: "a b"}

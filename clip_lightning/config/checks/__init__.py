@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.config import identity, keys, phases
-from clip_lightning.config.checks import cluster, data, lengths, model, optimizer, paths, ranges, trainer
+from clip_lightning.config.checks import cluster, data, evaluation, lengths, model, optimizer, paths, ranges, trainer
 from clip_lightning.config.keys import did_you_mean, near
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.targets import target_problem
@@ -19,6 +19,7 @@ def check(config: Config | EvaluateConfig) -> list[str]:
     """Every problem of a typed and resolved config, one sentence each; an empty list where there is none."""
     wrong = dict(ranges.problems(config))
     problems = [*wrong.values(), *_targets(config), *cluster.problems(config)]
+    problems += evaluation.problems(config)
     if isinstance(config, EvaluateConfig):
         return [*problems, *_run_folder(config)]
     problems += [*model.problems(config), *_names(config), *data.problems(config.data), *paths.problems(config)]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from clip_lightning.config.checks import ranges
@@ -25,9 +24,6 @@ def problems(config: Config | EvaluateConfig) -> Iterator[str]:
     if ranges.get(config, "compute.precision") == "fp16" and cluster.accelerator == "cpu":
         yield "compute.precision=fp16 needs a GPU and cluster.accelerator is cpu; write compute.precision=bf16"
     yield from _scheduler(config)
-    for folder in config.eval.folders:
-        if not Path(folder).is_dir():
-            yield f"eval.folders: {folder} does not exist; name folders in CLIP_benchmark's layout"
 
 
 def _shards(cluster: ClusterConfig) -> Iterator[str]:

@@ -49,11 +49,26 @@ __all__ = [
 class EvalConfig:
     """What is measured during and after training."""
 
-    name: str = key(MISSING, "the option's name")
-    tasks: list[str] | None = key(None, "registered tasks; null: data.tasks")
+    name: str = key(MISSING, "the option's name; of several the last one's")
+    suites: dict[str, bool] = key(
+        {}, "NAME: true for each suite of data sets: quick, paper36, datacomp38, vtab, imagenet_shifts, retrieval"
+    )
+    root: str | None = key(None, "folder in which the data sets are, each in a folder of its own")
+    tasks: list[str] | None = key(None, "registered tasks and data sets; null: data.tasks, with a suite none")
     folders: list[str] = key([], "folders in CLIP_benchmark's layout, each a task")
+    prompt_sets: bool = key(False, "measure each data set's further prompt sets too: contextless, single, ...")
     every: str = key("20%", "duration between evaluations during training; '0 samples': only at the end", duration=True)
+    max_share: float = key(
+        0.0,
+        "largest share of a run's time for evaluation; above it each set is measured at every second, third, ... "
+        "evaluation, and at the end; 0: no limit",
+        minimum=0,
+        below=1,
+    )
     batch: int = key(256, "images per forward on a rank", above=0)
+    keep_predictions: bool = key(
+        False, "write predictions.parquet, the prediction on every image, at the end of a run and in evaluate.py"
+    )
 
 
 @dataclass

@@ -129,7 +129,7 @@ def evaluation_lines(records: Sequence[Record]) -> list[str]:
     """One line per task of an evaluation: accuracy with its interval, n and chance; or loss and recall."""
     lines = []
     for task, weights in dict.fromkeys((record.task, record.weights) for record in records if record.task):
-        parts, rows = [], [record for record in records if (record.task, record.weights) == (task, weights)]
+        parts, rows = [], [r for r in records if (r.task, r.weights, r.variant) == (task, weights, "")]
         for record in rows:
             if name := _SHOWN.get(record.what):
                 parts.append(f"{name} {with_interval(record.value, record.low, record.high)}")
@@ -138,11 +138,25 @@ def evaluation_lines(records: Sequence[Record]) -> list[str]:
         first = rows[0]
         chance = f", chance {percent(first.chance)}" if first.what == "acc1" and first.chance is not None else ""
         shown = task_name(task, weights)
+        if not parts:
+            continue
         lines.append(f"eval @{count(first.samples_seen)}  {shown}  {'  '.join(parts)}  (n={first.n or 0:,}{chance})")
     return lines
 
 
-_SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1"}
+# What is shown of a task beside its accuracies: its own metric, where it has another.
+OWN_METRICS = (
+    "map11",
+    "top1_top5_mean",
+    "roc_auc",
+    "pm",
+    "macro_f1",
+    "worst_group_acc1",
+    "worst_group_acc5",
+    "jaccard",
+    "group_score",
+)
+_SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1", **{what: what for what in OWN_METRICS}}
 
 
 def task_name(task: str, weights: str) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 from clip_lightning.formatting import aligned, clock, count, percent, with_interval
 from clip_lightning.records import EMA, Record
-from clip_lightning.run.console.progress import task_name
+from clip_lightning.run.console.progress import OWN_METRICS, task_name
 
 SCORES = ("acc1", "acc5", "mean_per_class")
+_FURTHER = {"acc5": "top-5", "mean_per_class": "mean per class"}
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,19 @@ class Summary:
             "data_wait": mean(self.records, "data_wait"),
             "memory_gib": largest(self.records, "memory_gib"),
             "cut_captions": mean(self.records, "cut_captions"),
+            "evaluation_share": self.evaluation_share,
             "restarts": self.restarts,
             "skipped_steps": last_value(self.records, "skipped_steps"),
             "rollbacks": len(values(self.records, "skip_windows")),
             "bad_samples": dict(self.bad_samples),
         }
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """The share of the run's time that evaluation took; None without one."""
+        spent = {r.samples_seen: r.value for r in self.records if r.what == "evaluation_seconds"}
+        last = spent.get(self.samples, 0.0)  # the evaluation at the end is after `seconds`
+        return min(1.0, sum(spent.values()) / max(self.seconds + last, 1e-9)) if spent else None
 
 
 def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
@@ -82,11 +91,13 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
         ("MFU", _shown(content["mfu"], percent) if summary.gpu else "the peak of a CPU is not known"),
         ("peak memory", f"{_shown(content['memory_gib'], '{:.2f}'.format)} GiB per process"),
         ("data waits", f"{_shown(content['data_wait'], percent)} of training time"),
+        ("evaluation", f"{_shown(content['evaluation_share'], percent)} of the run's time"),
         ("cut captions", _shown(content["cut_captions"], percent)),
         ("restarts", str(summary.restarts)),
         ("skipped steps", f"{_shown(content['skipped_steps'], count)}; {content['rollbacks']} rollbacks"),
         ("bad samples", bad),
         *_score_rows(summary.records),
+        *[("note", line) for line in note_lines(latest_scores(summary.records))],
         ("directory", str(summary.path)),
         ("evaluate", shlex.join(["python", "evaluate.py", f"run={summary.path}"])),
         ("resume" if summary.status != "finished" else "run again", shlex.join(["python", "train.py", *argv])),
@@ -105,6 +116,7 @@ def latest_scores(records: Sequence[Record], weights: str = "") -> list[Record]:
         if (
             record.task
             and record.weights == weights
+            and not record.variant
             and (key not in found or record.samples_seen >= found[key].samples_seen)
         ):
             found[key] = record
@@ -112,13 +124,14 @@ def latest_scores(records: Sequence[Record], weights: str = "") -> list[Record]:
 
 
 def zero_shot(latest: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Accuracies of each task with chance and n, by task."""
+    """Accuracies of each task and its own metric with chance and n, by task."""
     tasks: dict[str, dict[str, Any]] = {}
     for record in latest:
-        if record.what in SCORES:
-            tasks.setdefault(record.task, {})[record.what] = record.value
-            if record.what == "acc1":
-                tasks[record.task] |= {"chance": record.chance, "n": record.n, "low": record.low, "high": record.high}
+        if record.what in (*SCORES, *OWN_METRICS):
+            found = tasks.setdefault(record.task, {})
+            found[record.what] = record.value
+            if record.what == "acc1" or (record.what in OWN_METRICS and "acc1" not in found):
+                found |= {"chance": record.chance, "n": record.n, "low": record.low, "high": record.high}
     return tasks
 
 
@@ -132,26 +145,47 @@ def score_table(records: Sequence[Record]) -> str:
     return aligned(_score_rows(records))
 
 
+def note_lines(records: Sequence[Record]) -> list[str]:
+    """What the records say beside their numbers, a line per task."""
+    notes = dict.fromkeys((record.task, record.note) for record in records if record.note)
+    return [f"{task}: {note}" for task, note in notes]
+
+
 def _score_rows(records: Sequence[Record]) -> list[tuple[str, str]]:
     return [row for weights in ("", EMA) for row in _rows_of(latest_scores(records, weights), weights)]
 
 
 def _rows_of(latest: Sequence[Record], weights: str) -> list[tuple[str, str]]:
-    rows = [
-        (
-            task_name(task, weights),
-            f"top-1 {with_interval(scores['acc1'], scores['low'], scores['high'])}  "
-            f"top-5 {percent(scores['acc5'])}  mean per class {percent(scores['mean_per_class'])}  "
-            f"(n={scores['n']:,}, chance {percent(scores['chance'])})",
-        )
-        for task, scores in zero_shot(latest).items()
-    ]
+    rows = [(task_name(task, weights), _row_of(scores)) for task, scores in zero_shot(latest).items()]
+    for task in dict.fromkeys(r.task for r in latest if r.what == "recall_at_1" and r.task != "validation"):
+        found = {record.what: record for record in latest if record.task == task}
+        mean = found["recall_at_1"]
+        parts = [f"recall@1 {with_interval(mean.value, mean.low, mean.high)}"]
+        parts += [
+            f"{name} {percent(found[what].value)}"
+            for name, what in (("text", "image_to_text_recall_at_1"), ("image", "text_to_image_recall_at_1"))
+            if what in found
+        ]
+        rows.append((task_name(task, weights), f"{'  '.join(parts)}  (n={mean.n or 0:,})"))
     if pairs := validation(latest):
         n = next(record.n for record in latest if record.task == "validation") or 0
         losses = [f"{what} {value:.3f}" for what, value in pairs.items() if what.startswith("val_loss")]
         recalls = [f"recall@1 {percent(pairs['recall_at_1'])}"] if "recall_at_1" in pairs else []
         rows.append((task_name("validation", weights), f"{'  '.join(losses + recalls)}  (n={n:,})"))
     return rows
+
+
+def _row_of(scores: Mapping[str, Any]) -> str:
+    """A task's numbers, with the interval of its accuracy, or of its own metric where it has no accuracy."""
+    own = [what for what in OWN_METRICS if what in scores]
+    parts = [f"{what} {percent(scores[what])}" for what in own]
+    if "acc1" in scores:
+        further = [f"{name} {percent(scores[what])}" for what, name in _FURTHER.items() if what in scores]
+        parts = [f"top-1 {with_interval(scores['acc1'], scores['low'], scores['high'])}", *further, *parts]
+    else:
+        parts[0] = f"{own[0]} {with_interval(scores[own[0]], scores['low'], scores['high'])}"
+    chance = "" if scores["chance"] is None else f", chance {percent(scores['chance'])}"
+    return f"{'  '.join(parts)}  (n={scores['n']:,}{chance})"
 
 
 def values(records: Sequence[Record], what: str) -> list[float]:

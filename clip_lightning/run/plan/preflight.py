@@ -16,11 +16,11 @@ from clip_lightning.config.phases import Phase, phase_lengths, phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError, UserError
-from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.loss import build_loss
 from clip_lightning.model.clip import CLIP, build_clip
 from clip_lightning.model.flops import Flops, TextFlops, count_flops, count_text
 from clip_lightning.run.callbacks import check_callbacks
+from clip_lightning.run.evaluators import FoundTasks, find_tasks
 from clip_lightning.run.hardware import device_of, uses_gpu
 from clip_lightning.run.loggers import check_loggers
 from clip_lightning.run.plan.memory import Memory, estimate_memory, memory_problems, num_parameters
@@ -85,7 +85,7 @@ class Preflight(Plan):
     """What has been built and counted before training starts."""
 
     datamodule: ContrastiveDataModule
-    tasks: list[ZeroShotTask]
+    tasks: FoundTasks
 
 
 def preflight(config: Config) -> Preflight:
@@ -112,7 +112,7 @@ def plan(config: Config) -> Plan:
     datamodule = attempts.run(lambda: build_datamodule(config)) if has_data else None
     if datamodule:
         attempts.run(datamodule.check_validation)
-    tasks = attempts.run(lambda: build_tasks(config.eval.tasks or [], config.eval.folders))
+    tasks = attempts.run(lambda: find_tasks(config.eval))
     model = attempts.run(lambda: build_on_meta(config))
     attempts.run(lambda: build_loss(config.loss))
     teacher = attempts.run(lambda: find_teacher(config)) if config.loss.teacher else None
