@@ -185,11 +185,11 @@ class CompositionalEvaluator:
         accuracy.update(torch.stack(list(shares.values())), subsets)
         return [replace(one, note=note) for one in self._records(list(shares), names, accuracy.counts.tolist())]
 
-    def _records(self, whats: list[str], names: list[str], counts: list[list[int]]) -> list[Record]:
+    def _records(self, quantities: list[str], names: list[str], counts: list[list[int]]) -> list[Record]:
         """Every rank has counted all instances: they are few, and their features are on every rank."""
         numbers, *solved = counts
         records = []
-        for what, hits in zip(whats, solved, strict=True):
+        for what, hits in zip(quantities, solved, strict=True):
             shares = [hit / (UNIT * n) for hit, n in zip(hits, numbers, strict=True) if n]
             ends = [wilson(hit / UNIT, n) for hit, n in zip(hits, numbers, strict=True) if n]
             present = [name for name, n in zip(names, numbers, strict=True) if n]
