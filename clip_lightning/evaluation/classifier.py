@@ -5,7 +5,6 @@ prompts of all prompt sets and all tasks are embedded in one pass: equal texts o
 ranks. Token ids are kept between runs, and classifiers for as long as the text tower's weights are the same to the bit.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clip_lightning.distributed import all_reduce_max
 from clip_lightning.evaluation.encode import shared_rows
 from clip_lightning.evaluation.inference import cosines, refuse_broken
 from clip_lightning.evaluation.prompts import fill_all
@@ -23,6 +21,7 @@ from clip_lightning.model.clip import CLIP
 from clip_lightning.tokenizer import Tokenizer
 
 _CHUNK = 2**24  # numbers that are averaged at once
+_TOKENISED = 1024  # texts that are tokenised at once
 
 # Shape suffixes: B images, C classes, U classes with different prompts, T templates, D embedding, P different texts
 
@@ -60,7 +59,7 @@ class ClassifierBuilder:
         self._sets: dict[PromptSet, None] = {}
         self._built: dict[PromptSet, Classifier] = {}
         self._built_for: tuple[object, ...] | None = None
-        self._texts = _Texts([])
+        self._texts: _Texts | None = None
 
     def add(self, name: str, classnames: Sequence[str], templates: Sequence[str]) -> PromptSet:
         """A prompt set that the next pass embeds with all others."""
@@ -84,15 +83,14 @@ class ClassifierBuilder:
         return self._built
 
     def _build_all(self, model: CLIP, tokenizer: Tokenizer, device: torch.device) -> dict[PromptSet, Classifier]:
-        texts = sorted({t for s in self._sets for t in fill_all(s.templates, s.classnames)}, key=lambda t: (len(t), t))
-        if self._texts.texts != texts:
-            self._texts = _Texts(texts)
-        features_PD, same_P = self._texts.embed(model, tokenizer, device, self.batch)
-        place = {text: k for k, text in enumerate(texts)}
+        texts = list(dict.fromkeys(text for one in self._sets for text in fill_all(one.templates, one.classnames)))
+        if self._texts is None or self._texts.texts != texts or self._texts.tokenizer is not tokenizer:
+            self._texts = _Texts(texts, tokenizer)
+        features_PD = self._texts.embed(model, device, self.batch)
         built = {}
         for prompts in self._sets:
-            rows = [place[text] for text in fill_all(prompts.templates, prompts.classnames)]
-            rows_CT = same_P[np.array(rows)].reshape(len(prompts.classnames), len(prompts.templates))
+            rows = [self._texts.row[text] for text in fill_all(prompts.templates, prompts.classnames)]
+            rows_CT = np.array(rows).reshape(len(prompts.classnames), len(prompts.templates))
             built[prompts] = _classifier(prompts.name, features_PD, rows_CT)
         return built
 
@@ -113,41 +111,40 @@ def _classifier(name: str, features_PD: Tensor, rows_CT: np.ndarray) -> Classifi
 
 
 class _Texts:
-    """Different texts in rising length, and the token ids of this rank's batches."""
+    """Texts as token ids, equal ids once.
 
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-        self._encoded_for: tuple[Tokenizer, int] | None = None
-        self._batches: dict[int, tuple[Tensor, Tensor]] = {}
-        self._same_P = np.arange(len(texts))
+    Attributes:
+        row: of each text, which of the different ids it has.
+    """
 
-    def embed(self, model: CLIP, tokenizer: Tokenizer, device: torch.device, batch: int) -> tuple[Tensor, np.ndarray]:
-        """Unit features [P, D] of all texts, and of each text the first one that has its token ids, int64 [P]."""
-        if is_new := self._encoded_for is None or self._encoded_for != (tokenizer, batch):
-            self._batches = {}
+    def __init__(self, texts: list[str], tokenizer: Tokenizer) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+        # Towers that were trained with texts padded to the context need them so; for all others padding is lost time.
+        self._pads, self._pad_id = getattr(tokenizer, "pad_to_context", False), getattr(tokenizer, "pad_id", 0)
+        ids: list[np.ndarray] = []
+        for start in range(0, len(texts), _TOKENISED):
+            tokens, lengths, _ = tokenizer(texts[start : start + _TOKENISED])
+            ids += [row if self._pads else row[:length] for row, length in zip(tokens, lengths, strict=True)]
+            self._lengths = np.concatenate([self._lengths, lengths]) if start else lengths
+        place: dict[bytes, int] = {}
+        same = np.array([place.setdefault(row.tobytes(), k) for k, row in enumerate(ids)])
+        # In rising length, so that texts of about one length share a batch, which is as wide as its longest text.
+        different = sorted(place.values(), key=lambda k: (self._lengths[k], k))
+        rank = np.empty(len(texts), dtype=np.int64)
+        rank[different] = np.arange(len(different))
+        self.row = dict(zip(texts, rank[same].tolist(), strict=True))
+        self._ids, self._lengths = [ids[k] for k in different], self._lengths[different]
+
+    def embed(self, model: CLIP, device: torch.device, batch: int) -> Tensor:
+        """Unit features [P, D] of the different ids, on every rank."""
 
         def encode(batches: Iterator[range]) -> Iterator[Tensor]:
             for chosen in batches:
-                if chosen.start not in self._batches:
-                    encoded = tokenizer(self.texts[chosen.start : chosen.stop])
-                    self._batches[chosen.start] = torch.from_numpy(encoded.tokens), torch.from_numpy(encoded.lengths)
-                tokens, lengths = self._batches[chosen.start]
-                yield model.encode_text(tokens.to(device), lengths.to(device))
+                rows = self._ids[chosen.start : chosen.stop]
+                tokens = np.full((len(rows), max(map(len, rows))), self._pad_id, dtype=np.int64)
+                for row, target in zip(rows, tokens, strict=True):
+                    target[: len(row)] = row
+                lengths = torch.from_numpy(self._lengths[chosen.start : chosen.stop])
+                yield model.encode_text(torch.from_numpy(tokens).to(device), lengths.to(device))
 
-        features_PD = shared_rows(len(self.texts), batch, encode)
-        if is_new:
-            self._same_P = self._same_ids(device)
-            self._encoded_for = tokenizer, batch
-        return features_PD, self._same_P
-
-    def _same_ids(self, device: torch.device) -> np.ndarray:
-        """Compares the token ids of all ranks by 63 bits of their SHA-256."""
-        hashes_P = torch.zeros(len(self.texts), dtype=torch.int64)
-        for start, (tokens, lengths) in self._batches.items():
-            ids = [row[:n].tobytes() for row, n in zip(tokens.numpy(), lengths.tolist(), strict=True)]
-            hashes = [int.from_bytes(hashlib.sha256(row).digest()[:8], "little") >> 1 for row in ids]
-            hashes_P[start : start + len(hashes)] = torch.tensor(hashes)
-        first, inverse = np.unique(
-            all_reduce_max(hashes_P.to(device)).cpu().numpy(), return_index=True, return_inverse=True
-        )[1:]
-        return first[inverse.ravel()]
+        return shared_rows(len(self._ids), batch, encode)

@@ -6,7 +6,6 @@ towers' forward passes alone. Each image counts exactly once, whatever the ranks
 counted, and named in the records.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clip_lightning.data.layouts.layout import BadSample
-from clip_lightning.distributed import exchange, rank_and_world
+from clip_lightning.distributed import rank_and_world
 from clip_lightning.errors import DataError
 from clip_lightning.evaluation.cache import MemoryBudget
 from clip_lightning.evaluation.classifier import ClassifierBuilder, PromptSet
@@ -110,7 +109,7 @@ class ZeroShotEvaluator:
             scale = model.current_logit_scale()
             features_ND, sample_N = self.images.encode(model.encode_image, device)
         refuse_broken(int((~features_ND.isfinite()).any(1).sum()), self.num_samples, f"{self.name}, images")
-        unreadable = self._unreadable(len(sample_N))
+        unreadable = self.images.note(self.name, sample_N)
         # Whole batches are dealt to the ranks, so that a batch holds the same images whatever the number of ranks.
         rank, world = rank_and_world()
         row_N = torch.arange(len(sample_N), device=device)
@@ -153,18 +152,6 @@ class ZeroShotEvaluator:
         if self.keep_predictions and not any(isinstance(metric, ImageRows) for metric in found):
             found.append(ImageRows(num_classes))
         return found
-
-    def _unreadable(self, num_evaluated: int) -> str:
-        """A sentence about the images that could not be read; empty where all could. Raises DataError for none."""
-        if not (num_lost := self.num_samples - num_evaluated):
-            return ""
-        bad = [(sample, found.cause, found.detail) for sample, found in self.images.bad.items()]
-        sample, cause, detail = min(found for rank in exchange(bad) for found in rank)
-        detail = re.sub(r" <.* at 0x\w+>", "", detail)  # Pillow names the object in memory
-        first = f"the first is image {sample} ({cause}: {detail})"
-        if not num_evaluated:
-            raise DataError(f"{self.name}: none of {self.num_samples:,} images could be read; {first}")
-        return f"{num_lost:,} of {self.num_samples:,} images could not be read and are not counted; {first}"
 
     def _records(self, metrics: list[list[TaskMetric]], n: int, unreadable: str) -> list[Record]:
         records = []

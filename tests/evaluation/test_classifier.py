@@ -36,9 +36,14 @@ def peer() -> nn.Module:
     return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
 
 
-def peer_tokenizer(texts: list[str]) -> TokenBatch:
-    tokens = open_clip.SimpleTokenizer(context_length=24)(texts)
-    return TokenBatch(tokens.numpy(), (tokens != 0).sum(1).numpy(), 0)
+class PeerTokenizer:
+    """open_clip's, whose tower takes texts of the whole context only."""
+
+    pad_to_context = True
+
+    def __call__(self, texts: list[str]) -> TokenBatch:
+        tokens = open_clip.SimpleTokenizer(context_length=24)(texts)
+        return TokenBatch(tokens.numpy(), (tokens != 0).sum(1).numpy(), 0)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 256])
@@ -50,7 +55,7 @@ def test_equals_open_clips_classifier(peer: nn.Module, batch: int) -> None:
     builder = ClassifierBuilder(batch)
     fish = builder.add("fish", CLASSES, TEMPLATES)
     with inference(ours, CPU):
-        weights, vector = builder.build(ours, peer_tokenizer, CPU)[fish]
+        weights, vector = builder.build(ours, PeerTokenizer(), CPU)[fish]
     assert vector is None
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)

@@ -144,19 +144,20 @@ def evaluation_lines(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-_SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1"} | {
-    what: what
-    for what in (
-        "map11",
-        "top1_top5_mean",
-        "roc_auc",
-        "pm",
-        "macro_f1",
-        "worst_group_acc1",
-        "worst_group_acc5",
-        "jaccard",
-    )
-}
+# What is shown of a task beside its accuracies: its own metric, where it has another.
+OWN_METRICS = (
+    "map11",
+    "top1_top5_mean",
+    "roc_auc",
+    "pm",
+    "macro_f1",
+    "worst_group_acc1",
+    "worst_group_acc5",
+    "jaccard",
+    "caption_accuracy",
+    "group_score",
+)
+_SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1", **{what: what for what in OWN_METRICS}}
 
 
 def task_name(task: str, weights: str) -> str:

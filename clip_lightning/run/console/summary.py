@@ -9,24 +9,10 @@ from typing import Any
 
 from clip_lightning.formatting import aligned, clock, count, percent, with_interval
 from clip_lightning.records import EMA, Record
-from clip_lightning.run.console.progress import task_name
+from clip_lightning.run.console.progress import OWN_METRICS, task_name
 
 SCORES = ("acc1", "acc5", "mean_per_class")
-# Of a task without accuracies or with another metric of its own, these are shown, the first that there is.
-OWN_METRICS = (
-    "map11",
-    "top1_top5_mean",
-    "roc_auc",
-    "pm",
-    "macro_f1",
-    "worst_group_acc1",
-    "worst_group_acc5",
-    "jaccard",
-    "caption_accuracy",
-    "text_score",
-    "image_score",
-    "group_score",
-)
+_FURTHER = {"acc5": "top-5", "mean_per_class": "mean per class"}
 
 
 @dataclass(frozen=True)
@@ -194,9 +180,8 @@ def _row_of(scores: Mapping[str, Any]) -> str:
     own = [what for what in OWN_METRICS if what in scores]
     parts = [f"{what} {percent(scores[what])}" for what in own]
     if "acc1" in scores:
-        first = f"top-1 {with_interval(scores['acc1'], scores['low'], scores['high'])}"
-        accuracies = [f"top-5 {percent(scores['acc5'])}", f"mean per class {percent(scores['mean_per_class'])}"]
-        parts = [first, *accuracies, *parts]
+        further = [f"{name} {percent(scores[what])}" for what, name in _FURTHER.items() if what in scores]
+        parts = [f"top-1 {with_interval(scores['acc1'], scores['low'], scores['high'])}", *further, *parts]
     else:
         parts[0] = f"{own[0]} {with_interval(scores[own[0]], scores['low'], scores['high'])}"
     chance = "" if scores["chance"] is None else f", chance {percent(scores['chance'])}"

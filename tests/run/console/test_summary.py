@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clip_lightning.evaluation.metrics import METRICS
 from clip_lightning.records import Record
+from clip_lightning.run.console.progress import OWN_METRICS
 from clip_lightning.run.console.summary import Summary, end_table
 from clip_lightning.run.hardware import peak_flops
 
@@ -99,3 +101,33 @@ def test_ema_scores_are_listed_beside_the_raw_ones() -> None:
     table = end_table(summary(records=both))
     assert re.search(r"^shape +top-1 50\.0%", table, re.MULTILINE)
     assert re.search(r"^shape \(ema\) +top-1 75\.0%", table, re.MULTILINE)
+
+
+def test_a_tasks_own_metric_is_shown_and_further_prompt_sets_are_not() -> None:
+    shared: dict[str, Any] = {"n": 500, "low": 0.6, "high": 0.8, "samples_seen": 48}
+    further = [
+        Record(what="roc_auc", value=0.7, task="memes", chance=0.5, **shared),
+        Record(what="map11", value=0.65, task="voc", note="3 of 503 images could not be read.", **shared),
+        Record(what="recall_at_1", value=0.65, task="flickr30k", **shared),
+        replace(scores(48, 0.9)[0], variant="contextless"),
+    ]
+    found = summary(records=[*summary().records, *further])
+    assert found.as_json()["zeroshot"]["shape"]["acc1"] == 0.5
+    table = end_table(found)
+    assert "memes         roc_auc 70.0% [60.0%, 80.0%]  (n=500, chance 50.0%)" in table
+    assert "voc           map11 65.0% [60.0%, 80.0%]  (n=500)" in table
+    assert "flickr30k     recall@1 65.0% [60.0%, 80.0%]  (n=500)" in table
+    assert "note          voc: 3 of 503 images could not be read." in table
+    assert table.count("shape ") == 1
+
+
+def test_every_metric_of_a_data_set_is_shown() -> None:
+    assert {*METRICS} - {"acc1", "mean_per_class", "map"} <= {*OWN_METRICS}
+
+
+def test_the_share_of_evaluation_counts_each_place_once() -> None:
+    spent = [Record(what="evaluation_seconds", value=value, samples_seen=at) for at, value in ((16, 9.0), (16, 6.0))]
+    assert summary().as_json()["evaluation_share"] is None
+    assert summary(records=spent, seconds=60.0).evaluation_share == 0.1
+    last = Record(what="evaluation_seconds", value=6.0, samples_seen=48)
+    assert summary(records=[*spent, last], seconds=60.0).evaluation_share == 12 / 66

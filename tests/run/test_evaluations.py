@@ -1,0 +1,97 @@
+"""Numbers of an evaluation during training are those of evaluate.py on the checkpoint saved there, to the image."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from clip_lightning.records import Record, read_records
+from tests.support.small_folder import write_folder, write_tar
+
+pytestmark = pytest.mark.slow
+EVERY = ["eval.every=4 steps", "cluster.checkpoint_every=4 steps", "cluster.keep_every=4 steps"]
+
+
+def accuracies(file: Path) -> list[Record]:
+    """Those of zero-shot tasks."""
+    return [record for record in read_records(file) if record.what in ("acc1", "acc5", "mean_per_class")]
+
+
+def same_numbers(found: Sequence[Record], expected: Sequence[Record]) -> None:
+    """Counts, intervals, and the weights that were measured."""
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        for name in ("what", "task", "samples_seen", "value", "low", "high", "n", "per_class", "weights_hash"):
+            assert getattr(one, name) == getattr(other, name), name
+
+
+def test_every_evaluation_is_repeated_by_evaluate_py(runner: Any, tmp_path: Path) -> None:
+    settings = [*EVERY, "eval=default", "eval.tasks=[shape,color]", "eval.keep_predictions=true"]
+    runner.train(tmp_path, *settings, "compute.ema_decay=0.9")
+    run = tmp_path / "latest"
+    trained = [record for record in accuracies(run / "metrics.jsonl") if not record.weights]
+    assert sorted({record.samples_seen for record in trained}) == [64, 128]
+    kept = pq.read_table(run / "predictions.parquet").to_pylist()
+    last = {record.task: record for record in trained if record.what == "acc1" and record.samples_seen == 128}
+    for task, record in last.items():
+        rows = [row for row in kept if row["task"] == task]
+        assert len(rows) == record.n
+        assert sum(row["correct"] for row in rows) / len(rows) == pytest.approx(record.value)
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0 < summary["evaluation_share"] < 1
+    for name in ("000000000064", "000000000128"):
+        child = runner.start("evaluate.py", f"run={run}", f"checkpoint={name}", "eval.keep_predictions=true")
+        assert child.wait() == 0, child.text()
+    same_numbers(accuracies(run / "evaluation.jsonl"), trained)
+    assert pq.read_table(run / "predictions.parquet").to_pylist() == kept
+
+
+def test_missing_and_damaged_data_sets_do_not_stop_a_run(runner: Any, tmp_path: Path) -> None:
+    root = tmp_path / "sets"
+    write_folder(root / "cifar10")
+    write_tar(root / "cifar10" / "test" / "1.tar", {"9.png": b"?", "9.cls": b"1"})
+    text = runner.train(tmp_path, "eval=[quick,imagenet_shifts]", f"eval.root={root}", "compute.duration=4 steps")
+    (line,) = [line for line in text.splitlines() if "data sets of the suite are not measured, and 1 tasks are" in line]
+    assert "cifar100, dtd, oxford_pets, imagenet_v2, imagenet_a" in line
+    assert text.index("not measured") < text.index("sample 16/")
+    assert "1 of 4 images could not be read and are not counted; the first is image 3 (not an image" in text
+    (record,) = [r for r in read_records(tmp_path / "latest" / "metrics.jsonl") if r.what == "acc1"]
+    assert (record.task, record.n) == ("cifar10", 3)
+    text = runner.train(tmp_path, "eval=vtab", f"eval.root={tmp_path}", code=2)
+    assert "eval=vtab: none of its data sets is here" in text
+
+
+@pytest.mark.ci
+def test_ten_thousand_photographs_have_one_count_on_any_number_of_ranks(
+    runner: Any, tmp_path: Path, photographs: Path
+) -> None:
+    """2 and 3 ranks, replicas and shards, an uneven last batch: 10,000 images in batches of 252."""
+    test_set = [f"eval.folders=[{photographs / 'wds_cifar10'}]", "eval.batch=252"]
+    captions = ["experiment=cifar10_cpu", f"data.path={photographs / 'captions'}", f"data.index_folder={tmp_path}"]
+    settings = [*captions, *EVERY, *test_set, "eval=default", "compute.global_batch=24", "compute.warmup=0 steps"]
+    expected: dict[str, list[Record]] = {}
+    for name, cluster in {
+        "one": [],
+        "ddp2": ["cluster=ddp", "cluster.devices=2"],
+        "fsdp3": ["cluster=fsdp", "cluster.devices=3", "cluster.accelerator=cpu"],
+    }.items():
+        runner.train(tmp_path / name, *settings, *cluster)
+        run = tmp_path / name / "latest"
+        expected[name] = accuracies(run / "metrics.jsonl")
+        assert {(record.samples_seen, record.n) for record in expected[name]} == {(96, 10_000), (192, 10_000)}
+        child = runner.start("evaluate.py", f"run={run}", "checkpoint=000000000096", "eval.batch=252")
+        assert child.wait() == 0, child.text()
+        same_numbers(accuracies(run / "evaluation.jsonl"), [r for r in expected[name] if r.samples_seen == 96])
+    run = tmp_path / "fsdp3" / "latest"
+    for devices in (1, 2, 3):
+        before = len(accuracies(run / "evaluation.jsonl"))
+        cluster = ["cluster=ddp", f"cluster.devices={devices}"] if devices > 1 else []
+        child = runner.start("evaluate.py", f"run={run}", "cluster.accelerator=cpu", "eval.batch=252", *cluster)
+        assert child.wait() == 0, child.text()
+        found = accuracies(run / "evaluation.jsonl")[before:]
+        same_numbers(found, [r for r in expected["fsdp3"] if r.samples_seen == 192])
+        top1 = found[0]
+        print(f"{devices} ranks: {top1.value * 10_000:.0f} of {top1.n} [{top1.low:.4f}, {top1.high:.4f}]")
