@@ -93,8 +93,8 @@ def _wins(first: Tensor, second: Tensor) -> Tensor:
 
 
 def choose_caption(scores_n1C: Tensor) -> dict[str, Tensor]:
-    """`acc1`, float64 [n]: the probability that the first of two captions is chosen."""
-    return {"acc1": _wins(scores_n1C[:, 0, 0], scores_n1C[:, 0, 1])}
+    """`caption_accuracy`, float64 [n]: the probability that the first of two captions is chosen."""
+    return {"caption_accuracy": _wins(scores_n1C[:, 0, 0], scores_n1C[:, 0, 1])}
 
 
 def choose_both(scores_nIC: Tensor) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def choose_both(scores_nIC: Tensor) -> dict[str, Tensor]:
     return {"text_score": text, "image_score": image, "group_score": group}
 
 
-CHANCE = {"acc1": 1 / 2, "text_score": 1 / 4, "image_score": 1 / 4, "group_score": 1 / 6}
+CHANCE = {"caption_accuracy": 1 / 2, "text_score": 1 / 4, "image_score": 1 / 4, "group_score": 1 / 6}
 
 
 class ChoiceAccuracy(Metric):
@@ -185,11 +185,11 @@ class CompositionalEvaluator:
         accuracy.update(torch.stack(list(shares.values())), subsets)
         return [replace(one, note=note) for one in self._records(list(shares), names, accuracy.counts.tolist())]
 
-    def _records(self, whats: list[str], names: list[str], counts: list[list[int]]) -> list[Record]:
+    def _records(self, quantities: list[str], names: list[str], counts: list[list[int]]) -> list[Record]:
         """Every rank has counted all instances: they are few, and their features are on every rank."""
         numbers, *solved = counts
         records = []
-        for what, hits in zip(whats, solved, strict=True):
+        for what, hits in zip(quantities, solved, strict=True):
             shares = [hit / (UNIT * n) for hit, n in zip(hits, numbers, strict=True) if n]
             ends = [wilson(hit / UNIT, n) for hit, n in zip(hits, numbers, strict=True) if n]
             present = [name for name, n in zip(names, numbers, strict=True) if n]

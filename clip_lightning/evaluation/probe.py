@@ -214,8 +214,8 @@ def check(train: Labelled, validation: Labelled, test: Labelled, metric: str) ->
     for name, split in (("validation", validation), ("test", test)):
         if unknown := sorted(set(split.labels.tolist()) - set(known.tolist())):
             problems.append(
-                f"{name} images have class {unknown[0]}, of which there is no training image; check that both splits "
-                "number their classes alike."
+                f"{name} images have class {unknown[0]}, which the training images lack; check that both splits number "
+                "their classes alike."
             )
     if problems:
         raise UserError(*problems)

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", help="directory of a run, or what model.pretrained takes")
     add("--train", required=True, metavar="SOURCE", help="labelled images: a folder, parquet, or shape or color")
     add("--test", required=True, metavar="SOURCE", help="labelled images, or the name of a registered task")
+    add("--root", metavar="DIR", help="folder of the suite's data sets, for --test NAME")
     add("--validation", metavar="SOURCE", help="chooses lambda (default: a fifth of each class's training images)")
     add("--shots", nargs="+", type=int, default=[], metavar="K", help="also probes on K training images of a class")
     add("--seeds", type=int, default=3, help="draws of the K images, each probed (default: 3)")
@@ -60,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from clip_lightning.evaluation.labelled import labelled_images, matched_labels
 
     train_images = labelled_images(arguments.train, "train", arguments.scenes)
-    test_images = _test_images(arguments.test)
+    test_images = _test_images(arguments.test, arguments.root)
     validation_images = labelled_images(arguments.validation, "validation") if arguments.validation else None
     test_labels = matched_labels(test_images, train_images.classnames)
     opened, folder = _open(arguments)
@@ -74,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     probe.check(train, validation, test, arguments.metric)
     probe.refuse_shots(train.labels, arguments.shots)
     name = arguments.task or _name_of(arguments.test)
-    classes = len(test_images.classnames or train_images.classnames) or len(set(train.labels.tolist()))
+    classes = len(train_images.classnames) or len(set(train.labels.tolist()))
     with closing(_writer(opened, folder, arguments)) as writer, (folder / "probes.jsonl").open("a") as lines:
         few: dict[int, float] = {}
         for shots in [*([] if arguments.only_shots else [None]), *sorted(set(arguments.shots))]:
@@ -112,13 +113,16 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(*problems)
 
 
-def _test_images(source: str) -> "LabelledImages":
+def _test_images(source: str, root: str | None) -> "LabelledImages":
     """The images of a registered task or of a folder."""
     from clip_lightning.evaluation.labelled import LabelledImages, labelled_images
+    from clip_lightning.evaluation.suite.entry import entry_names
     from clip_lightning.evaluation.tasks import BUILDERS, build_task
 
-    if source in BUILDERS and not Path(source).exists():
-        task = build_task(source)
+    if source in (*BUILDERS, *entry_names()) and not Path(source).exists():
+        task = build_task(source, root)
+        if task.labels.ndim != 1:
+            raise UserError(f"--test {source}: its images have several classes, and a probe needs one for each image.")
         return LabelledImages(task.name, task.labels, task.read)
     return labelled_images(source, "test")
 
@@ -243,7 +247,8 @@ def _match(
     shots = np.array(sorted(few))
     matched = shots_to_match(shots.astype(float), np.array([few[k] for k in shots.tolist()]), target)
     writer.write([Record(what="shots_to_match_zero_shot", value=matched, task=name, split="test")])
-    print(f"zero-shot at {100 * target:.1f}% is matched by {matched:.3g} images of a class")
+    how = f"is matched by {matched:.3g}" if np.isfinite(matched) else f"is not matched by {shots[-1]}"
+    print(f"zero-shot at {100 * target:.1f}% {how} images of a class")
 
 
 if __name__ == "__main__":

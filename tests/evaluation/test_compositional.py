@@ -61,7 +61,7 @@ def test_a_tie_counts_as_breaking_it_at_random_would() -> None:
 
 def test_a_caption_is_chosen_by_its_score() -> None:
     scores = torch.tensor([[[0.3, 0.2]], [[0.2, 0.3]], [[0.2, 0.2]]])
-    assert choose_caption(scores)["acc1"].tolist() == [1, 0, 0.5]
+    assert choose_caption(scores)["caption_accuracy"].tolist() == [1, 0, 0.5]
 
 
 def drawn_task(images: int, num: int = 30) -> CompositionalTask:
@@ -93,7 +93,7 @@ def test_equals_clip_benchmarks_functions(images: int, model: Any, tokenizer: An
     loader = [(pixels[:, 0] if images == 1 else pixels, [list(pair) for pair in task.captions])]
     theirs = image_caption_selection.evaluate(Packed(), loader, tokens, "cpu", amp=False)
     if images == 1:  # whose "text" score is the choice of a caption
-        assert ours == {"acc1": pytest.approx(theirs["text_acc"])}
+        assert ours == {"caption_accuracy": pytest.approx(theirs["text_acc"])}
     else:
         assert ours["text_score"] == pytest.approx(theirs["text_acc"])
         assert ours["image_score"] == pytest.approx(theirs["image_acc"])

@@ -125,7 +125,7 @@ def test_what_cannot_be_probed_is_refused() -> None:
     least = int(np.bincount(train.labels).argmin())
     with pytest.raises(UserError, match=rf"--shots 64: class {least} has \d+ training images"):
         probe.few_shot(train, validation, test, 64, [0])
-    with pytest.raises(UserError, match="test images have class 9, of which there is no training image"):
+    with pytest.raises(UserError, match="test images have class 9, which the training images lack"):
         probe.linear_probe(train.take(train.labels != 9), validation.take(validation.labels != 9), test)
     with pytest.raises(UserError, match="two classes or more"):
         probe.linear_probe(*(part.take(part.labels == 1) for part in (train, validation, test)))

@@ -1,5 +1,6 @@
 """Records for figures: the probe's search, the sources of labels, and a run that gets all of them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path
     found = {(record.what, record.task) for record in read_records(trained / "evaluation.jsonl")}
     for what in ("acc1", "linear_probe_acc1", "few_shot_1_acc1", "few_shot_4_acc1", "supervised_acc1"):
         assert {(what, "shape"), (what, "shape_sketch")} <= found
+    probed = [trained, "--train", "shape", "--test", "shape", "--scenes", 200, "--shots", 1, 2, "--seeds", 2]
+    printed = run("-m", "clip_lightning.run.probe", *probed, "--features", tmp_path / "features")
+    assert "few_shot_2_acc1" in printed
+    lines = [json.loads(line) for line in (trained / "probes.jsonl").read_text().splitlines()]
+    assert [(line["shots"], line["num_rows"]) for line in lines] == [
+        (None, 200), (1, 8), (1, 8), (2, 16), (2, 16),
+    ]  # fmt: skip
+    matched = [r for r in read_records(trained / "evaluation.jsonl") if r.what == "shots_to_match_zero_shot"]
+    assert (matched[0].task, len(list((tmp_path / "features").iterdir()))) == ("shape", 2)
+    run("evaluate.py", f"run={trained}", "eval.keep_predictions=true", "eval.tasks=[shape]")
+    compared = run("-m", "clip_lightning.evaluation.compare", trained, trained, "--out", tmp_path / "compared")
+    assert "+0.00 [" in compared
+    assert "they disagree on 0 of" in compared
     for module in ("fig06_fewshot", "fig05_probe", "fig14_adaptation"):
         printed = run(
             "-m",

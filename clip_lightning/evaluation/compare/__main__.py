@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from clip_lightning.errors import UserError, run_command
-from clip_lightning.evaluation.compare.paired import Difference, differences, disagreements, pair, read_predictions
 from clip_lightning.formatting import aligned, percent
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from clip_lightning.evaluation.compare.paired import Difference
     from clip_lightning.evaluation.tasks import ZeroShotTask
     from clip_lightning.plots.disagreements import Disagreement
 
@@ -41,6 +41,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.images < 0:
         raise UserError(f"--images counts the images of the picture and must be at least 0, not {arguments.images}.")
+    from clip_lightning.evaluation.compare.paired import differences, pair, read_predictions
+
     both = pair(*(_chosen(read_predictions(path), path, arguments) for path in (arguments.first, arguments.second)))
     found = differences(both)
     names = _names(arguments.first, arguments.second)
@@ -57,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(found: Sequence[Difference], names: tuple[str, str]) -> str:
+def table(found: "Sequence[Difference]", names: tuple[str, str]) -> str:
     """The differences as a table, in percent and points."""
     head = ["task", "prompts", "metric", *names, "difference [95% interval]", "only A / B", "p", "n"]
     lines = [
@@ -77,7 +79,7 @@ def table(found: Sequence[Difference], names: tuple[str, str]) -> str:
     return aligned([head, *lines])
 
 
-def _chosen(rows: pd.DataFrame, path: Path, arguments: argparse.Namespace) -> pd.DataFrame:
+def _chosen(rows: "pd.DataFrame", path: Path, arguments: argparse.Namespace) -> "pd.DataFrame":
     for column, wanted in (("task", arguments.tasks), ("prompts", arguments.prompts and [arguments.prompts])):
         if wanted:
             if absent := [name for name in wanted if name not in set(rows[column])]:
@@ -97,8 +99,9 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return first.stem, second.stem
 
 
-def _draw(both: pd.DataFrame, names: tuple[str, str], folder: Path, arguments: argparse.Namespace) -> str:
+def _draw(both: "pd.DataFrame", names: tuple[str, str], folder: Path, arguments: argparse.Namespace) -> str:
     """Writes the picture; returns a line about it."""
+    from clip_lightning.evaluation.compare.paired import disagreements
     from clip_lightning.plots.disagreements import disagreement_page
 
     rows = disagreements(both, arguments.images)
@@ -136,6 +139,8 @@ def _own_folders(arguments: argparse.Namespace) -> list[str]:
 
 
 def _panel(row: dict[Any, Any], task: "ZeroShotTask | None") -> "Disagreement":
+    import pandas as pd
+
     from clip_lightning.plots.disagreements import Disagreement
 
     def name(number: Any) -> str:

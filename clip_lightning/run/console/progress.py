@@ -154,6 +154,7 @@ OWN_METRICS = (
     "worst_group_acc1",
     "worst_group_acc5",
     "jaccard",
+    "caption_accuracy",
     "group_score",
 )
 _SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1", **{what: what for what in OWN_METRICS}}

@@ -130,7 +130,7 @@ def zero_shot(latest: Sequence[Record]) -> dict[str, dict[str, Any]]:
         if record.what in (*SCORES, *OWN_METRICS):
             found = tasks.setdefault(record.task, {})
             found[record.what] = record.value
-            if record.what == "acc1" or (record.what in OWN_METRICS and "acc1" not in found):
+            if record.what == "acc1" or (record.what in OWN_METRICS and "n" not in found):
                 found |= {"chance": record.chance, "n": record.n, "low": record.low, "high": record.high}
     return tasks
 
