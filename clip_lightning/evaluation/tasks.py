@@ -26,7 +26,7 @@ from clip_lightning.evaluation.suite import SUITES
 from clip_lightning.evaluation.suite.entry import entry_names
 from clip_lightning.evaluation.suite.loaders.tars import CLASS_FILE, TEMPLATE_FILE, wds
 from clip_lightning.evaluation.suite.names import imagenet_names
-from clip_lightning.evaluation.suite.open import open_set, print_states, state_of
+from clip_lightning.evaluation.suite.open import Opened, open_set, print_states, state_of
 
 ROOT = Path("datasets")  # where data sets are looked for without eval.root
 STATIC = "_static"
@@ -242,9 +242,13 @@ def suite_task(name: str, root: Path) -> ZeroShotTask:
 
     Raises: DataError with the sentence of how to get the data set, its class names, or what is wrong with it.
     """
-    is_static = name not in entry_names()
     opened = open_set(name.removesuffix(STATIC), root)
+    return _task_of(opened, is_static=name not in entry_names())
+
+
+def _task_of(opened: Opened, is_static: bool = False) -> ZeroShotTask:
     entry, found, names = opened.entry, opened.found, opened.names
+    name = f"{entry.name}{STATIC}" if is_static else entry.name
     if is_static:
         if found.allowed is None:
             raise DataError(f"{name}: {opened.folder} has no map to ImageNet's classes; copy all of its metadata.")
@@ -279,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in entry_names()]
     if unknown:
         raise UserError(*(unknown_task(name, "NAME") for name in unknown))
-    print_states([state_of(name, arguments.root.expanduser()) for name in names], arguments.root)
+    print_states([state_of(name, arguments.root.expanduser(), _task_of) for name in names], arguments.root)
     return 0
 
 

@@ -169,7 +169,11 @@ def test_a_config_that_names_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_of_another_kind_is_refused(tmp_path: Path) -> None:
-    for name, words in {"compressed": "its tensors are compressed", "empty": "no data.pkl", "cut": "is damaged"}.items():
+    for name, words in {
+        "compressed": "its tensors are compressed",
+        "empty": "no data.pkl",
+        "cut": "is damaged",
+    }.items():
         path = tmp_path / f"{name}.pt"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if name == "compressed" else zipfile.ZIP_STORED) as file:
             file.writestr("m/constants.pkl", b"")

@@ -53,7 +53,7 @@ class Entry:
         licence: its terms, as its authors state them; empty where none were found.
         agreement: whether a person has to accept terms or to register before the download.
         keys: identities of the classes in the data set's files (folder names, codes), in the order of the labels; a
-            list, or `{timm: FILE}`; None where the loader knows them.
+            list, `{timm: FILE}`, or `{range: C}` for the numbers 0 .. C - 1; None where the loader knows them.
         names: where class names come from, tried in order (`names.py`).
         templates: where templates come from, tried in order.
         single: the set's one prompt in Figure 21 of Radford et al. 2021.

@@ -37,6 +37,8 @@ class NamesNeededError(DataError):
 def canonical_keys(entry: Entry) -> list[str] | None:
     """Identities of an entry's classes in the order of the labels; None where its loader knows them."""
     if isinstance(entry.keys, Mapping):
+        if "range" in entry.keys:
+            return [str(number) for number in range(int(entry.keys["range"]))]
         return timm_list(entry.keys["timm"])
     return None if entry.keys is None else [str(key) for key in entry.keys]
 

@@ -1,7 +1,7 @@
 """Opens data sets of the registry from what is on disk, and reports what is there."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def open_set(name: str, root: Path) -> Opened:
 def _load(entry: Entry, source: Source, folder: Path) -> Found:
     try:
         found = LOADERS[source.loader](folder, canonical_keys(entry), **source.options)
-    except (OSError, KeyError, ValueError, IndexError, StopIteration) as error:
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
         cause = f"{type(error).__name__}: {error}"
         raise DataError(f"{folder} is not in the layout of {entry.title} ({cause}); unpack it again.") from error
     if not len(found.labels):
@@ -117,12 +117,16 @@ def _how(entry: Entry, root: Path) -> str:
     return entry.get
 
 
-def state_of(name: str, root: Path) -> State:
-    """What is on disk of one data set. Raises nothing: what is wrong is in the sentence."""
+def state_of(name: str, root: Path, check: Callable[[Opened], object] = lambda _: None) -> State:
+    """What is on disk of one data set. Raises nothing: what is wrong is in the sentence.
+
+    Args: check: called with the opened set; raises DataError where it cannot be evaluated.
+    """
     entry = load_entry(name)
     state = State(name, entry.title, READY, metric=entry.metric, classes=entry.classes, stand_in=entry.stand_in)
     try:
         opened = open_set(name, root)
+        check(opened)
     except MissingError as error:
         status = LICENCE if entry.agreement else MISSING
         return state._replace(status=status, expected=_expected(entry), sentence=error.problems[0])

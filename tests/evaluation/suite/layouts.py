@@ -310,10 +310,9 @@ def dtd(root: Path) -> Sequence[str]:
     return ["polka-dotted", "banded"]
 
 
-VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor"
-).split()
+VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
+VOC += ["horse", "motorbike", "person"]
+VOC += ["pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
 
 def voc2007(root: Path) -> Sequence[set[str]]:
@@ -382,11 +381,11 @@ def kitti_distance(root: Path) -> Sequence[str]:
     objects = {  # ids of VTAB's test split; z is column 14
         "000005": [
             "DontCare -1 -1 -10 1 2 3 4 -1 -1 -1 -1000 -1000 -1000 -10",
-            _kitti("Car", 7.5),
-            _kitti("Van", 30.0),
+            kitti_object("Car", 7.5),
+            kitti_object("Van", 30.0),
         ],
-        "000024": [_kitti("Pedestrian", 3.0)],
-        "000029": [_kitti("Truck", 20.0)],
+        "000024": [kitti_object("Pedestrian", 3.0)],
+        "000029": [kitti_object("Truck", 20.0)],
     }
     for name, lines in objects.items():
         write(base / "label_2" / f"{name}.txt", "\n".join(lines) + "\n")
@@ -404,7 +403,7 @@ KITTI = (
 )
 
 
-def _kitti(kind: str, z: float) -> str:
+def kitti_object(kind: str, z: float) -> str:
     return f"{kind} 0.00 0 -1.57 1 2 3 4 1.5 1.6 3.9 1.0 1.6 {z:.2f} -1.59"
 
 
@@ -423,7 +422,11 @@ def svhn_numbers(root: Path) -> Sequence[str]:
 
     base = root / "svhn" / "test"
     base.mkdir(parents=True)
-    numbers = [([1, 10], [9.0, 2.0]), ([7], [3.0])]  # digits and their left edges: 0 then 1 from the left; 7
+    numbers = [
+        ([5, 1, 8], [9.0, 2.0, 30.0]),
+        ([7], [3.0]),
+        ([2, 10, 1], [1.0, 8.0, 4.0]),
+    ]  # digits and their left edges
     with h5py.File(base / "digitStruct.mat", "w") as file:
         cells = file.create_group("#refs#")
         for field in ("name", "bbox"):
@@ -440,7 +443,7 @@ def svhn_numbers(root: Path) -> Sequence[str]:
                     column[j, 0] = cells.create_dataset(f"{field}{k}{j}", data=np.array([[float(value)]])).ref
             file["digitStruct/name"][k, 0], file["digitStruct/bbox"][k, 0] = name.ref, box.ref
             draw(base / f"{k + 1}.png")
-    return ["1", "7"]
+    return ["158", "7", "210"]
 
 
 BUILDERS: dict[str, Builder] = {
