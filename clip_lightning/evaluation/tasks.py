@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
+from clip_lightning.data.images.resize import SHORTEST, Resize
 from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.data.scenes import scenes, shifted
 from clip_lightning.errors import DataError, UserError, run_command
@@ -25,8 +25,12 @@ from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 from clip_lightning.evaluation.suite import SUITES
 from clip_lightning.evaluation.suite.entry import entry_names
 from clip_lightning.evaluation.suite.loaders.tars import CLASS_FILE, TEMPLATE_FILE, wds
+from clip_lightning.evaluation.suite.loaders.tars import TarImages as TarImages
 from clip_lightning.evaluation.suite.names import imagenet_names
 from clip_lightning.evaluation.suite.open import Opened, open_set, print_states, state_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path("datasets")  # where data sets are looked for without eval.root
 STATIC = "_static"
@@ -130,8 +134,10 @@ class ZeroShotTask:
         """Number of images."""
         return len(self.labels)
 
-    def image(self, k: int, size: int) -> Tensor:
+    def image(self, k: int, size: int) -> "Tensor":
         """Image k as uint8 [3, size, size], resized as the model's images are. Raises DataError when unreadable."""
+        from clip_lightning.data.images.decode import decode_eval  # needs torch, which listing tasks does not
+
         try:
             return decode_eval(self.read(k), size, resize=self.resize)
         except BadSample as bad:

@@ -273,7 +273,7 @@ def test_the_command_lists_every_set_with_its_status(tmp_path: Path, capsys: pyt
     assert any(line.startswith("mnist: 2 of 10,000 images found; download t10k-images") for line in printed)
     assert any(line.startswith("imagenet: ImageNet (imagenet) is not in") and "register at" in line for line in printed)
     assert any(line.startswith("sun723 (stand-in): The paper's 723 classes") for line in printed)
-    assert printed[-1] == "31 missing, 3 licence needed, 2 ready"
+    assert printed[-1] == "31 missing, 2 ready, 3 licence needed"
 
 
 def test_the_command_refuses_unknown_names(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def test_no_package_is_imported_for_its_names(tmp_path: Path) -> None:
     BUILDERS["imagenet_a"](tmp_path)
     BUILDERS["gtsrb"](tmp_path)
     code = (
-        "import sys; from pathlib import Path; from clip_lightning.evaluation.suite.open import open_set; "
-        "print([open_set(name, Path(sys.argv[1])).names.names_from for name in ('imagenet_a', 'gtsrb')]); "
+        "import sys; from pathlib import Path; from clip_lightning.evaluation.tasks import build_task, main; "
+        "print([build_task(name, Path(sys.argv[1])).names_from for name in ('imagenet_a', 'gtsrb')]); main([]); "
         "assert not {'open_clip', 'clip_benchmark', 'timm', 'torch'} & set(sys.modules), sorted(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
