@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from clip_lightning.evaluation.suite.names import timm_list
-from tests.evaluation.suite.layouts import drawn, kitti_object, pickled, write
+from tests.evaluation.suite.array_layouts import pickled
+from tests.evaluation.suite.drawing import drawn, write
+from tests.evaluation.suite.layouts import kitti_object
 from tests.support.small_folder import write_tar
 
 EVALSETS = Path(__file__).parents[4] / "shared" / "data" / "evalsets"

@@ -12,7 +12,8 @@ from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.suite.loaders.arrays import load_plain
 from clip_lightning.evaluation.suite.open import state_of
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_task, main, warnings_of
-from tests.evaluation.suite.layouts import BUILDERS, draw, drawn, write
+from tests.evaluation.suite.drawing import draw, drawn, write
+from tests.evaluation.suite.layouts import BUILDERS
 from tests.support.small_folder import encoded, write_tar
 
 Change = Callable[[Path], object]

@@ -14,7 +14,7 @@ from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.suite import DATACOMP36, PAPER36, SUITES, TABLE11_ONLY
 from clip_lightning.evaluation.suite.entry import entry_names, load_entry
 from clip_lightning.evaluation.tasks import build_task, build_tasks
-from tests.evaluation.suite.layouts import draw, drawn, write
+from tests.evaluation.suite.drawing import draw, drawn, write
 from tests.support.small_folder import encoded, write_tar
 
 DATACOMP_METRICS = {  # main_metric of DataComp's tasklist.yml; accuracy elsewhere

@@ -11,7 +11,9 @@ from clip_lightning.errors import DataError
 from clip_lightning.evaluation.suite import PAPER36, TABLE11_ONLY
 from clip_lightning.evaluation.suite.entry import load_entry
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_task
-from tests.evaluation.suite.layouts import BUILDERS, NEEDS_H5PY, write
+from tests.evaluation.suite.array_layouts import NEEDS_H5PY
+from tests.evaluation.suite.drawing import write
+from tests.evaluation.suite.layouts import BUILDERS
 from tests.evaluation.suite.real_layouts import EVALSETS
 
 

@@ -13,7 +13,8 @@ from clip_lightning.evaluation.suite.entry import entry_names, load_entry, parse
 from clip_lightning.evaluation.suite.loaders import LOADERS
 from clip_lightning.evaluation.suite.loaders.found import Found, same
 from clip_lightning.evaluation.tasks import build_task
-from tests.evaluation.suite.layouts import BUILDERS, write
+from tests.evaluation.suite.drawing import write
+from tests.evaluation.suite.layouts import BUILDERS
 
 
 @pytest.mark.slow
