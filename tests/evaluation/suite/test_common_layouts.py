@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from clip_lightning.evaluation.suite import DATACOMP36, PAPER36, SUITES, TABLE11
 from clip_lightning.evaluation.suite.entry import entry_names, load_entry
 from clip_lightning.evaluation.tasks import build_task, build_tasks
 from tests.evaluation.suite.drawing import draw, drawn, write
+from tests.evaluation.suite.evaluating import measured
 from tests.support.small_folder import encoded, write_tar
 
 DATACOMP_METRICS = {  # main_metric of DataComp's tasklist.yml; accuracy elsewhere
@@ -56,7 +58,7 @@ def write_wds(
 
 
 @pytest.mark.parametrize("name", [name for name in DATACOMP36 if name != "winogavil"])
-def test_datacomps_sets_open_from_their_tars(name: str, tmp_path: Path) -> None:
+def test_datacomps_sets_are_evaluated_from_their_tars(name: str, tmp_path: Path, model: Any, tokenizer: Any) -> None:
     entry = load_entry(name)
     folder = tmp_path / f"wds_{entry.wds['names'][0].replace('/', '-').removeprefix('fairness-')}_test"
     names = [f"class {k}" for k in range(entry.classes)]
@@ -74,6 +76,8 @@ def test_datacomps_sets_open_from_their_tars(name: str, tmp_path: Path) -> None:
         assert task.groups.tolist() == [0, 1, -1 if name == "fmow" else 5, 0]
     else:
         assert task.groups is None
+    record = measured(task, model, tokenizer)
+    assert record is None or (0 <= record.value <= 1 and record.split == task.split)
 
 
 def test_datacomp_has_38_tasks_and_shares_entries_with_the_paper() -> None:
@@ -95,7 +99,9 @@ def test_several_labels_per_image_are_in_npy_members(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(tmp_path: Path, suffix: str) -> None:
+def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(
+    tmp_path: Path, suffix: str, model: Any, tokenizer: Any
+) -> None:
     candidates = [f"c{k}" for k in range(10)]
     rows = [
         {"cue": "Apple", "candidates": candidates[:5], "associations": ["c0"]},  # too few candidates
@@ -118,6 +124,8 @@ def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(tmp_path: Path, s
     assert task.groups.tolist() == [0] * 10 + [1] * 10
     assert np.argwhere(task.labels).tolist() == [[1, 0], [9, 0], [10, 1]]
     assert abs(task.image(13, 6).float().mean() - 60) <= 3  # the fourth candidate of the second cue
+    record = measured(task, model, tokenizer)
+    assert record is None or 0 <= record.value <= 1
 
 
 def parquet(path: Path, labels: Sequence[object], names: Sequence[str] = (), column: str = "label") -> None:

@@ -7,19 +7,15 @@ files are HDF5 (which need h5py, see test_layouts.py) are in another of their la
 import csv
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from clip_lightning.evaluation import metrics
 from clip_lightning.evaluation.suite import PAPER36, TABLE11_ONLY
 from clip_lightning.evaluation.suite.open import state_of
-from clip_lightning.evaluation.tasks import ZeroShotTask, build_task
-from clip_lightning.evaluation.zero_shot import ZeroShotEvaluator
+from clip_lightning.evaluation.tasks import build_task
+from tests.evaluation.suite.evaluating import measured, sample
 from tests.evaluation.suite.real_layouts import BUILDERS, EVALSETS
 
 TABLE = Path(__file__).parents[4] / "shared" / "reference" / "suite36.csv"
@@ -78,28 +74,6 @@ def published(name: str) -> tuple[str, str]:
     return row["fig21_classes"], row["table9_test"] or "-"
 
 
-def sample(task: ZeroShotTask) -> ZeroShotTask:
-    """Some images of a task, evenly over it; whole groups where it has groups."""
-    places = np.unique(np.linspace(0, task.num_samples - 1, EVALUATED).astype(int))
-    if task.groups is not None:
-        places = np.flatnonzero(task.groups < 4)
-    groups = None if task.groups is None else task.groups[places]
-    return replace(task, labels=task.labels[places], read=lambda k: task.read(int(places[k])), groups=groups)
-
-
-def evaluated(task: ZeroShotTask, model: Any, tokenizer: Any) -> tuple[str, str]:
-    """Value and chance of the set's own metric."""
-    few = sample(task)
-    for k in range(few.num_samples):
-        few.image(k, 8)
-    if not hasattr(metrics, "METRICS") and (few.labels.ndim == 2 or few.metric not in ("acc1", "mean_per_class")):
-        return "-", f"{1 / len(task.classnames):.4f}"
-    records = ZeroShotEvaluator(few, 8).run(model, tokenizer, torch.device("cpu"))
-    record = next(record for record in records if record.what == few.metric)
-    assert record.n == few.num_samples or few.metric == "pm"
-    return f"{record.value:.4f}", f"{record.chance:.4f}"
-
-
 def test_all_38_have_a_builder() -> None:
     assert set(BUILDERS) == {*PAPER36, *TABLE11_ONLY}
 
@@ -118,7 +92,12 @@ def test_a_set_of_the_paper_is_evaluated_from_its_official_metadata(
         assert task.num_samples == IMAGES[name]
     state = state_of(name, tmp_path)
     assert (state.status, state.images) == ("ready", task.num_samples)
-    value, chance = evaluated(task, model, tokenizer)
+    few = sample(task, EVALUATED)
+    for k in range(few.num_samples):
+        few.image(k, 8)
+    record = measured(few, model, tokenizer)
+    value = "-" if record is None else f"{record.value:.4f}"
+    chance = "-" if record is None or record.chance is None else f"{record.chance:.4f}"
     num_classes = str(len(task.classnames))
     row = (
         name,
