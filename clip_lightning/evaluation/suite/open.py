@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_lightning.errors import DataError
-from clip_lightning.evaluation.suite.entry import Entry, Source, load_entry
+from clip_lightning.evaluation.suite.entry import Entry, Source, find_entry
 from clip_lightning.evaluation.suite.loaders import LOADERS
 from clip_lightning.evaluation.suite.loaders.found import Found, MissingError
 from clip_lightning.evaluation.suite.names import Names, NamesNeededError, canonical_keys, names_of
@@ -63,7 +63,7 @@ def open_set(name: str, root: Path) -> Opened:
 
     Raises: MissingError, NamesNeededError, DataError where what is there cannot be used.
     """
-    entry = load_entry(name)
+    entry = find_entry(name, root)
     first: DataError | None = None
     for source, folder in located(entry, root):
         try:
@@ -96,7 +96,12 @@ def located(entry: Entry, root: Path) -> Iterator[tuple[Source, Path]]:
 
 def _folders(entry: Entry, source: Source, root: Path) -> list[Path]:
     own = root / entry.name
-    found = [own if at == "." else folder for at in source.at for folder in (root / at, own / at)]
+    found: list[Path] = []
+    for at in source.at:
+        if "*" in at:
+            found += sorted(root.glob(at))
+        else:
+            found += [own] if at == "." else [root / at, own / at]
     return list(dict.fromkeys(found))
 
 
@@ -122,7 +127,7 @@ def state_of(name: str, root: Path, check: Callable[[Opened], object] = lambda _
 
     Args: check: called with the opened set; raises DataError where it cannot be evaluated.
     """
-    entry = load_entry(name)
+    entry = find_entry(name, root)
     state = State(name, entry.title, READY, metric=entry.metric, classes=entry.classes, stand_in=entry.stand_in)
     try:
         opened = open_set(name, root)
@@ -186,3 +191,13 @@ def print_states(states: Sequence[State], root: Path) -> None:
             print(f"{state.name} (stand-in): {state.stand_in}")
     counts = Counter(state.status for state in states)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+def print_terms(states: Sequence[State], root: Path) -> None:
+    """Prints where each data set's names come from, its licence and how to get it."""
+    for state in states:
+        entry = find_entry(state.name, root)
+        print(f"{state.name}: {entry.title}")
+        print(f"  names    {state.names_from or 'not read'}")
+        print(f"  licence  {entry.licence or 'none was found'}{' (to be accepted first)' if entry.agreement else ''}")
+        print(f"  get      {entry.get}")

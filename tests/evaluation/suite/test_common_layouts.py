@@ -14,7 +14,7 @@ import pytest
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.suite import DATACOMP36, PAPER36, SUITES, TABLE11_ONLY
 from clip_lightning.evaluation.suite.entry import entry_names, load_entry
-from clip_lightning.evaluation.tasks import build_task, build_tasks
+from clip_lightning.evaluation.tasks import build_task, build_tasks, main
 from tests.evaluation.suite.drawing import draw, drawn, write
 from tests.evaluation.suite.evaluating import measured
 from tests.support.small_folder import encoded, write_tar
@@ -207,3 +207,31 @@ def test_tasks_of_the_same_images_share_their_identity(tmp_path: Path) -> None:
     first, second = build_task("country211", tmp_path), build_task("country211", tmp_path)
     assert first.images_id == second.images_id
     assert drawn("jpg") == first.read(0)
+
+
+@pytest.mark.parametrize(
+    "folder", ["clip-benchmark/wds_mnist", "datasets--clip-benchmark--wds_mnist/snapshots/abc", "mnist", "wds_mnist"]
+)
+def test_copies_of_the_hubs_tars_are_found(folder: str, tmp_path: Path) -> None:
+    write_wds(tmp_path / folder, [0, 9], [f"digit {k}" for k in range(10)])
+    assert build_task("mnist", tmp_path).labels.tolist() == [0, 9]
+
+
+def test_a_person_adds_a_data_set_by_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path / "my_birds.yaml",
+        "title: My birds\nclasses: 2\nmetric: mean_per_class\nget: take photographs\nlicence: mine\n"
+        "names: [{keys: words}]\ntemplates: [{list: ['a bird, {c}.']}]\n"
+        "sources: [{loader: folders, split: all, at: [birds], needs: [images], images_at: images, images: 3}]\n",
+    )
+    draw(tmp_path / "birds" / "images" / "blue_jay" / "1.jpg", tmp_path / "birds" / "images" / "robin" / "1.jpg")
+    (task,) = build_tasks(["my_birds"], root=tmp_path)
+    assert list(task.classnames) == ["blue jay", "robin"]
+    assert (task.metric, task.num_expected, list(task.templates)) == ("mean_per_class", 3, ["a bird, {c}."])
+    assert main(["--root", str(tmp_path), "my_birds"]) == 0
+    printed = capsys.readouterr().out
+    assert "my_birds: 2 of 3 images found; take photographs." in printed
+    assert "  licence  mine" in printed
+    write(tmp_path / "my_birds.yaml", "title: [")
+    with pytest.raises(UserError, match=r"my_birds.yaml is no YAML"):
+        build_task("my_birds", tmp_path)

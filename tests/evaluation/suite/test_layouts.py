@@ -46,7 +46,8 @@ def test_a_set_opens_from_its_official_layout(name: str, tmp_path: Path) -> None
     for k in range(task.num_samples):
         assert task.image(k, 8).shape == (3, 8, 8)
     assert task.names_from
-    assert set(task.prompt_sets) == {"contextless", "single"}
+    assert set(task.prompt_sets) - {"seven"} == {"contextless", "single"}
+    assert ("seven" in task.prompt_sets) == (len(task.templates) == 80)
     assert task.images_id
 
 

@@ -5,18 +5,23 @@ files are HDF5 (which need h5py, see test_layouts.py) are in another of their la
 """
 
 import csv
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clip_lightning.evaluation.suite import PAPER36, TABLE11_ONLY
+from clip_lightning.evaluation.suite.loaders.annotations import _closest
+from clip_lightning.evaluation.suite.loaders.found import same
+from clip_lightning.evaluation.suite.names import timm_list
 from clip_lightning.evaluation.suite.open import state_of
-from clip_lightning.evaluation.tasks import build_task
+from clip_lightning.evaluation.tasks import ZeroShotTask, build_task
 from tests.evaluation.suite.evaluating import measured, sample
-from tests.evaluation.suite.real_layouts import BUILDERS, EVALSETS
+from tests.evaluation.suite.real_layouts import BUILDERS, EVALSETS, lines
 
 TABLE = Path(__file__).parents[4] / "shared" / "reference" / "suite36.csv"
 NUMBERS = dict(zip((*PAPER36, *TABLE11_ONLY), range(1, 39), strict=True))
@@ -56,6 +61,46 @@ EVALUATED = 48  # images of each set that go through a model
 ROWS: list[tuple[str, ...]] = []
 
 
+def check_imagenet(task: ZeroShotTask) -> None:
+    """The labels of the devkit's own order are those that TFDS has by synset."""
+    by_image = [line.split()[-1] for line in lines("imagenet/tfds/validation_labels.txt")]
+    keys = timm_list("imagenet_synsets.txt")
+    assert [keys[label] for label in task.labels] == by_image
+
+
+def check_objectnet(task: ZeroShotTask) -> None:
+    """Each class is the classes of ImageNet that the mapping names."""
+    static = build_task("objectnet_static", ROOTS["objectnet"])
+    texts = json.loads((EVALSETS / "objectnet/testbed/imagenet_to_labels.json").read_text(encoding="utf-8"))
+    official = json.loads(
+        (EVALSETS / "objectnet/objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").read_text(encoding="utf-8")
+    )
+    assert static.allowed is not None
+    for column, name in zip(static.allowed.T, task.classnames, strict=True):
+        assert {texts[str(k)] for k in np.flatnonzero(column)} == set(official[name].split("; "))
+
+
+def check_flowers(task: ZeroShotTask) -> None:
+    """The names are Udacity's but for a few spellings."""
+    udacity = json.loads((EVALSETS / "flowers102/udacity_cat_to_name.json").read_text(encoding="utf-8"))
+    differ = [k for k, name in enumerate(task.classnames) if same(name) != same(udacity[str(k + 1)])]
+    assert len(differ) <= 8
+
+
+CHECKS: dict[str, Callable[[ZeroShotTask], object]] = {
+    "imagenet": check_imagenet,
+    "objectnet": check_objectnet,
+    "flowers102": check_flowers,
+    "sun397": lambda task: np.testing.assert_array_equal(np.bincount(task.labels), [50] * 397),
+    "food101": lambda task: np.testing.assert_array_equal(np.bincount(task.labels), [250] * 101),
+    "imagenet_v2": lambda task: np.testing.assert_array_equal(np.bincount(task.labels), [10] * 1000),
+    "imagenet_vid": lambda task: np.testing.assert_array_equal(np.unique(task.groups), range(1109)),
+    "youtube_bb": lambda task: np.testing.assert_array_equal(np.unique(task.groups), range(2169)),
+    "mnist": lambda task: np.testing.assert_array_equal(task.labels[:5], [7, 2, 1, 0, 4]),
+}
+ROOTS: dict[str, Path] = {}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def table() -> Iterator[None]:
     if not EVALSETS.is_dir():
@@ -78,6 +123,11 @@ def test_all_38_have_a_builder() -> None:
     assert set(BUILDERS) == {*PAPER36, *TABLE11_ONLY}
 
 
+@pytest.mark.parametrize(("image", "label"), [("000000", 3), ("000001", 2), ("000002", 2)])
+def test_the_closest_vehicle_of_real_labels(image: str, label: int) -> None:
+    assert _closest(EVALSETS / "kitti" / "training" / "label_2" / f"{image}.txt") == label
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_set_of_the_paper_is_evaluated_from_its_official_metadata(
@@ -90,6 +140,8 @@ def test_a_set_of_the_paper_is_evaluated_from_its_official_metadata(
         assert len(task.classnames) == int(classes)
     if name in IMAGES:
         assert task.num_samples == IMAGES[name]
+    ROOTS[name] = tmp_path
+    CHECKS.get(name, lambda _: None)(task)
     state = state_of(name, tmp_path)
     assert (state.status, state.images) == ("ready", task.num_samples)
     few = sample(task, EVALUATED)
