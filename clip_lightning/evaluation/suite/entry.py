@@ -118,7 +118,7 @@ def parse_entry(name: str, text: str) -> Entry:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{name}.yaml is no YAML ({' '.join(str(error).split())}).") from error
+        raise UserError(f"{name}.yaml is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise UserError(f"{name}.yaml must hold keys with values, such as title: {name}.")
     known = {one.name for one in fields(Entry)} - {"name"}

@@ -233,5 +233,5 @@ def test_a_person_adds_a_data_set_by_one_file(tmp_path: Path, capsys: pytest.Cap
     assert "my_birds: 2 of 3 images found; take photographs." in printed
     assert "  licence  mine" in printed
     write(tmp_path / "my_birds.yaml", "title: [")
-    with pytest.raises(UserError, match=r"my_birds.yaml is no YAML"):
+    with pytest.raises(UserError, match=r"my_birds.yaml is not YAML"):
         build_task("my_birds", tmp_path)

@@ -164,3 +164,10 @@ def test_names_needed_says_where_to_get_them(tmp_path: Path, monkeypatch: pytest
     found = Found(np.zeros(1, dtype=np.int64), lambda _: b"", ["0"], ["stop"])
     assert names.names_of(load_entry("gtsrb"), found, tmp_path).templates == [load_entry("gtsrb").single]
     names.clip_benchmark.cache_clear()
+
+
+def test_the_documentation_lists_every_entry(root: Path) -> None:
+    text = (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name in entry_names():
+        entry = load_entry(name)
+        assert f"\n| {name} | {entry.title} | {entry.classes:,} | {entry.metric} |" in text, name
