@@ -13,20 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from clip_lightning.data.images.decode import SHORTEST, Resize, decode_eval
+from clip_lightning.data.images.resize import SHORTEST, Resize
 from clip_lightning.data.layouts.layout import BadSample
 from clip_lightning.data.scenes import scenes, shifted
 from clip_lightning.errors import DataError, UserError, run_command
 from clip_lightning.evaluation.prompts import PLACEHOLDER, read_lines
 from clip_lightning.evaluation.suite import SUITES
-from clip_lightning.evaluation.suite.entry import entry_names
+from clip_lightning.evaluation.suite.entry import entry_names, is_entry
 from clip_lightning.evaluation.suite.loaders.tars import CLASS_FILE, TEMPLATE_FILE, wds
-from clip_lightning.evaluation.suite.names import imagenet_names
-from clip_lightning.evaluation.suite.open import open_set, print_states, state_of
+from clip_lightning.evaluation.suite.loaders.tars import TarImages as TarImages
+from clip_lightning.evaluation.suite.names import further_prompts, imagenet_names
+from clip_lightning.evaluation.suite.open import Opened, open_set, print_states, print_terms, state_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path("datasets")  # where data sets are looked for without eval.root
 STATIC = "_static"
@@ -130,8 +134,10 @@ class ZeroShotTask:
         """Number of images."""
         return len(self.labels)
 
-    def image(self, k: int, size: int) -> Tensor:
+    def image(self, k: int, size: int) -> "Tensor":
         """Image k as uint8 [3, size, size], resized as the model's images are. Raises DataError when unreadable."""
+        from clip_lightning.data.images.decode import decode_eval  # needs torch, which listing tasks does not
+
         try:
             return decode_eval(self.read(k), size, resize=self.resize)
         except BadSample as bad:
@@ -155,8 +161,9 @@ def build_task(name: str, root: str | Path | None = None) -> ZeroShotTask:
     """The registered task, or that of a data set of the suite below `root`. Raises UserError with near names."""
     if name in BUILDERS:
         return BUILDERS[name]()
-    if name in (*entry_names(), *STATIC_TASKS):
-        return suite_task(name, Path(ROOT if root is None else root).expanduser())
+    folder = Path(ROOT if root is None else root).expanduser()
+    if name in STATIC_TASKS or is_entry(name, folder):
+        return suite_task(name, folder)
     raise UserError(unknown_task(name, "eval.tasks"))
 
 
@@ -242,9 +249,13 @@ def suite_task(name: str, root: Path) -> ZeroShotTask:
 
     Raises: DataError with the sentence of how to get the data set, its class names, or what is wrong with it.
     """
-    is_static = name not in entry_names()
-    opened = open_set(name.removesuffix(STATIC), root)
+    is_static = name in STATIC_TASKS
+    return _task_of(open_set(name.removesuffix(STATIC) if is_static else name, root), is_static)
+
+
+def _task_of(opened: Opened, is_static: bool = False) -> ZeroShotTask:
     entry, found, names = opened.entry, opened.found, opened.names
+    name = f"{entry.name}{STATIC}" if is_static else entry.name
     if is_static:
         if found.allowed is None:
             raise DataError(f"{name}: {opened.folder} has no map to ImageNet's classes; copy all of its metadata.")
@@ -257,7 +268,7 @@ def suite_task(name: str, root: Path) -> ZeroShotTask:
         found.read,
         split=opened.source.split,
         metric=entry.metric,
-        prompt_sets={"contextless": [PLACEHOLDER], "single": [entry.single]},
+        prompt_sets=further_prompts(entry, names),
         groups=found.groups,
         group_names=found.group_names,
         allowed=found.allowed if is_static else None,
@@ -276,10 +287,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     arguments = parser.parse_args(argv)
     names = arguments.names or (SUITES[arguments.suite] if arguments.suite else entry_names())
-    unknown = [name for name in names if name not in entry_names()]
+    root = arguments.root.expanduser()
+    unknown = [name for name in names if not is_entry(name, root)]
     if unknown:
         raise UserError(*(unknown_task(name, "NAME") for name in unknown))
-    print_states([state_of(name, arguments.root.expanduser()) for name in names], arguments.root)
+    states = [state_of(name, root, _task_of) for name in names]
+    print_states(states, root)
+    if arguments.names:
+        print_terms(states, root)
     return 0
 
 

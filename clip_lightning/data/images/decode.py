@@ -16,27 +16,13 @@ from torch import Tensor
 
 from clip_lightning.compat import resize_bicubic_into, resize_bilinear_into
 from clip_lightning.data.images.headers import HEAD_BYTES, jpeg_size, open_with_pillow
+from clip_lightning.data.images.resize import SHORTEST as SHORTEST
+from clip_lightning.data.images.resize import Resize as Resize
 from clip_lightning.data.layouts.layout import BadSample, Pixels
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 _ORIENTATION = 0x0112  # EXIF tag
 LONGEST = 8  # short sides: of a longer image only this much is resized, around what is cut out
-
-
-class Resize(NamedTuple):
-    """How an image becomes a square of `size` in use.
-
-    Attributes:
-        mode: shortest (short side to `size`, centre cut out), squash (both sides to `size`), longest (long side to
-            `size`, the rest black).
-        interpolation: bicubic or bilinear, both antialiased.
-    """
-
-    mode: str = "shortest"
-    interpolation: str = "bicubic"
-
-
-SHORTEST = Resize()
 
 
 class Opened(NamedTuple):

@@ -24,7 +24,8 @@ class Source:
     Attributes:
         loader: key of `loaders.LOADERS`.
         split: which images these are: paper, vtab, wds, torchvision, hub, user.
-        at: folders relative to the root, or to the folder of the set's name in it; "." is that folder itself.
+        at: folders, or patterns of them, relative to the root or to the folder of the set's name in it; "." is that
+            folder itself.
         needs: files or folders in it, without which this source is absent.
         images: how many images this split has; None where that is unknown.
         stand_in: one sentence that says why this is not the set of the paper; empty where it is.
@@ -53,7 +54,7 @@ class Entry:
         licence: its terms, as its authors state them; empty where none were found.
         agreement: whether a person has to accept terms or to register before the download.
         keys: identities of the classes in the data set's files (folder names, codes), in the order of the labels; a
-            list, or `{timm: FILE}`; None where the loader knows them.
+            list, `{timm: FILE}`, or `{range: C}` for the numbers 0 .. C - 1; None where the loader knows them.
         names: where class names come from, tried in order (`names.py`).
         templates: where templates come from, tried in order.
         single: the set's one prompt in Figure 21 of Radford et al. 2021.
@@ -95,15 +96,31 @@ def entry_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SETS.glob("*.yaml")))
 
 
+def is_entry(name: str, root: Path) -> bool:
+    """Whether there is an entry of this name: in the package, or a user's `ROOT/NAME.yaml`."""
+    return name in entry_names() or (root / f"{name}.yaml").is_file()
+
+
+def find_entry(name: str, root: Path) -> Entry:
+    """The entry of this name; a user's `ROOT/NAME.yaml` is taken before the package's."""
+    file = root / f"{name}.yaml"
+    return parse_entry(name, file.read_text(encoding="utf-8-sig")) if file.is_file() else load_entry(name)
+
+
 @cache
 def load_entry(name: str) -> Entry:
-    """The entry of this name."""
+    """The package's entry of this name."""
     return parse_entry(name, (SETS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def parse_entry(name: str, text: str) -> Entry:
     """An entry from the text of its file. Raises UserError where a key is unknown or missing."""
-    content = yaml.safe_load(text)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}.yaml is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name}.yaml must hold keys with values, such as title: {name}.")
     known = {one.name for one in fields(Entry)} - {"name"}
     if unknown := content.keys() - known:
         raise UserError(f"{name}.yaml: unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}.")
@@ -125,8 +142,11 @@ def _source(content: dict[str, Any]) -> Source:
 
 def _wds_sources(entry: Entry) -> list[Source]:
     """CLIP_benchmark's folders: wds_NAME, as on the hub, wds_NAME_test, as DataComp has them, or the set's own name."""
-    names = [name.replace("/", "-") for name in entry.wds.get("names", ())]
+    names = [name.replace("/", "-").removeprefix("fairness-") for name in entry.wds.get("names", ())]
     folders = [folder for name in names for folder in (f"wds_{name}", f"wds_{name}_test", name)]
+    for name in names:  # copies of the hub's repositories, and the hub's cache
+        for owner, folder in (("clip-benchmark", f"wds_{name}"), ("djghosh", f"wds_{name}_test")):
+            folders += [f"{owner}/{folder}", f"datasets--{owner}--{folder}/snapshots/*"]
     options = {key: value for key, value in entry.wds.items() if key not in ("names", "images", "split", "stand_in")}
     return [
         Source(
@@ -159,4 +179,4 @@ def _hub_sources(entry: Entry) -> list[Source]:
 def _user_sources(entry: Entry) -> list[Source]:
     """A list that a person wrote, or a folder per class below `test`."""
     sources = [Source("table", "user", needs=("test.csv",), options={"file": "test.csv"})]
-    return [*sources, Source("folders", "user", needs=("test",), options={"images_at": "test"})]
+    return [*sources, Source("folders", "user", needs=("test/*/*.*",), options={"images_at": "test"})]

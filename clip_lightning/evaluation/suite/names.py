@@ -37,6 +37,8 @@ class NamesNeededError(DataError):
 def canonical_keys(entry: Entry) -> list[str] | None:
     """Identities of an entry's classes in the order of the labels; None where its loader knows them."""
     if isinstance(entry.keys, Mapping):
+        if "range" in entry.keys:
+            return [str(number) for number in range(int(entry.keys["range"]))]
         return timm_list(entry.keys["timm"])
     return None if entry.keys is None else [str(key) for key in entry.keys]
 
@@ -72,9 +74,9 @@ def _classnames(entry: Entry, found: Found, root: Path) -> tuple[list[str], str]
             reasons += error.problems
     if base is None and found.names:
         base, where = list(found.names), "the data set's own files"
-    if (paper := _paper(entry, root)) is not None and (
-        ordered := _same_names(paper.classnames, base, entry)
-    ) is not None:
+    paper = _paper(entry, root)
+    ordered = None if paper is None else _same_names(paper.classnames, base)
+    if ordered is not None:
         return ordered, f"names: {root / PROMPTS_MD}"
     if base is None:
         advice = f"write one class name per line, in the order of the labels, to {file}"
@@ -154,10 +156,10 @@ def _matching(names: Mapping[str, str] | Sequence[str], keys: Sequence[str], whe
     return list(names)
 
 
-def _same_names(names: Sequence[str], base: Sequence[str] | None, entry: Entry) -> list[str] | None:
+def _same_names(names: Sequence[str], base: Sequence[str] | None) -> list[str] | None:
     """The names of prompts.md in the order of the labels; None where they are not the same set of classes."""
     if base is None:
-        return list(names) if len(names) == entry.classes else None
+        return None  # the file's order is not that of the labels for all sets
     by_name = {same(name): name for name in names}
     if {same(name) for name in base} != set(by_name):
         return None
@@ -252,6 +254,18 @@ def _template(node: ast.expr) -> str:
                 "open_clip_torch's templates hold more than a class name: pip install open_clip_torch==3.3.0"
             )
     return "".join(parts)
+
+
+def further_prompts(entry: Entry, names: Names) -> dict[str, list[str]]:
+    """Sets of templates beside the own ones: the bare name, the one of Figure 21, and ImageNet's seven.
+
+    `contextless` and `single` are the two baselines of Figure 4 of Radford et al. 2021; `seven` is the subset that
+    OpenAI's notebook selected for ImageNet.
+    """
+    sets = {"contextless": [PLACEHOLDER], "single": [entry.single]}
+    if any("open_clip" in source for source in entry.templates) and "open_clip" in names.names_from:
+        sets["seven"] = open_clip_templates("SIMPLE_IMAGENET_TEMPLATES")
+    return sets
 
 
 def imagenet_names() -> Names:

@@ -1,13 +1,13 @@
 """Opens data sets of the registry from what is on disk, and reports what is there."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_lightning.errors import DataError
-from clip_lightning.evaluation.suite.entry import Entry, Source, load_entry
+from clip_lightning.evaluation.suite.entry import Entry, Source, find_entry
 from clip_lightning.evaluation.suite.loaders import LOADERS
 from clip_lightning.evaluation.suite.loaders.found import Found, MissingError
 from clip_lightning.evaluation.suite.names import Names, NamesNeededError, canonical_keys, names_of
@@ -63,7 +63,7 @@ def open_set(name: str, root: Path) -> Opened:
 
     Raises: MissingError, NamesNeededError, DataError where what is there cannot be used.
     """
-    entry = load_entry(name)
+    entry = find_entry(name, root)
     first: DataError | None = None
     for source, folder in located(entry, root):
         try:
@@ -78,7 +78,7 @@ def open_set(name: str, root: Path) -> Opened:
 def _load(entry: Entry, source: Source, folder: Path) -> Found:
     try:
         found = LOADERS[source.loader](folder, canonical_keys(entry), **source.options)
-    except (OSError, KeyError, ValueError, IndexError, StopIteration) as error:
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
         cause = f"{type(error).__name__}: {error}"
         raise DataError(f"{folder} is not in the layout of {entry.title} ({cause}); unpack it again.") from error
     if not len(found.labels):
@@ -96,7 +96,12 @@ def located(entry: Entry, root: Path) -> Iterator[tuple[Source, Path]]:
 
 def _folders(entry: Entry, source: Source, root: Path) -> list[Path]:
     own = root / entry.name
-    found = [own if at == "." else folder for at in source.at for folder in (root / at, own / at)]
+    found: list[Path] = []
+    for at in source.at:
+        if "*" in at:
+            found += sorted(root.glob(at))
+        else:
+            found += [own] if at == "." else [root / at, own / at]
     return list(dict.fromkeys(found))
 
 
@@ -117,12 +122,16 @@ def _how(entry: Entry, root: Path) -> str:
     return entry.get
 
 
-def state_of(name: str, root: Path) -> State:
-    """What is on disk of one data set. Raises nothing: what is wrong is in the sentence."""
-    entry = load_entry(name)
+def state_of(name: str, root: Path, check: Callable[[Opened], object] = lambda _: None) -> State:
+    """What is on disk of one data set. Raises nothing: what is wrong is in the sentence.
+
+    Args: check: called with the opened set; raises DataError where it cannot be evaluated.
+    """
+    entry = find_entry(name, root)
     state = State(name, entry.title, READY, metric=entry.metric, classes=entry.classes, stand_in=entry.stand_in)
     try:
         opened = open_set(name, root)
+        check(opened)
     except MissingError as error:
         status = LICENCE if entry.agreement else MISSING
         return state._replace(status=status, expected=_expected(entry), sentence=error.problems[0])
@@ -182,3 +191,13 @@ def print_states(states: Sequence[State], root: Path) -> None:
             print(f"{state.name} (stand-in): {state.stand_in}")
     counts = Counter(state.status for state in states)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+def print_terms(states: Sequence[State], root: Path) -> None:
+    """Prints where each data set's names come from, its licence and how to get it."""
+    for state in states:
+        entry = find_entry(state.name, root)
+        print(f"{state.name}: {entry.title}")
+        print(f"  names    {state.names_from or 'not read'}")
+        print(f"  licence  {entry.licence or 'none was found'}{' (to be accepted first)' if entry.agreement else ''}")
+        print(f"  get      {entry.get}")

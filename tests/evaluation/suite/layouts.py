@@ -1,41 +1,15 @@
 """Small data sets in their official layouts: each builder writes one and returns the class names of its images."""
 
 import csv
-import gzip
 import io
 import json
-import pickle
-import struct
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from tests.evaluation.suite.array_layouts import ARRAYS
+from tests.evaluation.suite.drawing import draw, drawn, write
 
-KINDS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "ppm": "PPM", "gif": "GIF"}
 Builder = Callable[[Path], Sequence[str] | Sequence[set[str]]]
-
-
-@cache
-def drawn(suffix: str, size: int = 8) -> bytes:
-    """A picture with a red border of 2 pixels, encoded."""
-    pixels = np.full((size, size, 3), 128, dtype=np.uint8)
-    pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:] = ((255, 0, 0),) * 4
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, KINDS[suffix.lower()])
-    return file.getvalue()
-
-
-def draw(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawn(path.suffix[1:]))
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
 
 
 def food101(root: Path) -> Sequence[str]:
@@ -100,7 +74,7 @@ def imagenet_vid(root: Path) -> Sequence[set[str]]:
 
 
 def folders(base: Path, images: dict[str, int], suffix: str = ".jpg") -> None:
-    """A folder per class with so many images; beside them what official archives have and nobody reads."""
+    """A folder per class with so many images; beside them what official archives have and no loader reads."""
     for name, number in images.items():
         draw(*(base / name / f"{k}{suffix}" for k in range(number)))
         write(base / name / "._resource", "x")
@@ -130,7 +104,6 @@ def synsets(folder: str, images: dict[str, int]) -> Builder:
 
 
 NAMES = {"n01440764": "tench", "n01443537": "goldfish", "n01498041": "stingray", "n15075141": "toilet paper"}
-KINDS["JPEG"] = KINDS["jpeg"]
 
 
 def imagenet_v2(root: Path) -> Sequence[str]:
@@ -158,33 +131,6 @@ def sun723(root: Path) -> Sequence[str]:
     return ["abbey", "kennel indoor"]
 
 
-def pickled(path: Path, content: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol=2))
-
-
-def rows() -> np.ndarray:
-    """Two images [2, 3072], the second with a red plane of 255."""
-    images = np.zeros((2, 3072), dtype=np.uint8)
-    images[1, :1024] = 255
-    return images
-
-
-def cifar10(root: Path) -> Sequence[str]:
-    base = root / "cifar-10-batches-py"
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    pickled(base / "batches.meta", {"label_names": names})
-    pickled(base / "test_batch", {"data": rows(), "labels": [3, 0]})
-    return ["cat", "airplane"]
-
-
-def cifar100(root: Path) -> Sequence[str]:
-    base = root / "cifar-100-python"
-    pickled(base / "meta", {"fine_label_names": ["apple", "aquarium_fish"], "coarse_label_names": ["food"]})
-    pickled(base / "test", {"data": rows(), "fine_labels": [1, 0], "coarse_labels": [0, 0]})
-    return ["aquarium fish", "apple"]
-
-
 def clevr_count(root: Path) -> Sequence[str]:
     base = root / "CLEVR_v1.0"
     scenes = [
@@ -193,15 +139,6 @@ def clevr_count(root: Path) -> Sequence[str]:
     write(base / "scenes" / "CLEVR_val_scenes.json", json.dumps({"info": {}, "scenes": scenes}))
     draw(*(base / "images" / "val" / str(scene["image_filename"]) for scene in scenes))
     return ["3", "10"]
-
-
-def fer2013(root: Path) -> Sequence[str]:
-    pixels = " ".join(["7"] * 2304)
-    text = "emotion, Usage, pixels\n" + "".join(
-        f"{code},{usage},{pixels}\n" for code, usage in ((0, "Training"), (6, "PrivateTest"), (3, "PrivateTest"))
-    )
-    write(root / "fer2013" / "icml_face_data.csv", text)
-    return ["neutral", "happy"]
 
 
 def ucf101(root: Path) -> Sequence[str]:
@@ -240,30 +177,6 @@ def fgvc_aircraft(root: Path) -> Sequence[str]:
     write(base / "images_variant_test.txt", "0747566 F/A-18\n1514522 BAE 146-200\n")
     draw(base / "images" / "0747566.jpg", base / "images" / "1514522.jpg")
     return ["F/A-18", "BAE 146-200"]
-
-
-def stanford_cars(root: Path) -> Sequence[str]:
-    from scipy.io import savemat
-
-    base = root / "stanford_cars"
-    (base / "devkit").mkdir(parents=True)
-    names = np.array(["Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012"], dtype=object)
-    savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
-    kinds = [("class", "O"), ("fname", "O"), ("bbox_x1", "O")]
-    rows = np.array([(2, "00001.jpg", 5), (1, "00002.jpg", 5)], dtype=kinds)
-    savemat(base / "cars_test_annos_withlabels.mat", {"annotations": rows})
-    draw(base / "cars_test" / "00001.jpg", base / "cars_test" / "00002.jpg")
-    return [str(names[1]), str(names[0])]
-
-
-def flowers102(root: Path) -> Sequence[str]:
-    from scipy.io import savemat
-
-    base = root / "flowers-102"
-    draw(*(base / "jpg" / f"image_{k:05d}.jpg" for k in (1, 2, 3)))
-    savemat(base / "imagelabels.mat", {"labels": np.array([[102, 1, 5]], dtype=np.uint8)})
-    savemat(base / "setid.mat", {"trnid": [[2]], "valid": [[2]], "tstid": [[3, 1]]})
-    return ["english marigold", "blackberry lily"]
 
 
 def birdsnap(root: Path) -> Sequence[str]:
@@ -310,10 +223,9 @@ def dtd(root: Path) -> Sequence[str]:
     return ["polka-dotted", "banded"]
 
 
-VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor"
-).split()
+VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
+VOC += ["horse", "motorbike", "person"]
+VOC += ["pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
 
 def voc2007(root: Path) -> Sequence[set[str]]:
@@ -327,24 +239,6 @@ def voc2007(root: Path) -> Sequence[set[str]]:
     write(base / "ImageSets" / "Main" / "train.txt", "000005\n")
     draw(base / "JPEGImages" / "000001.jpg", base / "JPEGImages" / "000002.jpg")
     return [{"dog", "person"}, {"person", "train"}]
-
-
-def mnist(root: Path) -> Sequence[str]:
-    base = root / "mnist"
-    base.mkdir()
-    images = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8)
-    (base / "t10k-images.idx3-ubyte").write_bytes(struct.pack(">4I", 2051, 2, 28, 28) + images.tobytes())
-    labels = struct.pack(">2I", 2049, 2) + bytes([7, 0])
-    (base / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    return ["7", "0"]
-
-
-def svhn(root: Path) -> Sequence[str]:
-    from scipy.io import savemat
-
-    (root / "svhn").mkdir()
-    savemat(root / "svhn" / "test_32x32.mat", {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[10], [3]])})
-    return ["zero", "three"]
 
 
 def hateful_memes(root: Path) -> Sequence[str]:
@@ -367,26 +261,16 @@ def gtsrb(root: Path) -> Sequence[str]:
     return ["stop", "white circle with gray strike bar indicating no passing for trucks has ended"]
 
 
-def stl10(root: Path) -> Sequence[str]:
-    base = root / "stl10_binary"
-    write(base / "class_names.txt", "airplane\nbird\ncar\n")
-    image = np.zeros((1, 3, 96, 96), dtype=np.uint8)
-    image[:, :, :10] = 255  # the first ten columns, since height and width are exchanged
-    (base / "test_X.bin").write_bytes(np.concatenate([image, image]).tobytes())
-    (base / "test_y.bin").write_bytes(bytes([3, 1]))
-    return ["car", "airplane"]
-
-
 def kitti_distance(root: Path) -> Sequence[str]:
     base = root / "kitti" / "training"
     objects = {  # ids of VTAB's test split; z is column 14
         "000005": [
             "DontCare -1 -1 -10 1 2 3 4 -1 -1 -1 -1000 -1000 -1000 -10",
-            _kitti("Car", 7.5),
-            _kitti("Van", 30.0),
+            kitti_object("Car", 7.5),
+            kitti_object("Van", 30.0),
         ],
-        "000024": [_kitti("Pedestrian", 3.0)],
-        "000029": [_kitti("Truck", 20.0)],
+        "000024": [kitti_object("Pedestrian", 3.0)],
+        "000029": [kitti_object("Truck", 20.0)],
     }
     for name, lines in objects.items():
         write(base / "label_2" / f"{name}.txt", "\n".join(lines) + "\n")
@@ -404,68 +288,27 @@ KITTI = (
 )
 
 
-def _kitti(kind: str, z: float) -> str:
+def kitti_object(kind: str, z: float) -> str:
     return f"{kind} 0.00 0 -1.57 1 2 3 4 1.5 1.6 3.9 1.0 1.6 {z:.2f} -1.59"
 
 
-def pcam(root: Path) -> Sequence[str]:
-    import h5py
-
-    (root / "pcam").mkdir()
-    for key, values in (("x", np.zeros((2, 96, 96, 3), np.uint8)), ("y", np.array([1, 0]).reshape(2, 1, 1, 1))):
-        with h5py.File(root / "pcam" / f"camelyonpatch_level_2_split_test_{key}.h5", "w") as file:
-            file[key] = values
-    return ["lymph node containing metastatic tumor tissue", "lymph node"]
-
-
-def svhn_numbers(root: Path) -> Sequence[str]:
-    import h5py
-
-    base = root / "svhn" / "test"
-    base.mkdir(parents=True)
-    numbers = [([1, 10], [9.0, 2.0]), ([7], [3.0])]  # digits and their left edges: 0 then 1 from the left; 7
-    with h5py.File(base / "digitStruct.mat", "w") as file:
-        cells = file.create_group("#refs#")
-        for field in ("name", "bbox"):
-            file.create_dataset(f"digitStruct/{field}", (len(numbers), 1), dtype=h5py.ref_dtype)
-        for k, (digits, lefts) in enumerate(numbers):
-            name = cells.create_dataset(f"name{k}", data=np.array([[ord(c)] for c in f"{k + 1}.png"], np.uint16))
-            box = cells.create_group(f"box{k}")
-            for field, values in (("label", digits), ("left", lefts)):
-                if len(values) == 1:
-                    box.create_dataset(field, data=np.array([[float(values[0])]]))
-                    continue
-                column = box.create_dataset(field, (len(values), 1), dtype=h5py.ref_dtype)
-                for j, value in enumerate(values):
-                    column[j, 0] = cells.create_dataset(f"{field}{k}{j}", data=np.array([[float(value)]])).ref
-            file["digitStruct/name"][k, 0], file["digitStruct/bbox"][k, 0] = name.ref, box.ref
-            draw(base / f"{k + 1}.png")
-    return ["1", "7"]
-
-
-BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, Builder] = ARRAYS | {
     "food101": food101,
     "sun397": sun397,
     "youtube_bb": youtube_bb,
     "eurosat": eurosat,
-    "pcam": pcam,
     "imagenet_a": synsets("imagenet-a", {"n01498041": 2}),
-    "cifar10": cifar10,
     "clevr_count": clevr_count,
-    "fer2013": fer2013,
     "ucf101": ucf101,
     "caltech101": caltech101,
     "imagenet_r": synsets("imagenet-r", {"n01443537": 2}),
     "oxford_pets": oxford_pets,
     "imagenet_v2": imagenet_v2,
-    "cifar100": cifar100,
     "fgvc_aircraft": fgvc_aircraft,
     "country211": country211,
     "resisc45": resisc45,
-    "stanford_cars": stanford_cars,
     "sun723": sun723,
     "kinetics700": kinetics700,
-    "flowers102": flowers102,
     "imagenet": synsets("imagenet/val", {"n15075141": 1, "n01443537": 1}),
     "birdsnap": birdsnap,
     "ayahoo": ayahoo,
@@ -473,15 +316,10 @@ BUILDERS: dict[str, Builder] = {
     "imagenet_blurry": synsets("imagenet-c/gaussian_blur/3", {"n01440764": 1, "n15075141": 1}),
     "dtd": dtd,
     "voc2007": voc2007,
-    "mnist": mnist,
-    "svhn_numbers": svhn_numbers,
     "imagenet_vid": imagenet_vid,
     "imagenet_sketch": synsets("sketch", {"n01440764": 1, "n15075141": 2}),
     "hateful_memes": hateful_memes,
     "rendered_sst2": rendered_sst2,
     "gtsrb": gtsrb,
-    "stl10": stl10,
     "kitti_distance": kitti_distance,
-    "svhn": svhn,
 }
-NEEDS_H5PY = ("pcam", "svhn_numbers")

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,9 @@ import pytest
 from clip_lightning.errors import DataError, UserError
 from clip_lightning.evaluation.suite import DATACOMP36, PAPER36, SUITES, TABLE11_ONLY
 from clip_lightning.evaluation.suite.entry import entry_names, load_entry
-from clip_lightning.evaluation.tasks import build_task, build_tasks
-from tests.evaluation.suite.layouts import draw, drawn, write
+from clip_lightning.evaluation.tasks import build_task, build_tasks, main
+from tests.evaluation.suite.drawing import draw, drawn, write
+from tests.evaluation.suite.evaluating import measured
 from tests.support.small_folder import encoded, write_tar
 
 DATACOMP_METRICS = {  # main_metric of DataComp's tasklist.yml; accuracy elsewhere
@@ -56,7 +58,7 @@ def write_wds(
 
 
 @pytest.mark.parametrize("name", [name for name in DATACOMP36 if name != "winogavil"])
-def test_datacomps_sets_open_from_their_tars(name: str, tmp_path: Path) -> None:
+def test_datacomps_sets_are_evaluated_from_their_tars(name: str, tmp_path: Path, model: Any, tokenizer: Any) -> None:
     entry = load_entry(name)
     folder = tmp_path / f"wds_{entry.wds['names'][0].replace('/', '-').removeprefix('fairness-')}_test"
     names = [f"class {k}" for k in range(entry.classes)]
@@ -74,6 +76,8 @@ def test_datacomps_sets_open_from_their_tars(name: str, tmp_path: Path) -> None:
         assert task.groups.tolist() == [0, 1, -1 if name == "fmow" else 5, 0]
     else:
         assert task.groups is None
+    record = measured(task, model, tokenizer)
+    assert record is None or (0 <= record.value <= 1 and record.split == task.split)
 
 
 def test_datacomp_has_38_tasks_and_shares_entries_with_the_paper() -> None:
@@ -95,7 +99,9 @@ def test_several_labels_per_image_are_in_npy_members(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(tmp_path: Path, suffix: str) -> None:
+def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(
+    tmp_path: Path, suffix: str, model: Any, tokenizer: Any
+) -> None:
     candidates = [f"c{k}" for k in range(10)]
     rows = [
         {"cue": "Apple", "candidates": candidates[:5], "associations": ["c0"]},  # too few candidates
@@ -118,6 +124,8 @@ def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(tmp_path: Path, s
     assert task.groups.tolist() == [0] * 10 + [1] * 10
     assert np.argwhere(task.labels).tolist() == [[1, 0], [9, 0], [10, 1]]
     assert abs(task.image(13, 6).float().mean() - 60) <= 3  # the fourth candidate of the second cue
+    record = measured(task, model, tokenizer)
+    assert record is None or 0 <= record.value <= 1
 
 
 def parquet(path: Path, labels: Sequence[object], names: Sequence[str] = (), column: str = "label") -> None:
@@ -199,3 +207,31 @@ def test_tasks_of_the_same_images_share_their_identity(tmp_path: Path) -> None:
     first, second = build_task("country211", tmp_path), build_task("country211", tmp_path)
     assert first.images_id == second.images_id
     assert drawn("jpg") == first.read(0)
+
+
+@pytest.mark.parametrize(
+    "folder", ["clip-benchmark/wds_mnist", "datasets--clip-benchmark--wds_mnist/snapshots/abc", "mnist", "wds_mnist"]
+)
+def test_copies_of_the_hubs_tars_are_found(folder: str, tmp_path: Path) -> None:
+    write_wds(tmp_path / folder, [0, 9], [f"digit {k}" for k in range(10)])
+    assert build_task("mnist", tmp_path).labels.tolist() == [0, 9]
+
+
+def test_a_person_adds_a_data_set_by_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path / "my_birds.yaml",
+        "title: My birds\nclasses: 2\nmetric: mean_per_class\nget: take photographs\nlicence: mine\n"
+        "names: [{keys: words}]\ntemplates: [{list: ['a bird, {c}.']}]\n"
+        "sources: [{loader: folders, split: all, at: [birds], needs: [images], images_at: images, images: 3}]\n",
+    )
+    draw(tmp_path / "birds" / "images" / "blue_jay" / "1.jpg", tmp_path / "birds" / "images" / "robin" / "1.jpg")
+    (task,) = build_tasks(["my_birds"], root=tmp_path)
+    assert list(task.classnames) == ["blue jay", "robin"]
+    assert (task.metric, task.num_expected, list(task.templates)) == ("mean_per_class", 3, ["a bird, {c}."])
+    assert main(["--root", str(tmp_path), "my_birds"]) == 0
+    printed = capsys.readouterr().out
+    assert "my_birds: 2 of 3 images found; take photographs." in printed
+    assert "  licence  mine" in printed
+    write(tmp_path / "my_birds.yaml", "title: [")
+    with pytest.raises(UserError, match=r"my_birds.yaml is not YAML"):
+        build_task("my_birds", tmp_path)

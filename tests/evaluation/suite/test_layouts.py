@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip_lightning.data.layouts.layout import BadSample
+from clip_lightning.errors import DataError
 from clip_lightning.evaluation.suite import PAPER36, TABLE11_ONLY
 from clip_lightning.evaluation.suite.entry import load_entry
 from clip_lightning.evaluation.tasks import ZeroShotTask, build_task
-from tests.evaluation.suite.layouts import BUILDERS, NEEDS_H5PY
+from tests.evaluation.suite.array_layouts import NEEDS_H5PY
+from tests.evaluation.suite.drawing import write
+from tests.evaluation.suite.layouts import BUILDERS
+from tests.evaluation.suite.real_layouts import EVALSETS
 
 
 def built(name: str, root: Path) -> tuple[ZeroShotTask, Sequence[str] | Sequence[set[str]]]:
@@ -41,7 +46,8 @@ def test_a_set_opens_from_its_official_layout(name: str, tmp_path: Path) -> None
     for k in range(task.num_samples):
         assert task.image(k, 8).shape == (3, 8, 8)
     assert task.names_from
-    assert set(task.prompt_sets) == {"contextless", "single"}
+    assert set(task.prompt_sets) - {"seven"} == {"contextless", "single"}
+    assert ("seven" in task.prompt_sets) == (len(task.templates) == 80)
     assert task.images_id
 
 
@@ -107,3 +113,33 @@ def test_ytbb_without_reviews_evaluates_anchors_and_says_so(tmp_path: Path) -> N
     task = build_task("youtube_bb", tmp_path)
     assert (task.num_samples, task.split) == (2, "anchors")
     assert "pm10 is pm0" in task.stand_in
+
+
+@pytest.mark.parametrize("clip", ["ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01", "BaseballPitch/v_BaseballPitch_g01_c01"])
+def test_the_middle_frame_of_a_real_clip(clip: str, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    source = EVALSETS / "ucf101" / "UCF-101" / f"{clip}.avi"
+    if not source.is_file():
+        pytest.skip("the clips are not beside this checkout")
+    write(tmp_path / "ucf101" / "ucfTrainTestlist" / "classInd.txt", f"1 {clip.split('/')[0]}\r\n")
+    write(tmp_path / "ucf101" / "ucfTrainTestlist" / "testlist01.txt", f"{clip}.avi\n")
+    path = tmp_path / "ucf101" / "UCF-101" / f"{clip}.avi"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(source.read_bytes())
+    image = np.asarray(build_task("ucf101", tmp_path).read(0))
+    with av.open(str(source)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert image.shape == (240, 320, 3)
+    assert np.array_equal(image, frames[len(frames) // 2])
+    path.write_bytes(source.read_bytes()[:5000])
+    with pytest.raises((BadSample, DataError)):
+        build_task("ucf101", tmp_path).image(0, 8)
+
+
+def test_videos_without_a_decoder_say_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built("ucf101", tmp_path)
+    for path in (tmp_path / "ucf101" / "UCF-101").rglob("*.jpg"):
+        path.rename(path.with_suffix(".avi"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(DataError, match=r"holds videos, which the package av decodes; install it \(pip install av\)"):
+        build_task("ucf101", tmp_path)

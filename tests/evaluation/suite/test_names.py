@@ -13,7 +13,8 @@ from clip_lightning.evaluation.suite.entry import entry_names, load_entry, parse
 from clip_lightning.evaluation.suite.loaders import LOADERS
 from clip_lightning.evaluation.suite.loaders.found import Found, same
 from clip_lightning.evaluation.tasks import build_task
-from tests.evaluation.suite.layouts import BUILDERS, write
+from tests.evaluation.suite.drawing import write
+from tests.evaluation.suite.layouts import BUILDERS
 
 
 @pytest.mark.slow
@@ -38,8 +39,8 @@ def test_no_package_is_imported_for_its_names(tmp_path: Path) -> None:
     BUILDERS["imagenet_a"](tmp_path)
     BUILDERS["gtsrb"](tmp_path)
     code = (
-        "import sys; from pathlib import Path; from clip_lightning.evaluation.suite.open import open_set; "
-        "print([open_set(name, Path(sys.argv[1])).names.names_from for name in ('imagenet_a', 'gtsrb')]); "
+        "import sys; from pathlib import Path; from clip_lightning.evaluation.tasks import build_task, main; "
+        "print([build_task(name, Path(sys.argv[1])).names_from for name in ('imagenet_a', 'gtsrb')]); main([]); "
         "assert not {'open_clip', 'clip_benchmark', 'timm', 'torch'} & set(sys.modules), sorted(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -163,3 +164,10 @@ def test_names_needed_says_where_to_get_them(tmp_path: Path, monkeypatch: pytest
     found = Found(np.zeros(1, dtype=np.int64), lambda _: b"", ["0"], ["stop"])
     assert names.names_of(load_entry("gtsrb"), found, tmp_path).templates == [load_entry("gtsrb").single]
     names.clip_benchmark.cache_clear()
+
+
+def test_the_documentation_lists_every_entry(root: Path) -> None:
+    text = (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name in entry_names():
+        entry = load_entry(name)
+        assert f"\n| {name} | {entry.title} | {entry.classes:,} | {entry.metric} |" in text, name

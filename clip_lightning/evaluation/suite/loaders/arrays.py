@@ -110,7 +110,7 @@ def fer2013(folder: Path, keys: Sequence[str] | None, *, files: Sequence[str], u
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for row in reader:
             if (row.get("Usage") or "").strip() in usage:
-                faces.append(np.array(row["pixels"].split(), dtype=np.uint8))
+                faces.append(np.fromstring(row["pixels"], dtype=np.uint8, sep=" "))
                 labels.append(int(row["emotion"]))
     if not faces:
         raise DataError(f"{path} has no row with Usage {' or '.join(usage)}; copy the whole file.")
@@ -157,28 +157,29 @@ def pcam(folder: Path, keys: Sequence[str] | None, *, images_file: str, labels: 
     return Found(numbers, _H5Images(folder / images_file), keys, num_listed=len(numbers))
 
 
-def svhn_numbers(folder: Path, keys: Sequence[str] | None, *, struct_file: str, largest: int) -> Found:
+def svhn_numbers(folder: Path, keys: Sequence[str] | None, *, struct_file: str) -> Found:
     """House numbers as wholes: `digitStruct.mat` (HDF5) lists the digits of each image, which left to right are it.
 
-    Images whose number is above `largest` have no class and are not in the result.
+    Images whose number is not among the keys have no class and are left out.
     """
     needs_h5py(folder / struct_file)
     import h5py
 
-    paths, labels = [], []
+    assert keys is not None
+    label_of = {key: label for label, key in enumerate(keys)}
+    paths, labels, num_listed = [], [], 0
     with h5py.File(folder / struct_file, "r") as file:
         names, boxes = file["digitStruct/name"], file["digitStruct/bbox"]
-        for k in range(len(names)):
-            name = "".join(chr(int(code)) for code in np.asarray(file[names[k][0]]).reshape(-1))
-            box = file[boxes[k][0]]
+        for num_listed in range(1, len(names) + 1):
+            name = "".join(chr(int(code)) for code in np.asarray(file[names[num_listed - 1][0]]).reshape(-1))
+            box = file[boxes[num_listed - 1][0]]
             digits, lefts = _values(file, box["label"]), _values(file, box["left"])
             number = "".join(str(int(digits[i]) % 10) for i in np.argsort(lefts, kind="stable"))
-            paths.append(folder / Path(struct_file).parent / name)
-            labels.append(int(number))
-    classes = [str(number) for number in range(largest + 1)]
-    kept = [k for k, label in enumerate(labels) if label <= largest]
-    found = listed([paths[k] for k in kept], [labels[k] for k in kept], classes, names=classes)
-    return Found(found.labels, found.read, classes, classes, num_listed=len(paths))
+            if number in label_of:
+                paths.append(folder / Path(struct_file).parent / name)
+                labels.append(label_of[number])
+    found = listed(paths, labels, keys)
+    return Found(found.labels, found.read, keys, num_listed=num_listed)
 
 
 def _values(file: Any, cell: Any) -> list[float]:

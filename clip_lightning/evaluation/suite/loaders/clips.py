@@ -93,6 +93,7 @@ def clips(
     names = [label.format(**row) for row in fields]
     keys = keys if keys is not None else sorted(set(names))
     labels = index_of(keys, names, f"{folder / list}: the class")
+    names_in.cache_clear()
     places = [_place(folder / stem.format(**row)) for row in fields]
     kept = [k for k, place in enumerate(places) if place is not None]
     if not kept:

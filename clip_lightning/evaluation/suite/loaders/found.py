@@ -98,7 +98,7 @@ class Rows:
 
     def __call__(self, k: int) -> Image:
         """Image k, uint8 [H, W, 3]."""
-        image = np.asarray(self.images[k])
+        image = np.array(self.images[k])  # a copy, since torch wants arrays that can be written
         return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 

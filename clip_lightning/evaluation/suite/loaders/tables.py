@@ -86,9 +86,8 @@ def as_labels(values: Sequence[Any], keys: Sequence[str] | None, what: str) -> t
     known = {key.casefold() for key in keys or ()}
     if all(text.isdecimal() for text in texts) and not all(text.casefold() in known for text in texts):
         numbers = np.array([int(text) for text in texts], dtype=np.int64)
-        outside = np.flatnonzero(numbers >= len(keys)) if keys is not None else []
-        if keys is not None and len(outside):
-            raise DataError(f"{what} {numbers[outside[0]]} is out of range; labels go from 0 to {len(keys) - 1}.")
+        if keys is not None and numbers.max() >= len(keys):
+            raise DataError(f"{what} {numbers.max()} is out of range; labels go from 0 to {len(keys) - 1}.")
         return numbers, list(keys or ())
     keys = sorted(set(texts)) if keys is None else list(keys)
     return index_of(keys, texts, what), keys
