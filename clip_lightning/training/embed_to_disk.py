@@ -5,7 +5,6 @@ is complete or absent, so a killed job continues where it was, and a job array o
 """
 
 import copy
-import hashlib
 import json
 import os
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clip_lightning.errors import UserError
+from clip_lightning.evaluation.weights_hash import weights_hash
 from clip_lightning.model.clip import CLIP
 from clip_lightning.reliability.atomic_files import write_atomically
 
@@ -76,15 +76,6 @@ def worker_and_count() -> tuple[int, int]:
     return task, tasks
 
 
-def weights_hash(model: CLIP) -> str:
-    """16 hexadecimal digits of the SHA-256 of all weights, names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def write(
     folder: Path,
     model: CLIP,
@@ -111,7 +102,7 @@ def write(
         raise UserError(f"the format of features must be {' or '.join(FORMATS)}, not {file_format}")
     number, count = worker if worker is not None else worker_and_count()
     about = {
-        "weights": weights_hash(model),
+        "weights": weights_hash([model]),
         "inputs": inputs.identity,
         "num_rows": inputs.num_rows,
         "rows_per_part": rows_per_part,

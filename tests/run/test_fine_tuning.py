@@ -1,4 +1,4 @@
-"""LP-FT on images in class folders, as printed in the presets: the projections first, then everything from their run."""
+"""LP-FT on images in class folders, as the presets print it: the projections first, then everything from their run."""
 
 from pathlib import Path
 from typing import Any
