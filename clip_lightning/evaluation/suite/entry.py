@@ -147,16 +147,17 @@ def _wds_sources(entry: Entry) -> list[Source]:
     for name in names:  # copies of the hub's repositories, and the hub's cache
         for owner, folder in (("clip-benchmark", f"wds_{name}"), ("djghosh", f"wds_{name}_test")):
             folders += [f"{owner}/{folder}", f"datasets--{owner}--{folder}/snapshots/*"]
-    options = {key: value for key, value in entry.wds.items() if key not in ("names", "images", "split", "stand_in")}
+    folders += [] if names else [f"wds_{entry.name}"]
+    known = ("names", "images", "split", "stand_in", "needs")
     return [
         Source(
             "wds",
             entry.wds.get("split", "wds"),
-            (*dict.fromkeys([*folders, f"wds_{entry.name}", "."]),),
-            ("test/0.tar",),
+            (*dict.fromkeys([*folders, "."]),),
+            ("test/0.tar", *entry.wds.get("needs", ())),
             entry.wds.get("images"),
             entry.wds.get("stand_in", ""),
-            options,
+            {key: value for key, value in entry.wds.items() if key not in known},
         )
     ]
 

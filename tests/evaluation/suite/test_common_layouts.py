@@ -98,6 +98,13 @@ def test_several_labels_per_image_are_in_npy_members(tmp_path: Path) -> None:
     assert task.metric == "map11"
 
 
+def test_the_two_tasks_of_voc2007_are_not_confused(tmp_path: Path) -> None:
+    write_wds(tmp_path / "voc2007", [0, 1], ["dog", "person"])  # CLIP_benchmark's name of the crops
+    assert build_task("voc2007_crops", tmp_path).labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"PASCAL VOC 2007 .* is not in"):
+        build_task("voc2007", tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_winogavil_has_a_class_per_cue_and_a_row_per_candidate(
     tmp_path: Path, suffix: str, model: Any, tokenizer: Any
