@@ -122,20 +122,20 @@ class _Texts:
         # Towers that were trained with texts padded to the context need them so; for all others padding is lost time.
         self._pads, self._pad_id = getattr(tokenizer, "pad_to_context", False), getattr(tokenizer, "pad_id", 0)
         ids: list[np.ndarray] = []
-        parts: list[np.ndarray] = []
+        num_tokens: list[int] = []
         for start in range(0, len(texts), _TOKENISED):
             tokens, lengths, _ = tokenizer(texts[start : start + _TOKENISED])
             ids += [row if self._pads else row[:length] for row, length in zip(tokens, lengths, strict=True)]
-            parts.append(lengths)
-        all_lengths = np.concatenate(parts)
+            num_tokens += lengths.tolist()
         place: dict[bytes, int] = {}
         same = np.array([place.setdefault(row.tobytes(), k) for k, row in enumerate(ids)])
         # In rising length, so that texts of about one length share a batch, which is as wide as its longest text.
-        different = sorted(place.values(), key=lambda k: (all_lengths[k], k))
+        different = sorted(place.values(), key=lambda k: (num_tokens[k], k))
         rank = np.empty(len(texts), dtype=np.int64)
         rank[different] = np.arange(len(different))
         self.row = dict(zip(texts, rank[same].tolist(), strict=True))
-        self._ids, self._lengths = [ids[k] for k in different], all_lengths[different]
+        self._ids = [ids[k] for k in different]
+        self._lengths = np.array([num_tokens[k] for k in different], dtype=np.int64)
 
     def embed(self, model: CLIP, device: torch.device, batch: int) -> Tensor:
         """Unit features [P, D] of the different ids, on every rank."""

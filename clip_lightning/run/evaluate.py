@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clip_lightning.config import compose, identity
-from clip_lightning.config.schema import Config, EvaluateConfig
+from clip_lightning.config.schema import Config, EvalConfig, EvaluateConfig
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.distributed import exchange, rank_and_world
 from clip_lightning.errors import AgreedError, DataError, UserError
@@ -50,15 +50,7 @@ def evaluate(config: EvaluateConfig) -> int:
     frozen = compose.read(path / "config.yaml")
     refuse_targets(frozen, config.allow_target)
     own = config.eval.tasks is None and not any(config.eval.suites.values())
-    config.eval = replace(config.eval, root=config.eval.root or frozen.eval.root)
-    if own:
-        config.eval = replace(
-            config.eval,
-            tasks=frozen.eval.tasks,
-            suites=frozen.eval.suites,
-            folders=config.eval.folders or frozen.eval.folders,
-        )
-    frozen.eval = config.eval
+    frozen.eval = config.eval = _of_run(config.eval, frozen.eval, own)
     tasks = find_tasks(frozen.eval)
     checkpoint = find_checkpoint(path, config.checkpoint)
     saved = config_of_saved(frozen, path)
@@ -99,6 +91,14 @@ def evaluate(config: EvaluateConfig) -> int:
             found = f"{path.name} after {checkpoint.samples_seen:,} samples ({checkpoint.path})"
             print("\n".join([found, score_table(measured), *note_lines(measured)]))
     return DataError.exit_code if broken else 0
+
+
+def _of_run(asked: EvalConfig, of_run: EvalConfig, own: bool) -> EvalConfig:
+    """What is evaluated: the run's own tasks where none are named, and its folder of data sets unless another is."""
+    asked = replace(asked, root=asked.root or of_run.root)
+    if not own:
+        return asked
+    return replace(asked, tasks=of_run.tasks, suites=of_run.suites, folders=asked.folders or of_run.folders)
 
 
 def _validation(config: Config, tokenizer: Tokenizer) -> ContrastiveDataModule | None:

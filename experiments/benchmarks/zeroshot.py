@@ -138,7 +138,7 @@ def classifier(settings: argparse.Namespace) -> Iterator[Row]:
 def prompt_sets(settings: argparse.Namespace) -> Iterator[Row]:
     """Four prompt sets on the same images."""
     sides = Sides()
-    num, num_classes, rounds = (BATCH * 2, 10, 3) if settings.quick else (BATCH * 4, 20, 5)
+    num, num_classes, rounds = (BATCH, 10, 3) if settings.quick else (BATCH * 4, 20, 5)
     sets = {"contextless": ["{c}"], "single": TEMPLATES[1:2], "seven": TEMPLATES[:7]}
     task = sides.task(num, num_classes, TEMPLATES[:20], prompt_sets=sets)
     images = sides.normalised(num)
@@ -166,7 +166,7 @@ def prompt_sets(settings: argparse.Namespace) -> Iterator[Row]:
 def retrieval(settings: argparse.Namespace) -> Iterator[Row]:
     """Images with five captions each, in both directions."""
     sides = Sides()
-    num, rounds = (BATCH * 2, 3) if settings.quick else (BATCH * 4, 5)
+    num, rounds = (BATCH, 2) if settings.quick else (BATCH * 4, 5)
     captions = [[fill(TEMPLATES[j], NOUNS[5 * k + j]) for j in range(5)] for k in range(num)]
     task = RetrievalTask("photographs", captions, lambda k: sides.images[k])
     pairs = list(zip(sides.normalised(num), captions, strict=True))
@@ -194,7 +194,7 @@ def retrieval(settings: argparse.Namespace) -> Iterator[Row]:
 def end_to_end(settings: argparse.Namespace) -> Iterator[Row]:
     """From a folder of tars to the result."""
     sides = Sides()
-    num, rounds = (BATCH * 3, 3) if settings.quick else (BATCH * 12, 5)
+    num, rounds = (BATCH, 2) if settings.quick else (BATCH * 12, 5)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "wds_photographs"
         write_folder(folder, photographs(num, None, 90), num_classes=10, templates=TEMPLATES[:18])
@@ -222,7 +222,7 @@ def end_to_end(settings: argparse.Namespace) -> Iterator[Row]:
 def features(settings: argparse.Namespace) -> Iterator[Row]:
     """An evaluation against the image tower alone."""
     sides = Sides()
-    num, rounds = (BATCH * 4, 5) if settings.quick else (BATCH * 4, 9)
+    num, rounds = (BATCH * 2, 3) if settings.quick else (BATCH * 4, 9)
     evaluator = ZeroShotEvaluator(sides.task(num, 10, TEMPLATES[:18]), SIZE, batch=BATCH)
     batches = torch.from_numpy(sides.images[:num]).permute(0, 3, 1, 2).contiguous().split(BATCH)
 
