@@ -130,4 +130,4 @@ def test_tasks_of_srun_evaluate_together(start: Start, runner: Any, tmp_path: Pa
         for name in ("metrics.jsonl", "evaluation.jsonl")
     ]
     assert found[0] == found[1] != {}
-    assert len(read_records(run / "evaluation.jsonl")) == 3
+    assert len(read_records(run / "evaluation.jsonl")) == 4
