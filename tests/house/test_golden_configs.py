@@ -3,6 +3,7 @@
 `UPDATE_GOLDEN=1 python -m pytest tests/house/test_golden_configs.py` writes the texts again; read the diff.
 """
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from clip_lightning.config import compose, identity, keys, reference
+from clip_lightning.config.foreign.sources import open_clip_configs
 from clip_lightning.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,16 @@ BESIDE = {
         "model.text.tokenizer.vocab_size=9",
     ],
 }
+FROM_WEIGHTS = ("continue_pretraining", "finetune_classes", "lp_ft")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose configuration is read by model=auto; its weights are not."""
+    folder = tmp_path_factory.mktemp("ViT-B-32")
+    (folder / "open_clip_config.json").write_text(json.dumps(open_clip_configs()["ViT-B-32"]))
+    (folder / "model.safetensors").touch()
+    return folder
 
 
 def load(command: str) -> Config:
@@ -86,7 +98,7 @@ def options() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", options())
-def test_every_option_composes_into_a_whole_config(option: str) -> None:
+def test_every_option_composes_into_a_whole_config(option: str, source: Path) -> None:
     group, _, name = option.rpartition("/")
     chosen_beside = {"model": "vit_b32", "compute": "openclip_cc3m", "loss": "softmax"}
     if group.startswith("model/"):
@@ -95,6 +107,8 @@ def test_every_option_composes_into_a_whole_config(option: str) -> None:
         chosen_beside = {}
     words = [f"{other}={choice}" for other, choice in chosen_beside.items() if other != group] + [f"{group}={name}"]
     words += BESIDE.get(option, [])
+    if group == "experiment" and name in FROM_WEIGHTS:
+        words.append(f"model.pretrained={source}")
     config: Config = compose.load("train", words, check=group.startswith("model"))
     if group in ("callbacks", "logger", "trainer"):
         section = getattr(config, group)
@@ -126,8 +140,9 @@ def test_every_option_says_what_it_is_and_compute_its_source_cost_and_score() ->
         re.M,
     ),
 )
-def test_the_command_in_a_header_composes(command: str) -> None:
-    load(command.removeprefix("python train.py").strip())
+def test_the_command_in_a_header_composes(command: str, source: Path) -> None:
+    words = re.sub(r"model\.pretrained=(SOURCE|runs/FIRST)", f"model.pretrained={source}", command)
+    load(words.removeprefix("python train.py").strip())
 
 
 def test_a_wrong_model_names_a_near_one_and_exits_with_2() -> None:
