@@ -53,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entries(kind: str, folders: Iterable[Path] = ()) -> dict[str, str]:
     """Each name of a kind and a line about it; options of `folders` beside those of this project."""
     if kind == "tasks":
-        from clip_lightning.evaluation.tasks import BUILDERS  # torch is imported where it is needed
+        from clip_lightning.data.scenes import scenes, shifted
+        from clip_lightning.evaluation.suite.entry import entry_names, load_entry
 
-        return dict.fromkeys(BUILDERS, "")
+        drawn = dict.fromkeys((*scenes.TASKS, *shifted.SHIFTED_TASKS), "drawn scenes")
+        return drawn | {name: load_entry(name).title for name in entry_names()}
     if kind == "pretrained":
         from clip_lightning.config.foreign.sources import registry_names
 

@@ -23,7 +23,9 @@ def test_names_of_a_part_and_of_ones_own_folder(tmp_path: Path, capsys: pytest.C
     assert listing.main(["pretrained", "ViT-B-32"]) == 0
     assert "open_clip:ViT-B-32/laion2b_s34b_b79k" in capsys.readouterr().out
     assert listing.main(["tasks"]) == 0
-    assert "handwritten_digits" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "handwritten_digits" in shown
+    assert "fgvc_aircraft" in shown
 
 
 def test_a_part_that_no_name_contains_is_refused() -> None:
