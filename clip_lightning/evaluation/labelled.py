@@ -36,12 +36,14 @@ class LabelledImages:
         labels: int64 [n].
         read: image k, encoded bytes or uint8 [H, W, 3]; raises BadSample; called from several threads at once.
         classnames: where the source has them; labels of two sources with names are matched by name.
+        split: which part of the data set, for records.
     """
 
     name: str
     labels: np.ndarray
     read: Callable[[int], bytes | np.ndarray]
     classnames: Sequence[str] = ()
+    split: str = "test"
 
     def image(self, k: int, size: int, resize: Resize = SHORTEST) -> Tensor:
         """Image k as uint8 [3, size, size]. Raises BadSample where it cannot be read."""

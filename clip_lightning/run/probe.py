@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
         validation = _features(opened, validation_images, labels, arguments)
     probe.check(train, validation, test, arguments.metric)
     probe.refuse_shots(train.labels, arguments.shots)
-    name = arguments.task or _name_of(arguments.test)
+    name, split = arguments.task or _name_of(arguments.test), test_images.split
     classes = len(train_images.classnames) or len(set(train.labels.tolist()))
     with closing(_writer(opened, folder, arguments)) as writer, (folder / "probes.jsonl").open("a") as lines:
         few: dict[int, float] = {}
@@ -83,12 +83,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 probes = [probe.linear_probe(train, validation, test, arguments.metric)]
             else:
                 probes = probe.few_shot(train, validation, test, shots, range(arguments.seeds), arguments.metric)
-            (record,) = writer.write([probe.record(probes, test.labels, classes, arguments.metric, name)])
+            (record,) = writer.write([probe.record(probes, test.labels, classes, arguments.metric, name, split)])
             lines.writelines(f"{json.dumps(_row(one, test.labels, record))}\n" for one in probes)
             print(_line(record, probes), flush=True)
             if shots is not None:
                 few[shots] = record.value
-        _match(few, name, folder, writer, arguments)
+        _match(few, name, split, folder, writer, arguments)
     print(f"records      {folder / 'evaluation.jsonl'}, classifiers {folder / 'probes.jsonl'}")
     return 0
 
@@ -123,7 +123,7 @@ def _test_images(source: str, root: str | None) -> "LabelledImages":
         task = build_task(source, root)
         if task.labels.ndim != 1:
             raise UserError(f"--test {source}: its images have several classes, and a probe needs one for each image.")
-        return LabelledImages(task.name, task.labels, task.read)
+        return LabelledImages(task.name, task.labels, task.read, split=task.split)
     return labelled_images(source, "test")
 
 
@@ -226,7 +226,12 @@ def _line(record: "Record", probes: "Sequence[Probe]") -> str:
 
 
 def _match(
-    few: dict[int, float], name: str, folder: Path, writer: "RecordWriter", arguments: argparse.Namespace
+    few: dict[int, float],
+    name: str,
+    split: str,
+    folder: Path,
+    writer: "RecordWriter",
+    arguments: argparse.Namespace,
 ) -> None:
     """Records the shots that match zero-shot on the task, or prints what is missing for it."""
     if len(few) < 2:
@@ -246,7 +251,7 @@ def _match(
         target = scores[-1].value
     shots = np.array(sorted(few))
     matched = shots_to_match(shots.astype(float), np.array([few[k] for k in shots.tolist()]), target)
-    writer.write([Record(what="shots_to_match_zero_shot", value=matched, task=name, split="test")])
+    writer.write([Record(what="shots_to_match_zero_shot", value=matched, task=name, split=split)])
     how = f"is matched by {matched:.3g}" if np.isfinite(matched) else f"is not matched by {shots[-1]}"
     print(f"zero-shot at {100 * target:.1f}% {how} images of a class")
 
