@@ -91,7 +91,7 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
         ("MFU", _shown(content["mfu"], percent) if summary.gpu else "the peak of a CPU is not known"),
         ("peak memory", f"{_shown(content['memory_gib'], '{:.2f}'.format)} GiB per process"),
         ("data waits", f"{_shown(content['data_wait'], percent)} of training time"),
-        ("evaluation", f"{_shown(content['evaluation_share'], percent)} of the run's time"),
+        ("evaluation", _shown(content["evaluation_share"], lambda share: f"{percent(share)} of the run's time")),
         ("cut captions", _shown(content["cut_captions"], percent)),
         ("restarts", str(summary.restarts)),
         ("skipped steps", f"{_shown(content['skipped_steps'], count)}; {content['rollbacks']} rollbacks"),

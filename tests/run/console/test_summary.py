@@ -114,10 +114,10 @@ def test_a_tasks_own_metric_is_shown_and_further_prompt_sets_are_not() -> None:
     found = summary(records=[*summary().records, *further])
     assert found.as_json()["zeroshot"]["shape"]["acc1"] == 0.5
     table = end_table(found)
-    assert "memes         roc_auc 70.0% [60.0%, 80.0%]  (n=500, chance 50.0%)" in table
-    assert "voc           map11 65.0% [60.0%, 80.0%]  (n=500)" in table
-    assert "flickr30k     recall@1 65.0% [60.0%, 80.0%]  (n=500)" in table
-    assert "note          voc: 3 of 503 images could not be read." in table
+    assert "memes          roc_auc 70.0% [60.0%, 80.0%]  (n=500, chance 50.0%)" in table
+    assert "voc            map11 65.0% [60.0%, 80.0%]  (n=500)" in table
+    assert "flickr30k      recall@1 65.0% [60.0%, 80.0%]  (n=500)" in table
+    assert "note           voc: 3 of 503 images could not be read." in table
     assert table.count("shape ") == 1
 
 
