@@ -96,7 +96,7 @@ def members(
             _check_end(file, offset)
             return
         if len(header) < BLOCK:
-            raise DamagedTarError("truncated shard", offset)
+            raise DamagedTarError("truncated shard", min(offset, file.size))  # the padding may be cut as well
         name, size, kind = _parse(header, offset)
         digest(header[:157])  # name, owner, size, time, checksum of all of it, and kind
         content = offset + BLOCK
