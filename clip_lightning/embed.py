@@ -80,8 +80,12 @@ def _images(path: str) -> Any:
         config = compose.load("train", [f"data={option}"], check=False)
         config.data.path = path
         return build_layout(config.data)
+    from clip_lightning.data.layouts.folder import files_below
+
     folder = Path(path).expanduser()
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    if folder.is_file():
+        return [folder]
+    files = (folder / name for names in files_below(folder) for name in names)
     return [file for file in files if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")]
 
 

@@ -31,17 +31,11 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> Statistic:
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> Statistic:
     """Mean precision at the positives, as `sklearn.metrics.average_precision_score`."""
-    order, ends = _descending(scores)
-    positive = positive[order]
 
-    def statistic(weights: np.ndarray) -> float:
-        true, every = _counts(weights[order], positive, ends)
-        if not true[-1]:
-            return float("nan")
-        precision = true / np.maximum(every, 1)
+    def mean(true: np.ndarray, precision: np.ndarray) -> float:
         return float((np.diff(true, prepend=0) * precision).sum() / true[-1])
 
-    return statistic
+    return _of_precision(scores, positive, mean)
 
 
 def eleven_points(scores: np.ndarray, positive: np.ndarray) -> Statistic:
@@ -49,17 +43,25 @@ def eleven_points(scores: np.ndarray, positive: np.ndarray) -> Statistic:
 
     Recalls are compared as whole numbers: 3 of 10 reach 0.3, which as a float they might not.
     """
+
+    def mean(true: np.ndarray, precision: np.ndarray) -> float:
+        largest = np.maximum.accumulate(precision[::-1])[::-1]
+        first = np.searchsorted(10 * true, np.arange(11) * true[-1])
+        return float(largest[first].mean())
+
+    return _of_precision(scores, positive, mean)
+
+
+def _of_precision(
+    scores: np.ndarray, positive: np.ndarray, mean: Callable[[np.ndarray, np.ndarray], float]
+) -> Statistic:
+    """Args: mean: the statistic of the positives down to each distinct score, and the precision there."""
     order, ends = _descending(scores)
     positive = positive[order]
 
     def statistic(weights: np.ndarray) -> float:
         true, every = _counts(weights[order], positive, ends)
-        if not true[-1]:
-            return float("nan")
-        precision = true / np.maximum(every, 1)
-        largest = np.maximum.accumulate(precision[::-1])[::-1]
-        first = np.searchsorted(10 * true, np.arange(11) * true[-1])
-        return float(largest[first].mean())
+        return mean(true, true / np.maximum(every, 1)) if true[-1] else float("nan")
 
     return statistic
 

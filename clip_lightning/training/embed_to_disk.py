@@ -100,7 +100,6 @@ def write(
     """
     if file_format not in FORMATS:
         raise UserError(f"the format of features must be {' or '.join(FORMATS)}, not {file_format}")
-    number, count = worker if worker is not None else worker_and_count()
     about = {
         "weights": weights_hash([model]),
         "inputs": inputs.identity,
@@ -109,6 +108,7 @@ def write(
         "format": file_format,
     }
     _claim(folder, about)
+    number, count = worker or worker_and_count()
     mine = range(number, -(-inputs.num_rows // rows_per_part), count)
     paths = {part: folder / f"part-{part:05d}.{file_format}" for part in mine}
     missing: SimpleQueue[int] = SimpleQueue()
@@ -129,12 +129,12 @@ def write(
             _write_part(paths[part], file_format, rows, inputs.keys(rows.start, rows.stop), features, bad)
             unreadable += int(bad.sum())
             speed = len(rows) / (time.perf_counter() - start)
-            lost = f", {int(bad.sum())} unreadable" if bad.any() else ""
-            report(f"{paths[part].name}: {len(rows):,} rows, {speed:,.0f} a second{lost}")
+            report(f"{paths[part].name}: {len(rows):,} rows, {int(bad.sum())} unreadable, {speed:,.0f} a second")
         return unreadable
 
-    with ThreadPoolExecutor() as pool:
-        num_unreadable = sum(pool.map(run, devices if devices is not None else _devices(model, count)))
+    used = devices or _devices(model, count)
+    with ThreadPoolExecutor(len(used)) as pool:
+        num_unreadable = sum(pool.map(run, used))
     return Written(folder, sum(len(rows_of(part)) for part in mine), num_unreadable, num_resumed)
 
 
@@ -152,8 +152,9 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Writes _about.json, or compares it with the one that is there; all workers write the same."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ABOUT
+    has_parts = any(folder.glob("part-*"))  # before the next line: another worker may be starting
     if not file.exists():
-        if any(folder.glob("part-*")):
+        if has_parts:
             raise UserError(f"{folder} has parts without {ABOUT}; name another folder, or delete it")
         write_atomically(file, json.dumps(about, indent=2) + "\n")
     earlier = json.loads(file.read_text(encoding="utf-8"))

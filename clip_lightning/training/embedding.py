@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,23 +119,25 @@ def embed_images_to(
     """
     width = _text_features(loaded, loaded.model, [""]).shape[1]
     reader = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+    one_at_a_time = Lock()  # layouts are made for one reader in a process
 
-    def decoded(row: int) -> Tensor | None:
+    def contents(part: list[int]) -> list[Any]:
+        with one_at_a_time:
+            return _contents_of(images, part)
+
+    def decoded(content: Any) -> Tensor | None:
         try:
-            content = images.read(row).image if isinstance(images, Layout) else _content(images[row])
-            return loaded.transform(content)
+            return None if isinstance(content, BadSample) else loaded.transform(_content(content))
         except (BadSample, OSError):
             return None
 
     def features(model: CLIP, rows: range) -> Tensor:
         found = torch.full((len(rows), width), float("nan"))
         parts = list(_batched(rows, batch))
-        ahead = [reader.submit(decoded, row) for row in parts[0]]
+        ahead = [reader.submit(decoded, content) for content in contents(parts[0])]
         for k, part in enumerate(parts):
-            waiting, ahead = (
-                ahead,
-                [reader.submit(decoded, row) for row in (parts[k + 1] if k + 1 < len(parts) else [])],
-            )
+            waiting = ahead
+            ahead = [reader.submit(decoded, content) for content in contents(parts[k + 1])] if parts[k + 1 :] else []
             pixels = {
                 row: image for row, future in zip(part, waiting, strict=True) if (image := future.result()) is not None
             }
@@ -152,7 +156,7 @@ def embed_images_to(
     else:
         num_rows, identity = len(images), digest(*map(str, images))
     with reader:
-        inputs = Inputs(num_rows, keys, features, digest(identity, repr(loaded.transform)))
+        inputs = Inputs(num_rows, keys, features, digest(identity, _identity(loaded.transform)))
         return write(Path(folder).expanduser(), loaded.model, inputs, **options)
 
 
@@ -181,6 +185,20 @@ def _text_features(loaded: LoadedModel, model: CLIP, texts: list[str]) -> Tensor
     device = next(model.parameters()).device
     tokens, lengths, _ = loaded.tokenizer(texts)
     return model.encode_text(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths).to(device)).cpu()
+
+
+def _contents_of(images: Sequence[str | Path] | Layout, rows: list[int]) -> list[Any]:
+    """Paths, or what a layout has read: bytes, pixels, or the BadSample."""
+    if isinstance(images, Layout):
+        return [getattr(sample, "image", sample) for sample in images.read_many(np.array(rows))]
+    return [images[row] for row in rows]
+
+
+def _identity(transform: Callable[[Any], Tensor]) -> str:
+    """What a transform is, the same in every process: its repr may hold an address in memory."""
+    if isinstance(transform, partial):
+        return f"{_identity(transform.func)} {transform.args} {sorted(transform.keywords.items())}"
+    return f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

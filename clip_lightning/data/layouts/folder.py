@@ -33,7 +33,7 @@ def build_folder(config: DataConfig, path: str) -> Layout:
     paths: list[str] = []
     problems: list[Problem] = []
     suffixes = Counter[str]()
-    for files in _folders(folder):
+    for files in files_below(folder):
         suffixes.update(Path(name).suffix.lower() for name in files)
         found, left = _pairs(files, config)
         paths += found
@@ -66,13 +66,17 @@ def _pairs(files: list[str], config: DataConfig) -> tuple[list[str], list[Proble
         else:
             problems += [Problem("", f"{stem}.{extension}", "missing caption") for extension in images]
         if others and not images:
-            readable = others[0].lower() in READABLE_SUFFIXES
-            advice = "see data.image_keys" if readable else "convert them to JPEG or PNG"
-            hint = f"images that end in .{others[0]}; {advice}"
-            problems.append(Problem("", f"{stem}.{others[0]}", "unknown extension", 1, hint))
+            problems.append(unknown_image(stem, others[0]))
         elif has_caption and not images and Path(stem).name.lower() not in _NO_CAPTIONS:
             problems.append(Problem("", f"{stem}.{extensions[0]}", "missing image"))
     return sorted(paths), problems
+
+
+def unknown_image(stem: str, extension: str) -> Problem:
+    """An image with an extension that `data.image_keys` lacks."""
+    advice = "see data.image_keys" if extension.lower() in READABLE_SUFFIXES else "convert them to JPEG or PNG"
+    hint = f"images that end in .{extension}; {advice}"
+    return Problem("", f"{stem}.{extension}", "unknown extension", 1, hint)
 
 
 def build_coco(config: DataConfig, path: str) -> Layout:
@@ -96,7 +100,7 @@ def build_coco(config: DataConfig, path: str) -> Layout:
     return FileRows(str(file), folder, pa.array(list(pairs), pa.string()), captions, problems)
 
 
-def _folders(folder: Path) -> Iterator[list[str]]:
+def files_below(folder: Path) -> Iterator[list[str]]:
     """The files of each folder below `folder`, relative to it, sorted; links are followed, each folder is read once."""
     seen = set[tuple[int, int]]()
     for current, folders, files in os.walk(folder, followlinks=True):

@@ -62,3 +62,17 @@ def test_a_class_without_images_is_refused(folder: Path) -> None:
     (folder / "zebra").mkdir()
     with pytest.raises(DataError, match=r"1 of 3 class folders hold no image \(zebra\)"):
         opened(folder)
+
+
+def test_links_are_followed_and_other_formats_are_counted(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("RGB", (8, 8)).save(elsewhere / "5.png")
+    (folder / "tabby_cat" / "linked").symlink_to(elsewhere)
+    (folder / "tabby_cat" / "6.tiff").write_bytes(b"II*")
+    layout = opened(folder)
+    assert "tabby_cat/linked/5.png" in [layout.name_of(k).name for k in range(layout.num_samples)]
+    assert [(problem.name, problem.cause, problem.num) for problem in layout.problems] == [
+        ("tabby_cat/6.tiff", "unknown extension", 1)
+    ]
