@@ -43,12 +43,14 @@ def test_pyproject_lists_every_package() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_preset_and_no_other_top_level_name(wheel: Path) -> None:
+def test_the_wheel_holds_every_preset_and_data_file_and_no_other_top_level_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith("dist-info")}
     assert tops == {"clip_lightning", "hydra_plugins"}
     presets = output(["git", "ls-files", "conf/*.yaml", "conf/**/*.yaml"], cwd=ROOT).splitlines()
     assert {f"clip_lightning/{name}" for name in presets if (ROOT / name).exists()} <= set(names)
+    files = output(["git", "ls-files", "clip_lightning"], cwd=ROOT).splitlines()
+    assert not [name for name in files if (ROOT / name).exists() and name not in names]
 
 
 @pytest.mark.ci
