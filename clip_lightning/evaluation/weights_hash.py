@@ -21,5 +21,5 @@ def weights_hash(modules: Iterable[nn.Module]) -> str:
             if isinstance(weight, Tensor):
                 whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
                 digest.update(f"{tuple(whole.shape)} {whole.dtype}".encode())
-                digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -57,8 +57,8 @@ def test_a_suite_without_any_data_set_is_an_error(on_disk: list[str]) -> None:
         UserError, match=r"eval=quick: none of its data sets is here \(eval.root=/data\); the first: cif"
     ):
         find_tasks(EvalConfig(name="quick", suites={"quick": True}, root="/data"))
-    with pytest.raises(UserError, match=r"eval\.suites\.qick: there is no such suite; there are paper36"):
-        find_tasks(EvalConfig(name="quick", suites={"qick": True}))
+    with pytest.raises(UserError, match=r"eval\.suites\.paper63: there is no such suite; there are paper36"):
+        find_tasks(EvalConfig(name="quick", suites={"paper63": True}))
 
 
 def test_folders_are_tasks_beside_a_suite(tmp_path: Path) -> None:
