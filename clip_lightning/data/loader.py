@@ -7,12 +7,13 @@ process makes; none of these cuts changes which sample is at a position.
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_lightning.child_process import begin_worker
@@ -187,14 +188,22 @@ class ValidationPieces(Dataset[Batch]):
 
 
 def joined(batches: list[Batch], pad_id: int) -> Batch:
-    """One batch of several, their captions padded to the longest."""
+    """One batch of several, their captions padded to the longest; in pinned memory where the parts are, since a copy
+    of other memory to the GPU makes the host wait.
+    """
     if len(batches) == 1:
         return batches[0]
     longest = max(batch.tokens.shape[1] for batch in batches)
     columns = list(zip(*batches, strict=True))
     tokens = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=pad_id) for t in columns[1]]
-    images, lengths, sample_ids, positions = (torch.cat(columns[k]) for k in (0, 2, 3, 4))
-    return Batch(images, torch.cat(tokens), lengths, sample_ids, positions, sum(columns[5]))
+    is_pinned = batches[0].images.is_pinned()
+
+    def rows(parts: Iterable[Tensor]) -> Tensor:
+        whole = torch.cat(tuple(parts))
+        return whole.pin_memory() if is_pinned else whole
+
+    images, lengths, sample_ids, positions = (rows(columns[k]) for k in (0, 2, 3, 4))
+    return Batch(images, rows(tokens), lengths, sample_ids, positions, sum(columns[5]))
 
 
 def _loader(pieces: TrainingPieces, indices: range, workers: int) -> DataLoader[Any]:

@@ -77,7 +77,8 @@ class Teacher:
             tokens, lengths: int64 [b, L], [b].
             batch: pairs in one forward pass. autocast: the precision of the towers.
         """
-        self.model.to(images.device)
+        if self.model.current_logit_scale().device != images.device:
+            self.model.to(images.device)
         parts = []
         with autocast:
             for piece in zip(images.split(batch), tokens.split(batch), lengths.split(batch), strict=True):

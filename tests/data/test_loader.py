@@ -186,6 +186,16 @@ def test_joining_pads_to_the_longest() -> None:
     assert both.num_cut == 2
 
 
+def test_pinned_pieces_are_joined_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Size] = []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
+    ids = torch.arange(2)
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.ones(2, 5, dtype=torch.int64), ids, ids, ids, 0)
+    joined([batch, batch], pad_id=9)
+    assert sorted(map(tuple, pinned)) == [(4,), (4,), (4,), (4, 3, 4, 4), (4, 5)]
+
+
 def test_captions_for_a_tokenizer_are_spread_over_the_data(module: MakeModule, shards: Path) -> None:
     made = module(shards)
     captions = list(made.captions(10))

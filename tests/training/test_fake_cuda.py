@@ -3,9 +3,11 @@
 Gradients are made up, since autograd cannot run backward without a CUDA context; all else is the step's own code.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +16,25 @@ from clip_lightning.config import compose
 from clip_lightning.config.lengths import Lengths
 from clip_lightning.config.schema import Config, PhaseConfig
 from clip_lightning.data.batches import Batch
+from clip_lightning.evaluation.counts import ClassAccuracy, Scored, SetAccuracy
+from clip_lightning.evaluation.metrics import (
+    Anchors,
+    Calibration,
+    Jaccard,
+    MacroF1,
+    MeanAveragePrecision,
+    RocAuc,
+    TopMean,
+    WorstGroup,
+)
 from clip_lightning.reliability.nan_guard import DELAY
 from clip_lightning.training import gradient_cache
 from clip_lightning.training.clip_module import ClipModule
 from tests.support.fake_cuda import CUDA, FakeCuda, FakeEvent, fake_cuda
-from tests.support.small_run import config_with_batch_norm, global_batch, small_config
+from tests.support.small_run import config_with_batch_norm, global_batch, small_config, teacher_run
 
+METRICS = [ClassAccuracy, SetAccuracy, Calibration, TopMean, MacroF1, WorstGroup, Anchors, RocAuc]
+METRICS += [MeanAveragePrecision, Jaccard]
 NAMED_MODELS = ["tiny", "vit_b32", "rn50", "siglip_b16"]
 
 
@@ -47,9 +62,13 @@ class _Optimizer:
         self.zero_grad, self.step = optimizer.zero_grad, optimizer.step
 
 
+def built(config: Config) -> _Step:
+    return _Step(config, Lengths(20 * config.compute.global_batch, config.compute.global_batch))
+
+
 def on_gpu(config: Config, mode: FakeCuda, module: Any = None) -> _Step:
     """The module of a run as it is at the first step."""
-    module = module or _Step(config, Lengths(20 * config.compute.global_batch, config.compute.global_batch))
+    module = module or built(config)
     mode.move(module)
     if module.teacher is not None:
         mode.move(module.teacher.model)
@@ -66,10 +85,10 @@ def transferred(module: ClipModule, batch: Batch) -> Batch:
     return Batch(*(value.to(CUDA, non_blocking=True) if isinstance(value, Tensor) else value for value in batch))
 
 
-def step(config: Config, num_steps: int = 1) -> FakeCuda:
+def step(config: Config, num_steps: int = 1, module: _Step | None = None) -> FakeCuda:
     """Steps on the device; their syncs are noted."""
     with fake_cuda() as mode:
-        module = on_gpu(config, mode)
+        module = on_gpu(config, mode, module)
         mode.syncs.clear()
         for number in range(num_steps):
             module.training_step(transferred(module, global_batch(number)), number)
@@ -127,6 +146,13 @@ def test_no_loss_leaves_a_tensor_behind_or_waits_for_the_device(loss: str) -> No
     assert step(small_config(loss)).syncs == {}
 
 
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_a_teacher_stays_on_the_device(micro_batch: int | None, tmp_path: Path) -> None:
+    config = small_config("distill")
+    config.loss.teacher, config.cluster.micro_batch = str(teacher_run(tmp_path / "teacher")), micro_batch
+    assert step(config, module=built(config)).syncs == {}  # a file is read on the host alone
+
+
 @pytest.mark.parametrize("micro_batch", [None, 12])
 def test_grouped_batch_norm_stays_on_the_device(micro_batch: int | None) -> None:
     assert step(config_with_batch_norm(12, micro_batch)).syncs == {}
@@ -140,6 +166,32 @@ def test_the_guard_reads_a_step_only_when_its_copy_has_long_arrived() -> None:
             mode.syncs.clear()
             module.training_step(transferred(module, global_batch(number)), number)
             assert set(mode.syncs) <= {"nan_guard.py:_read"}  # of a pinned copy, after its event
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(12) % 3])
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__)
+def test_no_metric_waits_for_the_device_or_leaves_a_tensor_behind(metric: Any, groups: np.ndarray | None) -> None:
+    several = metric in {SetAccuracy, MeanAveragePrecision, Jaccard}
+    with fake_cuda() as mode:
+        own = metric(5, groups, ("a", "b", "c")).to(CUDA)
+        labels = (
+            torch.zeros((12, 5), dtype=torch.bool, device=CUDA)
+            if several
+            else torch.zeros(12, dtype=torch.int64, device=CUDA)
+        )
+        scored = Scored(
+            torch.zeros(12, 5, device=CUDA), labels, torch.arange(12, device=CUDA), torch.ones(1, device=CUDA)
+        )
+        mode.syncs.clear()
+        own.update(scored)
+        states = [
+            part
+            for state in own._defaults
+            for part in (getattr(own, state) if isinstance(getattr(own, state), list) else [getattr(own, state)])
+        ]
+        assert states
+        assert {part.device for part in states} == {CUDA}
+        assert mode.syncs == {}
 
 
 def test_a_forgotten_tensor_and_a_read_are_found() -> None:
