@@ -169,6 +169,17 @@ class ContrastiveDataModule(LightningDataModule):
             ValidationPieces(maker, self._validation_ids, pieces, self._bad_sample_logs[-1]), batch_size=None
         )
 
+    def validation_batch(self, num_pairs: int) -> Batch:
+        """At most `num_pairs` validation pairs, spread evenly over all, the same on every rank and at every call.
+
+        A bad sample has a negative position.
+        """
+        count = min(num_pairs, self.num_validation)
+        positions = np.arange(count, dtype=np.int64) * self.num_validation // max(count, 1)
+        self._prepare_tokenizer()
+        maker = self._maker(validation=True)
+        return ValidationPieces(maker, self._validation_ids, [positions], self._bad_sample_logs[-1])[0]
+
     def check_validation(self) -> None:
         """Reads and decodes the first validation pairs, so that what keeps an evaluation from starting shows now.
 

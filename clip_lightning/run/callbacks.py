@@ -11,9 +11,11 @@ from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.loader import LARGEST_PIECE, PREFETCHED_PIECES
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.errors import UserError
+from clip_lightning.records import Record
 from clip_lightning.reliability.node_health import PATIENCE, NodeHealth
 from clip_lightning.run import objects
 from clip_lightning.training.clip_module import ClipModule
+from clip_lightning.training.representation_health import RepresentationHealth
 
 # Bytes per second of a download that is slow but does not hang.
 _SLOW_DOWNLOAD = 2e6
@@ -44,8 +46,12 @@ def node_health(config: Config, data: ContrastiveDataModule) -> NodeHealth:
     return NodeHealth(in_flight * piece, read_a_sample, patience)
 
 
-def user_callbacks(config: Config) -> list[Callback]:
-    """The callbacks that `callbacks` names, in its order. Raises: UserError where one cannot be made."""
+def user_callbacks(config: Config, write: Callable[[list[Record]], None] | None = None) -> list[Callback]:
+    """The callbacks that `callbacks` names, in its order.
+
+    Args: write: takes the records of those that make any.
+    Raises: UserError where one cannot be made.
+    """
     made = [objects.build(value, f"callbacks.{name}") for name, value in config.callbacks.items() if value is not None]
     for name, callback in zip(
         (name for name, value in config.callbacks.items() if value is not None), made, strict=True
@@ -54,6 +60,8 @@ def user_callbacks(config: Config) -> list[Callback]:
             raise UserError(
                 f"callbacks.{name} is a {type(callback).__name__}, not a Lightning Callback; set its _target_"
             )
+        if isinstance(callback, RepresentationHealth):
+            callback.sink = write
     return made
 
 

@@ -3,12 +3,13 @@
     config.yaml  git.txt  patch.diff  versions.json   frozen at the first start
     data.json            fingerprint of the data and number of pairs
     starts.jsonl         one line per start: time, host, code, command, settings that differ from config.yaml
+    first_step.json      samples of the first step, digests of the initial weights
     start.yaml           config of the newest start, which its other ranks read
     status.json          submitted, running, finished, stopped or failed, and why
     failure.txt          traceback of the newest start, if it failed
     divergence.jsonl     steps and sample ids of every divergence, if there was one
     slurm/               of a submitted run: its frozen config and code, its script, its output (`slurm/submit.py`)
-    checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/
+    checkpoints/  tokenizer/   metrics.jsonl  records.parquet  summary.json  figures/  report.html
 
 Rank 0 alone writes here. `runs/latest` points to the run that began last.
 """

@@ -48,6 +48,7 @@ from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
 from clip_lightning.run.process_rank import rank_of_process
 from clip_lightning.run.rank_watch import watch_ranks
+from clip_lightning.run.report import write_report
 from clip_lightning.run.run_records import RunRecords
 from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
@@ -124,6 +125,9 @@ class OtherRank:
 
     def evaluation(self, records: list[Record]) -> None:
         """Writes and prints the records of an evaluation."""
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Writes further numbers."""
 
     def saved(self) -> None:
         """Reports a checkpoint to slurm/train.sbatch."""
@@ -220,7 +224,7 @@ class RankZero(OtherRank):
 
     def interval(self, interval: Interval, records: list[Record]) -> None:
         """Writes and prints the numbers of an interval, and one line where steps were skipped."""
-        self._write(records)
+        self.write(records)
         self.screen.interval(interval)
         skipped = next((record.value for record in records if record.what == "skipped_steps"), 0.0)
         if skipped > self._num_skipped:
@@ -230,9 +234,13 @@ class RankZero(OtherRank):
         with suppress(OSError):  # on a full disk an old status remains; the checkpoints have the place
             write_status(self.path, "running", samples_seen=interval.samples_seen, total_samples=interval.total_samples)
 
+    def write(self, records: Iterable[Record]) -> None:
+        """Writes numbers, and shows them in the loggers."""
+        self._log.write(self.records.write(records))
+
     def evaluation(self, records: list[Record]) -> None:
         """Writes an evaluation and prints a line per task."""
-        self._write(records)
+        self.write(records)
         for line in evaluation_lines(records):
             self.screen.say(line)
 
@@ -270,7 +278,7 @@ class RankZero(OtherRank):
                 for samples_seen, begin, end in windows
             ]
             known = {(record.what, record.value, record.n) for record in self.records.read()}
-            self._write(record for record in records if (record.what, record.value, record.n) not in known)
+            self.write(record for record in records if (record.what, record.value, record.n) not in known)
 
     def end(self, outcome: Outcome) -> int:
         """Writes and prints the summary; returns the exit code."""
@@ -301,11 +309,9 @@ class RankZero(OtherRank):
         write_atomically(self.path / "summary.txt", table + "\n")
         write_figures(self.path / "figures", records, outcome.shown)
         write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
+        write_report(self.path)
         print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), config, self.lengths)]))
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
-
-    def _write(self, records: Iterable[Record]) -> None:
-        self._log.write(self.records.write(records))
 
     def close(self) -> None:
         """Writes what is left of the records and releases the terminal; may be called twice."""

@@ -21,6 +21,7 @@ from clip_lightning.run.console.throughput import Throughput
 from clip_lightning.run.divergence import roll_back
 from clip_lightning.run.evaluators import build_evaluators
 from clip_lightning.run.figures import example_predictions
+from clip_lightning.run.first_step import FirstStep
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.loggers import use_samples_as_steps
 from clip_lightning.run.rank_zero import OtherRank, Outcome, open_run
@@ -62,7 +63,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                     module.locked.keep_in(path / LOCKED, int(data.layout.shard_sizes.sum()))
                 throughput, evaluation = _measuring(run, checkpoint, seconds)
                 node_health = [] if windows else [callbacks.node_health(config, data)]  # once per start
-                users_own = callbacks.user_callbacks(config)
+                users_own = callbacks.user_callbacks(config, run.write)
                 use_samples_as_steps(run.loggers, module)
                 trainer = Trainer(
                     # Numbers of training are written before the checkpoint at their place: a run that is killed in
@@ -70,6 +71,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                     # after it; the next start runs one that was missed.
                     callbacks=[
                         *node_health,
+                        FirstStep(path),
                         callbacks.SkipWindowLog(run.skip_windows),
                         throughput,
                         RepeatedCaptions(run.say),

@@ -1,7 +1,6 @@
 """Directories of this project's runs as rows. What a directory holds: `clip_lightning/run/directory.py`."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from clip_lightning.config.compose import read
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.records import Record, metric_name, read_records
+from clip_lightning.run_folders import run_folders
 from clip_lightning.scaling.costs import Cost, of_config, of_models
 
 SWEEP = "sweep.json"
@@ -34,11 +34,9 @@ def rows_of(path: Path, *, count_flops: bool = True) -> Iterator[dict[str, Any]]
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """Neither links nor directories that `fresh=true` has put aside."""
     if not path.is_dir():
         raise UserError(f"{path} does not exist; name the directory of a run, a folder of runs, or runs/sweeps/NAME")
-    found = [run for run in sorted(path.iterdir()) if (run / "config.yaml").exists() and not run.is_symlink()]
-    return [run for run in found if not re.search(r"\.old-\d+$", run.name)]
+    return run_folders(path)
 
 
 def _cells_of(sweep: Path, count_flops: bool) -> Iterator[dict[str, Any]]:
@@ -135,7 +133,7 @@ def _cost(config: Config, run: Path, count: bool) -> Cost | None:
 def _metrics(run: Path) -> dict[str, float | int | None]:
     """The newest value of everything that was counted over images or pairs, with its n; and the training loss."""
     path = run / "metrics.jsonl"
-    records = _complete(path) if path.exists() else []
+    records = complete_records(path) if path.exists() else []
     found: dict[str, float | int | None] = {}
     for record in sorted(records, key=lambda one: one.samples_seen):
         if record.what == "loss" and not record.task:
@@ -147,7 +145,7 @@ def _metrics(run: Path) -> dict[str, float | int | None]:
     return found
 
 
-def _complete(path: Path) -> list[Record]:
+def complete_records(path: Path) -> list[Record]:
     """The records; a last line that a kill has torn is left out."""
     try:
         return read_records(path)

@@ -11,21 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TIERS: list[set[str]] = [
     {"errors"},
-    {"records", "child_process", "file_lock", "distributed", "formatting", "targets", "compat"},
+    {"records", "run_folders", "child_process", "file_lock", "distributed", "formatting", "targets", "compat"},
     {"config"},
     {"tokenizer"},
     {"model", "loss", "data"},
     {"parallel", "reliability", "evaluation"},
     {"training"},
     {"slurm"},
+    {"report"},
     {"run"},
-    {"report", "demo", "embed", "export", "runs", "list"},
+    {"demo", "embed", "export", "runs", "list"},
     {"__main__"},
     {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
 ]
 # These see tables only, whatever stands to their left. `run` and `experiments` may draw with plots.
-TABLES_ONLY = {name: {"errors", "records", "formatting", "targets", "config"} for name in ("scaling", "plots")}
-DRAWERS = {"run", "report", "demo", "experiments"}
+TABLES_ONLY = {name: {"errors", "records", "run_folders", "formatting", "targets", "config"} for name in ("scaling", "plots")}
+DRAWERS = {"run", "runs", "report", "demo", "experiments"}
 
 
 def package_of(path: Path) -> str:

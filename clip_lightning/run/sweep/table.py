@@ -14,7 +14,6 @@ to do, and `note_failure` records an end that the run could not record itself.
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections import Counter
@@ -28,6 +27,7 @@ from clip_lightning.formatting import aligned, clock, count
 from clip_lightning.reliability.run_paths import SWEEPS
 from clip_lightning.reliability.status import read_json, standing
 from clip_lightning.run.sweep.metric import Curve
+from clip_lightning.run_folders import STATUS, run_folders
 
 FILE, FAILURES = "sweep.json", "failures"
 # In the order in which a person wants to see them, and every state there is.
@@ -121,7 +121,7 @@ def rows_of(path: Path, metric: str | None = None) -> tuple[list[Row], str]:
         record = read(path)
         cells = [(record.run_of(cell), cell.settings, record.standing(cell)) for cell in record.cells]
     elif path.is_dir():
-        cells = [(run, _settings_of_run(run), standing(run)) for run in _runs_in(path)]
+        cells = [(run, _settings_of_run(run), standing(run)) for run in run_folders(path, STATUS)]
     else:
         raise UserError(f"{path} does not exist; name a folder in runs/{SWEEPS}, or a folder of runs")
     if not cells:
@@ -178,12 +178,6 @@ def _row(run: Path, settings: list[str], standing: tuple[str, str], curve: Curve
     seen, total, seconds = status.get("samples_seen", 0), status.get("total_samples"), curve.seconds
     left = (total - seen) * seconds / seen if standing[0] == "running" and seen and total and seconds else None
     return Row(run.name, settings, *standing, seen, total, curve.best(metric), seconds, left)
-
-
-def _runs_in(path: Path) -> list[Path]:
-    """The directories of runs in a folder; neither links to them nor those that `fresh=true` has put aside."""
-    found = [run for run in sorted(path.iterdir()) if (run / "status.json").exists() and not run.is_symlink()]
-    return [run for run in found if not re.search(r"\.old-\d+$", run.name)]
 
 
 def _settings_of_run(run: Path) -> list[str]:

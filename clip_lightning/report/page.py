@@ -1,0 +1,301 @@
+"""The page of a report: facts, tables and the places of the charts, in one file with everything it needs."""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from clip_lightning.formatting import clock, count, percent, setting, with_interval
+from clip_lightning.records import EMA
+from clip_lightning.reliability.atomic_files import write_atomically
+from clip_lightning.report.charts import Axes, Section, sections
+from clip_lightning.report.read import RunFiles, differences, read_runs
+
+FILE = "report.html"
+# Figures of a run that the page draws itself.
+_REDRAWN = ("loss", "zero_shot")
+_MOST_BYTES = 4 * 2**20  # of an embedded picture
+
+
+def write(paths: Sequence[Path], out: Path) -> Path:
+    """Writes the page of one run, or of several beside each other. Raises: UserError: a folder holds no run."""
+    write_atomically(out, page(read_runs(paths)))
+    return out
+
+
+def page(runs: Sequence[RunFiles]) -> str:
+    """The page."""
+    found, texts = sections(runs), files(__package__)
+    charts = [chart for section in found for chart in section.charts]
+    content = {"runs": [run.label for run in runs], "charts": [asdict(chart) for chart in charts]}
+    return Template(texts.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(" | ".join(run.label for run in runs)),
+        heading=escape(runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"),
+        lead=_lead(runs),
+        style=texts.joinpath("report.css").read_text(encoding="utf-8"),
+        body="\n".join(_body(runs, found)),
+        version=escape(version("clip_lightning")),
+        charts=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        plotly=_plotly() if charts else "",
+        script=texts.joinpath("report.js").read_text(encoding="utf-8"),
+    )
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js of the installed package, gzip and base64: 2 MB of a page instead of 5."""
+    script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(script, 6, mtime=0)).decode()
+
+
+def _lead(runs: Sequence[RunFiles]) -> str:
+    if len(runs) > 1:
+        return "Differences of their configs first, then their results over samples, FLOPs or hours."
+    run = runs[0]
+    seen, total = run.status.get("samples_seen", 0), run.status.get("total_samples")
+    of = f" of {count(total)}" if total else ""
+    because = f" ({escape(run.reason)})" if run.reason else ""
+    return f"{escape(run.state)}{because}, {count(seen)}{of} samples, {escape(str(run.status.get('time', '')))}"
+
+
+def _body(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
+    if len(runs) > 1:
+        yield from _section("Differences of config", _differences(runs))
+    yield from _section("Result" if len(runs) == 1 else "Results", _facts_table(runs))
+    if table := _zero_shot_table(runs):
+        yield from _section("Zero-shot scores", table)
+    yield from _charts(runs, found)
+    for run in runs:
+        if panels := _panels(run):
+            yield from _section(_of("Predictions", run, runs), panels)
+    yield from _section("Starts and faults", "".join(_starts(run, runs) for run in runs))
+    for run in runs:
+        yield from _section(_of("What was trained", run, runs), _identity(run) + _tree_of(run))
+
+
+def _section(title: str, content: str) -> Iterable[str]:
+    yield f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _of(title: str, run: RunFiles, runs: Sequence[RunFiles]) -> str:
+    return title if len(runs) == 1 else f"{title}: {run.label}"
+
+
+def _differences(runs: Sequence[RunFiles]) -> str:
+    changed = differences(runs)
+    if not changed:
+        return "<p>All config keys are equal.</p>"
+    rows = [(key, *(setting(value) for value in values)) for key, values in changed]
+    return _table(["key", *(run.label for run in runs)], rows, "Config keys in which the runs differ")
+
+
+def _facts_table(runs: Sequence[RunFiles]) -> str:
+    """The numbers of each run: what it reached, and what it cost."""
+    facts = [_facts(run) for run in runs]
+    if len(runs) == 1:
+        return _definitions(facts[0])
+    names = dict.fromkeys(name for one in facts for name in one)
+    rows = [(name, *(one.get(name, "-") for one in facts)) for name in names]
+    return _table(["", *(run.label for run in runs)], rows, "Results and costs")
+
+
+def _facts(run: RunFiles) -> dict[str, str]:
+    cluster = run.config["cluster"]
+    devices = cluster["nodes"] * cluster["devices"]
+    seconds = _last(run, "seconds")
+    flops, mfu = Axes.of(run).total_flops, run.training("mfu").value
+    speed, wait, memory = (run.training(what).value for what in ("samples_per_second", "data_wait", "memory_gib"))
+    loss = _last(run, "loss")
+    parameters = run.summary.get("parameters")
+    facts = {
+        "state": run.state + (f": {run.reason}" if run.reason else ""),
+        "training loss": None if loss is None else f"{loss:.4g}",
+        "samples": f"{run.status.get('samples_seen', 0):,} of {run.status.get('total_samples') or 0:,}",
+        "parameters": count(parameters) if parameters else None,
+        "time": None if seconds is None else clock(seconds),
+        "device hours": None
+        if seconds is None
+        else f"{seconds * devices / 3600:.3g} on {devices} {'process' if devices == 1 else 'processes'}",
+        "training FLOPs": f"{flops:.3g}" if flops else None,
+        "MFU": percent(mfu.median()) if len(mfu) else "not known: no peak of this device",
+        "throughput": f"{count(speed.median())} samples/s (median)" if len(speed) else None,
+        "data wait": f"{percent(wait.mean())} of training time" if len(wait) else None,
+        "peak memory": f"{memory.max():.2f} GiB per process" if len(memory) else None,
+        "restarts": str(max(0, len(run.starts) - 1)),
+        "skipped steps": f"{_last(run, 'skipped_steps') or 0:.0f}",
+        "rollbacks": str(len(run.training("skip_windows"))),
+        "bad samples": ", ".join(f"{number} {cause}" for cause, number in run.bad_samples.items()) or "none",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _last(run: RunFiles, what: str) -> float | None:
+    rows = run.training(what)
+    return float(rows.value.iloc[-1]) if len(rows) else None
+
+
+def _zero_shot_table(runs: Sequence[RunFiles]) -> str:
+    """The newest scores of every task; of one run all of them, of several their top-1 beside each other."""
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks("acc1")))
+    if not tasks:
+        return ""
+    if len(runs) > 1:
+        rows = [(task, *(_score(run, task, "acc1") for run in runs)) for task in tasks]
+        return _table(["task", *(run.label for run in runs)], rows, "Top-1 with 95 % intervals, newest evaluation")
+    run, rows = runs[0], []
+    for weights in ("", EMA):
+        for task in tasks:
+            newest = run.measured(task, "acc1", weights)
+            if len(newest):
+                last = newest.iloc[-1]
+                scores = [_score(run, task, what, weights) for what in ("acc1", "acc5", "mean_per_class")]
+                name = f"{task} ({weights})" if weights else task
+                rows.append((name, *scores, f"{int(last.n):,}", percent(last.chance), count(last.samples_seen)))
+    head = ["task", "top-1", "top-5", "mean per class", "n", "chance", "samples"]
+    return _table(head, rows, "Newest evaluation, 95 % intervals in brackets")
+
+
+def _score(run: RunFiles, task: str, what: str, weights: str = "") -> str:
+    rows = run.measured(task, what, weights)
+    if not len(rows):
+        return "-"
+    last = rows.iloc[-1]
+    low, high = (None if end != end else float(end) for end in (last.low, last.high))
+    return with_interval(float(last.value), low, high)
+
+
+def _charts(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
+    if found:
+        yield _controls(runs)
+    number = 0
+    for section in found:
+        figures = []
+        for chart in section.charts:
+            name = f"chart{number}"
+            described = escape(f"{chart.title}, {chart.unit}. Last values: {chart.latest()}", quote=True)
+            figures.append(
+                f'<figure aria-labelledby="{name}"><h3 id="{name}">{escape(chart.title)}</h3>'
+                f'<div class="chart" data-chart="{number}" role="img" aria-label="{described}"></div>'
+                f'<figcaption><p class="latest">{escape(chart.latest())}</p><p class="about">{escape(chart.about)}</p>'
+                "</figcaption></figure>"
+            )
+            number += 1
+        yield from _section(section.title, f'<div class="charts">{"".join(figures)}</div>')
+
+
+def _controls(runs: Sequence[RunFiles]) -> str:
+    """The axis of all charts, and which runs they show."""
+    axes = "".join(
+        f'<label><input type="radio" name="axis" value="{value}"{" checked" * (value == "samples")}> {name}</label>'
+        for value, name in (("samples", "samples"), ("flops", "FLOPs"), ("hours", "hours"))
+    )
+    shown = f'<fieldset class="controls" role="radiogroup" aria-label="Horizontal axis of the charts">over {axes}'
+    if len(runs) == 1:
+        return f"{shown}</fieldset>"
+    toggles = "".join(
+        f'<label><input type="checkbox" name="run" value="{k}" checked> <span class="swatch" data-run="{k}"></span>'
+        f"{escape(run.label)}</label>"
+        for k, run in enumerate(runs)
+    )
+    return f"{shown}<span> </span>{toggles}</fieldset>"
+
+
+def _panels(run: RunFiles) -> str:
+    """The pictures in `figures/` that the page does not draw itself."""
+    pictures = [path for path in sorted((run.path / "figures").glob("*.png")) if path.stem not in _REDRAWN]
+    shown = []
+    for path in pictures:
+        if path.stat().st_size > _MOST_BYTES:
+            shown.append(f"<p>{escape(str(path))} is too large for this page.</p>")
+            continue
+        name = path.stem.replace("_", " ")
+        about = f"{name}: single images with their most probable classes" if path.stem == "predictions" else name
+        data = base64.b64encode(path.read_bytes()).decode()
+        picture = f'<img class="panels" alt="{escape(about, quote=True)}" src="data:image/png;base64,{data}">'
+        shown.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>')
+    return "".join(shown)
+
+
+def _starts(run: RunFiles, runs: Sequence[RunFiles]) -> str:
+    """Every start, what it changed, and what was skipped."""
+    rows = [
+        (
+            str(k),
+            str(start.get("time", "")),
+            str(start.get("host", "")),
+            str(start.get("commit", "")),
+            "; ".join(start.get("changed", [])) or "-",
+        )
+        for k, start in enumerate(run.starts, 1)
+    ]
+    parts = [_table(["start", "time", "host", "code", "settings that differ"], rows, _of("Starts", run, runs))]
+    windows = run.training("skip_windows")
+    if len(windows):
+        skipped = [
+            (f"{int(row.samples_seen):,}", f"{int(row.value):,}", f"{int(row.n):,}") for row in windows.itertuples()
+        ]
+        parts.append(_table(["decided at samples", "from position", "samples"], skipped, "Data left out by rollbacks"))
+    if run.divergences:
+        lines = [
+            (str(line.get("problem", "")), ", ".join(f"{step['samples_seen']:,}" for step in line.get("steps", [])))
+            for line in run.divergences
+        ]
+        parts.append(_table(["divergence", "steps at samples"], lines, "Divergences (ids in divergence.jsonl)"))
+    return "".join(parts)
+
+
+def _identity(run: RunFiles) -> str:
+    """Hashes, data, code and versions."""
+    data = {f"data {key}": str(value) for key, value in run.data.items()}
+    code = run.code[0] if run.code else "not recorded"
+    facts = {"science hash": run.science, **data, "code": code, "directory": str(run.path)}
+    versions = "".join(_leaf(name, found) for name, found in run.versions.items())
+    files_changed = "".join(f'<div class="leaf"><code>{escape(line)}</code></div>' for line in run.code[1:])
+    more = f"<details><summary>files that differ from the commit</summary>{files_changed}</details>" * bool(
+        run.code[1:]
+    )
+    return _definitions(facts) + f"<details><summary>versions</summary>{versions}</details>{more}"
+
+
+def _tree_of(run: RunFiles) -> str:
+    return f"<details><summary>config</summary>{_tree(run.config)}</details>"
+
+
+def _tree(tree: Mapping[str, Any]) -> str:
+    """A config as nested parts that open and close."""
+    parts = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            parts.append(f"<details><summary>{escape(str(key))}</summary>{_tree(value)}</details>")
+        else:
+            parts.append(_leaf(str(key), setting(value)))
+    return "".join(parts)
+
+
+def _leaf(key: str, value: str) -> str:
+    return f'<div class="leaf"><code>{escape(key)}: {escape(value)}</code></div>'
+
+
+def _definitions(facts: Mapping[str, str]) -> str:
+    pairs = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{"".join(pairs)}</dl>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    first = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{first}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )

@@ -1,0 +1,132 @@
+"""What a report shows of a run, read from its directory (`run/directory.py` lists the files); any but the config may
+be absent, since the run may still be at work.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from clip_lightning.config.frozen import parse
+from clip_lightning.config.identity import flatten, science_hash
+from clip_lightning.errors import UserError
+from clip_lightning.records import to_frame
+from clip_lightning.reliability.status import read_json, standing
+from clip_lightning.scaling.runs import complete_records
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run.
+
+    Attributes:
+        label: its name, or the end of its path that distinguishes it from the other runs of the page.
+        config: as nested dictionaries; science: the hash of what decides what is learned.
+        state, reason: where it stands now.
+        records: one row per number; of two at the same place the later one.
+        code: the commit and the files that differ from it.
+        starts: a dictionary for each start.
+        divergences: lines of divergence.jsonl.
+        bad_samples: number by cause.
+    """
+
+    path: Path
+    label: str
+    config: dict[str, Any]
+    science: str
+    state: str
+    reason: str
+    records: pd.DataFrame
+    summary: dict[str, Any]
+    status: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    code: list[str]
+    starts: list[dict[str, Any]]
+    divergences: list[dict[str, Any]]
+    bad_samples: Counter[str]
+
+    def training(self, what: str) -> pd.DataFrame:
+        """One quantity of training over samples seen."""
+        rows = self.records
+        return rows[(rows.what == what) & (rows.task == "")].sort_values("samples_seen")
+
+    def tasks(self, what: str) -> list[str]:
+        """The tasks that have a quantity, in the order of their first record."""
+        return list(dict.fromkeys(self.records[(self.records.what == what) & (self.records.task != "")].task))
+
+    def measured(self, task: str, what: str, weights: str = "") -> pd.DataFrame:
+        """One quantity of a task over samples seen."""
+        rows = self.records
+        return rows[(rows.what == what) & (rows.task == task) & (rows.weights == weights)].sort_values("samples_seen")
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """The runs of a page, each labelled by its name, or where two have one by their paths.
+
+    Raises: UserError: a folder holds no run, or is given twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for path, given in zip(resolved, paths, strict=True):
+        if not (path / "config.yaml").exists():
+            raise UserError(f"{given} holds no run, which is a folder with config.yaml")
+    if len(set(resolved)) < len(resolved):
+        raise UserError("a run is named twice; name each run once")
+    names = [path.name for path in resolved]
+    labels = names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in resolved]
+    if len(set(labels)) < len(labels):
+        labels = [str(path) for path in resolved]
+    return [read_run(path, label) for path, label in zip(resolved, labels, strict=True)]
+
+
+def read_run(path: Path, label: str = "") -> RunFiles:
+    """One run. Raises: UserError: its config cannot be read."""
+    text = (path / "config.yaml").read_text(encoding="utf-8")
+    git, metrics = path / "git.txt", path / "metrics.jsonl"
+    records = to_frame(complete_records(metrics) if metrics.exists() else [])
+    state, reason = standing(path)
+    summary = read_json(path / "summary.json")
+    return RunFiles(
+        path=path,
+        label=label or path.name,
+        config=yaml.safe_load(text),
+        science=science_hash(parse(text, source=str(path / "config.yaml"))),
+        state=state,
+        reason=reason,
+        records=records.drop_duplicates(["what", "task", "weights", "samples_seen"], keep="last"),
+        summary=summary,
+        status=read_json(path / "status.json"),
+        data=read_json(path / "data.json"),
+        versions=read_json(path / "versions.json"),
+        code=git.read_text(encoding="utf-8").splitlines() if git.exists() else [],
+        starts=_lines(path / "starts.jsonl"),
+        divergences=_lines(path / "divergence.jsonl"),
+        bad_samples=Counter(summary.get("bad_samples") or _causes(path)),
+    )
+
+
+def differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[Any]]]:
+    """The config keys in which the runs differ, each with every run's value; where the runs lie is no difference."""
+    flat = [flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one if key not in ("runs", "fresh", "dry_run"))
+    absent = "(absent)"
+    rows = [(key, [one.get(key, absent) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def _causes(path: Path) -> Counter[str]:
+    files = sorted(path.glob("bad_samples*.jsonl"))
+    return Counter(str(line.get("cause", "unknown")) for file in files for line in _lines(file))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSONL file."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
