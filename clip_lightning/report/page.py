@@ -53,7 +53,7 @@ def page(runs: Sequence[RunFiles]) -> str:
 def _plotly() -> str:
     """plotly.js of the installed package, gzip and base64: 2 MB of a page instead of 5."""
     script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(script, 6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(script, 3, mtime=0)).decode()
 
 
 def _lead(runs: Sequence[RunFiles]) -> str:

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from clip_lightning.config.frozen import parse
+from clip_lightning.config.compose import read
+from clip_lightning.config.frozen import tree
 from clip_lightning.config.identity import flatten, science_hash
 from clip_lightning.errors import UserError
 from clip_lightning.records import to_frame
@@ -51,10 +52,15 @@ class RunFiles:
     divergences: list[dict[str, Any]]
     bad_samples: Counter[str]
 
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """(what, task, weights) -> its rows by samples seen."""
+        ordered = self.records.sort_values("samples_seen", kind="stable")
+        return {(str(k[0]), str(k[1]), str(k[2])): rows for k, rows in ordered.groupby(["what", "task", "weights"])}
+
     def training(self, what: str) -> pd.DataFrame:
         """One quantity of training over samples seen."""
-        rows = self.records
-        return rows[(rows.what == what) & (rows.task == "")].sort_values("samples_seen")
+        return self.measured("", what)
 
     def tasks(self, what: str) -> list[str]:
         """The tasks that have a quantity, in the order of their first record."""
@@ -62,8 +68,7 @@ class RunFiles:
 
     def measured(self, task: str, what: str, weights: str = "") -> pd.DataFrame:
         """One quantity of a task over samples seen."""
-        rows = self.records
-        return rows[(rows.what == what) & (rows.task == task) & (rows.weights == weights)].sort_values("samples_seen")
+        return self._curves.get((what, task, weights), self.records.iloc[:0])
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
@@ -86,19 +91,20 @@ def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
 
 def read_run(path: Path, label: str = "") -> RunFiles:
     """One run. Raises: UserError: its config cannot be read."""
-    text = (path / "config.yaml").read_text(encoding="utf-8")
     git, metrics = path / "git.txt", path / "metrics.jsonl"
     records = to_frame(complete_records(metrics) if metrics.exists() else [])
+    is_newest = ~records.duplicated(["what", "task", "weights", "samples_seen"], keep="last")
+    hashes = records.science[records.science != ""]
     state, reason = standing(path)
     summary = read_json(path / "summary.json")
     return RunFiles(
         path=path,
         label=label or path.name,
-        config=yaml.safe_load(text),
-        science=science_hash(parse(text, source=str(path / "config.yaml"))),
+        config=tree(path / "config.yaml"),
+        science=hashes.iloc[0] if len(hashes) else science_hash(read(path / "config.yaml")),
         state=state,
         reason=reason,
-        records=records.drop_duplicates(["what", "task", "weights", "samples_seen"], keep="last"),
+        records=records[is_newest | (records.what == "skip_windows")],
         summary=summary,
         status=read_json(path / "status.json"),
         data=read_json(path / "data.json"),

@@ -59,6 +59,11 @@ def row_of(run: Path, *, count_flops: bool = True) -> dict[str, Any]:
     Raises: UserError: its config cannot be read.
     """
     config: Config = read(run / "config.yaml")
+    return row_from(run, config, identity.science_hash(config), count_flops=count_flops)
+
+
+def row_from(run: Path, config: Config, science: str, *, count_flops: bool) -> dict[str, Any]:
+    """The row of a run whose config has been read. Args: config: or anything with its attributes."""
     status, end, data = (_json(run / name) for name in ("status.json", "summary.json", "data.json"))
     compute, batch = config.compute, config.compute.global_batch
     seen, total = int(status.get("samples_seen", 0)), status.get("total_samples")
@@ -70,7 +75,7 @@ def row_of(run: Path, *, count_flops: bool = True) -> dict[str, Any]:
         "model": identity.model_name(config),
         "data": config.data.name,
         "compute": compute.name,
-        "science": identity.science_hash(config),
+        "science": science,
         "parameters": end.get("parameters"),
         "samples_seen": seen,
         "total_samples": total,

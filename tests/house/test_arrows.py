@@ -25,7 +25,9 @@ TIERS: list[set[str]] = [
     {"train.py", "evaluate.py", "experiments", "hydra_plugins"},
 ]
 # These see tables only, whatever stands to their left. `run` and `experiments` may draw with plots.
-TABLES_ONLY = {name: {"errors", "records", "run_folders", "formatting", "targets", "config"} for name in ("scaling", "plots")}
+TABLES_ONLY = {
+    name: {"errors", "records", "run_folders", "formatting", "targets", "config"} for name in ("scaling", "plots")
+}
 DRAWERS = {"run", "runs", "report", "demo", "experiments"}
 
 
