@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from clip_lightning import __version__
 from clip_lightning.formatting import clock, count, percent, setting, with_interval
 from clip_lightning.records import EMA
 from clip_lightning.reliability.atomic_files import write_atomically
@@ -33,7 +33,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
 def page(runs: Sequence[RunFiles]) -> str:
     """The page."""
-    found, texts = sections(runs), files(__package__)
+    found, texts = sections(runs), files("clip_lightning.report")
     charts = [chart for section in found for chart in section.charts]
     content = {"runs": [run.label for run in runs], "charts": [asdict(chart) for chart in charts]}
     return Template(texts.joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -42,7 +42,7 @@ def page(runs: Sequence[RunFiles]) -> str:
         lead=_lead(runs),
         style=texts.joinpath("report.css").read_text(encoding="utf-8"),
         body="\n".join(_body(runs, found)),
-        version=escape(version("clip_lightning")),
+        version=escape(__version__),
         charts=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=_plotly() if charts else "",
         script=texts.joinpath("report.js").read_text(encoding="utf-8"),
@@ -115,7 +115,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
     speed, wait, memory = (run.training(what).value for what in ("samples_per_second", "data_wait", "memory_gib"))
     loss = _last(run, "loss")
     parameters = run.summary.get("parameters")
-    facts = {
+    facts: dict[str, str | None] = {
         "state": run.state + (f": {run.reason}" if run.reason else ""),
         "training loss": None if loss is None else f"{loss:.4g}",
         "samples": f"{run.status.get('samples_seen', 0):,} of {run.status.get('total_samples') or 0:,}",

@@ -87,7 +87,8 @@
 
   async function loadPlotly() {
     const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (one) => one.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const source = new ReadableStream({ start(sink) { sink.enqueue(packed); sink.close(); } });
+    const stream = source.pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
     document.head.append(script);

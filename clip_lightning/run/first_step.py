@@ -33,7 +33,7 @@ class FirstStep(Callback):
         """Writes it where it does not exist yet."""
         if trainer.global_rank or self.path.exists():
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: Any = getattr(trainer, "datamodule", None)
         ids = datamodule.order.locate(np.arange(pl_module.global_batch, dtype=np.int64)).sample_ids.astype("<i8")
         content = {
             "num_samples": len(ids),

@@ -84,7 +84,7 @@ class RepresentationHealth(Callback):
     def _features(self, trainer: Trainer, module: ClipModule) -> tuple[Tensor, Tensor]:
         """Unit features [N, D] of the held-out pairs that can be read, float32."""
         if self._held_out is None:
-            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+            datamodule: Any = getattr(trainer, "datamodule", None)
             if getattr(datamodule, "num_validation", 0) < _FEWEST:
                 raise UserError(
                     f"representation_health needs {_FEWEST} held-out pairs or more; set data.validation.num_samples, "
