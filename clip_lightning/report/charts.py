@@ -133,8 +133,9 @@ def _plain(values: Iterable[float]) -> list[float | None]:
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
 
-def _label(runs: Sequence[RunFiles], run: int, name: str) -> str:
-    return name or "value" if len(runs) == 1 else " ".join(part for part in (runs[run].label, name) if part)
+def _label(runs: Sequence[RunFiles], run: int, name: str, quantity: str) -> str:
+    """The name of a curve in a legend: within one run what it shows, among several the run it is of."""
+    return (name or quantity) if len(runs) == 1 else " ".join(part for part in (runs[run].label, name) if part)
 
 
 def _losses(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
@@ -142,7 +143,7 @@ def _losses(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
     for k, run in enumerate(runs):
         rows = run.training("loss")
         if len(rows):
-            series.append(_series(k, axes[k], rows, "", _label(runs, k, "loss")))
+            series.append(_series(k, axes[k], rows, "", _label(runs, k, "", "loss")))
             batch = run.config["compute"]["global_batch"]
             if run.config["loss"]["name"] == "softmax":
                 levels[f"guessing in a batch of {batch:,}"] = math.log(batch)
@@ -159,7 +160,7 @@ def _losses(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
                 if len(rows):
                     name = weights and "averaged weights"
                     dash = "dot" if weights else "solid"
-                    series.append(_series(k, axes[k], rows, name, _label(runs, k, name or "loss"), dash, points=True))
+                    series.append(_series(k, axes[k], rows, name, _label(runs, k, name, "loss"), dash, points=True))
                     level = {"guessing": float(rows.chance.iloc[-1])} if rows.chance.notna().any() else level
         about = f"Held-out pairs, {candidates:,} candidates each, whatever the batch; bars are 95 % intervals."
         yield Chart("Validation loss", "nats", about, series, [(value, name) for name, value in level.items()])
@@ -191,7 +192,7 @@ def _scores(
             if len(rows):
                 name = weights and "averaged weights"
                 dash = "dot" if weights else "solid"
-                series.append(_series(k, axes[k], rows, name, _label(runs, k, name or unit), dash, points=True))
+                series.append(_series(k, axes[k], rows, name, _label(runs, k, name, unit), dash, points=True))
                 n = int(rows.n.iloc[-1]) if rows.n.notna().any() else n
                 chance = {"chance": float(rows.chance.iloc[-1])} if rows.chance.notna().any() else chance
     about = f"n = {n:,}; bars are 95 % intervals." if n else ""
@@ -226,7 +227,7 @@ def _of_training(
         for k, run in enumerate(runs):
             rows = run.training(what)
             if len(rows) and (what != "skipped_steps" or rows.value.max() > 0):
-                series.append(_series(k, axes[k], rows, "", _label(runs, k, chart.title.lower())))
+                series.append(_series(k, axes[k], rows, "", _label(runs, k, "", chart.title.lower())))
         if series:
             yield Chart(chart.title, chart.unit, chart.about, series, [], chart.is_share, chart.is_log)
 
@@ -254,7 +255,7 @@ def _health(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
                 if len(rows):
                     name = what.rpartition("_")[2] if len(names) > 1 else ""
                     dash = "dot" if name == "text" else "solid"
-                    label = _label(runs, k, name or title.lower())
+                    label = _label(runs, k, name, title.lower())
                     series.append(_series(k, axes[k], rows, name, label, dash, points=True))
         if series:
             yield Chart(title, unit, about, series, is_share=is_share)

@@ -60,11 +60,12 @@ def write_run(
         values = {"loss": loss, "gradient_norm": 1.0, "samples_per_second": 4.0, "flops_per_second": 8e9,
                   "seconds": 10.0 * step, "logit_scale": 14.0, "data_wait": 0.05, "memory_gib": 1.5}  # fmt: skip
         writer.write(Record(what=what, value=value, split="train", samples_seen=seen) for what, value in values.items())
-    ends = {"low": accuracy - 0.02, "high": accuracy + 0.02, "n": 960, "chance": 0.125}
     for task in ("shape", "color"):
         for seen, lower in ((2 * BATCH, 0.1), (total, 0.0)):
-            for what in ("acc1", "acc5", "mean_per_class"):
-                writer.write([Record(what=what, value=accuracy - lower, task=task, samples_seen=seen, **ends)])
+            value = accuracy - lower
+            ends = {"low": value - 0.02, "high": value + 0.02, "n": 960, "chance": 0.125}
+            names = ("acc1", "acc5", "mean_per_class")
+            writer.write(Record(what=what, value=value, task=task, samples_seen=seen, **ends) for what in names)
     loss_ends = {"low": 4.9, "high": 5.1, "n": 1024, "chance": math.log(1024)}
     writer.write([Record(what="val_loss_1024", value=5.0, task="validation", samples_seen=total, **loss_ends)])
     writer.write(further)
