@@ -28,7 +28,7 @@ class RunFiles:
     Attributes:
         label: its name, or the end of its path that distinguishes it from the other runs of the page.
         config: as nested dictionaries; science: the hash of what decides what is learned.
-        state, reason: where it stands now.
+        state, reason: of the run now.
         records: one row per number; of two at the same place the later one.
         code: the commit and the files that differ from it.
         starts: a dictionary for each start.
