@@ -22,7 +22,7 @@ VERSION = 1
 # The files that facts are read from; the config comes first, since a folder without one is no run.
 FILES = ("config.yaml", "status.json", "metrics.jsonl", "summary.json", "data.json")
 _TABLE = "CREATE TABLE IF NOT EXISTS runs (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL)"
-_SLOW = 200  # runs to read, from which on a line says what takes so long
+_SLOW = 200  # runs that are read between two commits; with as many or more to read, a line says what takes so long
 
 
 class Index:
@@ -99,12 +99,16 @@ class Index:
         read = read or _read
         if len(stale) >= _SLOW:
             print(f"reading {len(stale):,} runs of {self.folder}; later calls read what has changed", file=sys.stderr)
-        with self._connection:  # one transaction
+        with self._connection:
             self._connection.executemany("DELETE FROM runs WHERE name = ?", gone)
-            for name in stale:
-                # The stamp is from before the reading: what is written meanwhile makes the entry stale.
-                row = (name, found[name], json.dumps(_finite(read(self.folder / name)), default=str))
-                self._connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", row)
+        for start in range(0, len(stale), _SLOW):
+            # The stamp is from before the reading: what is written meanwhile makes the entry stale.
+            rows = [
+                (name, found[name], json.dumps(_finite(read(self.folder / name)), default=str))
+                for name in stale[start : start + _SLOW]
+            ]
+            with self._connection:  # a reading that is interrupted continues after these
+                self._connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", rows)
         return len(stale)
 
 

@@ -72,6 +72,21 @@ def test_what_is_written_while_a_run_is_read_makes_its_entry_stale(tmp_path: Pat
     assert (index.num_read, values(index, "score")) == (1, [22])
 
 
+def test_a_reading_that_is_interrupted_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(7):
+        light_run(tmp_path, f"r{k}", score=k)
+    monkeypatch.setattr("clip_lightning.runs.index._SLOW", 2)
+
+    def interrupted(run: Path) -> dict[str, Any]:
+        if run.name == "r5":
+            raise KeyboardInterrupt
+        return read_status(run)
+
+    with pytest.raises(KeyboardInterrupt):
+        Index(tmp_path, interrupted)
+    assert Index(tmp_path, read_status).num_read == 3  # r0 to r3 are kept; r4 was of the batch that was interrupted
+
+
 @pytest.mark.parametrize("content", [b"not a database", b""])
 def test_a_damaged_index_is_made_again(tmp_path: Path, content: bytes) -> None:
     light_run(tmp_path, "r", score=1)
