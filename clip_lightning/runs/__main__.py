@@ -92,7 +92,7 @@ def _show(arguments: argparse.Namespace) -> int:
     facts = Index(run.parent).facts(run.name)
     if not facts:
         raise UserError(f"{run} holds no run, which is a folder with config.yaml")
-    print(aligned([(key, "null" if value is None else f"{value}") for key, value in facts[0].items()]))
+    print(aligned([(key, json.dumps(value) if value in (None, "") else str(value)) for key, value in facts[0].items()]))
     return 0
 
 

@@ -100,11 +100,5 @@ def test_runs_that_were_made_to_differ_in_one_thing(runner: Runner, tmp_path: Pa
     versions = json.loads((again / "versions.json").read_text())
     (again / "versions.json").write_text(json.dumps({**versions, "timm": "0.0"}))
     assert first_line(first, again) == f"first difference: versions: timm: {versions['timm']} -> 0.0"
-    # Another picture in as many bytes: what follows the end of a JPEG is not read.
-    pictures = sorted((jpeg(0), jpeg(500)), key=len)
-    padded = [picture.ljust(len(pictures[1]), b"\0") for picture in pictures]
-    for name, picture in (("old", padded[0]), ("new", padded[1])):
-        write_tar(tmp_path / "tar/0.tar", [(members[0][0], picture), *members[1:]])
-        train(name)
-    (old,), (new,) = (list((tmp_path / name).glob("tiny*")) for name in ("old", "new"))
-    assert first_line(old, new).startswith("first difference: data: fingerprint: ")
+    write_tar(tmp_path / "tar/0.tar", [(members[0][0], jpeg(0, width=48)), *members[1:]])
+    assert first_line(first, train("replaced")).startswith("first difference: data: fingerprint: ")
