@@ -180,6 +180,11 @@ class ContrastiveDataModule(LightningDataModule):
         maker = self._maker(validation=True)
         return ValidationPieces(maker, self._validation_ids, [positions], self._bad_sample_logs[-1])[0]
 
+    def validation_captions(self, pairs: Batch) -> list[str]:
+        """The caption of each pair of a validation batch; empty where the pair cannot be read."""
+        captions = map(self._validation_layout.readable_captions, pairs.sample_ids.tolist())
+        return [next(iter(of_sample), "") for of_sample in captions]
+
     def check_validation(self) -> None:
         """Reads and decodes the first validation pairs, so that what keeps an evaluation from starting shows now.
 

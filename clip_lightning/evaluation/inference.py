@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clip_lightning.data.batches import Batch
 from clip_lightning.errors import AgreedError
 from clip_lightning.loss.precision import full_float32
+from clip_lightning.model.clip import CLIP
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,6 +39,25 @@ def inference(model: nn.Module, device: torch.device, precision: str = "fp32") -
             module.training = training
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def pair_features(
+    model: CLIP, pairs: Batch, device: torch.device, *, batch: int, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Unit features [N, D] of the images and of the texts of the pairs that can be read, float32.
+
+    To be called on every rank, since the blocks of a sharded model are gathered.
+
+    Args: batch: pairs in a forward pass.
+    """
+    readable = pairs.positions >= 0
+    columns = (pairs.images[readable], pairs.tokens[readable], pairs.lengths[readable])
+    images, texts = [], []
+    with inference(model, device, precision):
+        for pixels, tokens, lengths in zip(*(column.split(batch) for column in columns), strict=True):
+            images.append(model.encode_image(pixels.to(device)))
+            texts.append(model.encode_text(tokens.to(device), lengths.to(device)))
+    return torch.cat(images), torch.cat(texts)
 
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:

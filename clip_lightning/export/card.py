@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 
+from clip_lightning.config import described
 from clip_lightning.records import read_records
 from clip_lightning.reliability import provenance
 from clip_lightning.training.any_model import OpenedModel
@@ -80,24 +81,16 @@ def _name(opened: OpenedModel) -> str:
 
 def _about(opened: OpenedModel) -> list[str]:
     """What was trained, on what, for how long."""
-    model, vision, text = opened.config, opened.config.vision, opened.config.text
     parameters = sum(parameter.numel() for parameter in opened.model.parameters())
     rows = {
-        "image tower": f"{vision.timm or vision._target_}, {vision.image_size} pixels",
-        "images in use": f"{vision.resize} side, {vision.interpolation}",
-        "text tower": f"{text.config.get('model_type', text.huggingface)}, {text.context_length} tokens",
-        "tokenizer": text.tokenizer.kind,
-        "shared space": f"{model.embed_dim} numbers",
+        **described.of_model(opened.config),
         "parameters": f"{parameters / 1e6:,.2f} M",
         "logit scale": f"{float(opened.model.current_logit_scale()):.4g}",
     }
     if opened.model.logit_bias is not None:
         rows["logit bias"] = f"{float(opened.model.logit_bias):.4g}"
     if opened.run is not None:
-        rows["data"] = opened.run.data.name
-        rows["loss"] = opened.run.loss.name
-        rows["global batch"] = f"{opened.run.compute.global_batch:,} pairs"
-        rows["precision"] = opened.run.compute.precision
+        rows |= described.of_training(opened.run)
     if opened.samples_seen is not None:
         rows["samples seen"] = f"{opened.samples_seen:,}"
     rows |= _summary(opened)

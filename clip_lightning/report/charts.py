@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.formatting import percent
-from clip_lightning.records import EMA
+from clip_lightning.records import EMA, OWN_METRICS
 from clip_lightning.report.read import RunFiles
 
 # A series keeps at most so many points: a screen is not wider.
@@ -62,7 +62,7 @@ def sections(runs: Sequence[RunFiles]) -> list[Section]:
     found = [
         Section("Loss", list(_losses(runs, axes))),
         Section("Zero-shot accuracy", list(_zero_shot(runs, axes))),
-        Section("Retrieval of held-out pairs", list(_retrieval(runs, axes))),
+        Section("Retrieval", list(_retrieval(runs, axes))),
         Section("Optimization", list(_of_training(runs, axes, _OPTIMIZATION))),
         Section("Speed and memory", list(_of_training(runs, axes, _SPEED))),
         Section("Representation health", list(_health(runs, axes))),
@@ -104,8 +104,8 @@ class Axes:
             return {"samples": samples.tolist()}
         return {
             "samples": samples.tolist(),
-            "flops": [float(f"{value:.6g}") for value in np.interp(samples, self.samples, self.flops)],
-            "hours": [float(f"{value:.6g}") for value in np.interp(samples, self.samples, self.hours)],
+            "flops": _plain(np.interp(samples, self.samples, self.flops)),
+            "hours": _plain(np.interp(samples, self.samples, self.hours)),
         }
 
 
@@ -152,51 +152,62 @@ def _losses(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
         yield Chart("Training loss", "nats", about, series, [(value, name) for name, value in levels.items()])
     names = [str(what) for run in runs for what in run.records.what if str(what).startswith("val_loss_")]
     for what in dict.fromkeys(names):
-        candidates = int(what.removeprefix("val_loss_"))
-        series, level = [], {}
-        for k, run in enumerate(runs):
-            for weights in ("", EMA):
-                rows = run.measured("validation", what, weights)
-                if len(rows):
-                    name = weights and "averaged weights"
-                    dash = "dot" if weights else "solid"
-                    series.append(_series(k, axes[k], rows, name, _label(runs, k, name, "loss"), dash, points=True))
-                    level = {"guessing": float(rows.chance.iloc[-1])} if rows.chance.notna().any() else level
-        about = f"Held-out pairs, {candidates:,} candidates each, whatever the batch; bars are 95 % intervals."
-        yield Chart("Validation loss", "nats", about, series, [(value, name) for name, value in level.items()])
+        candidates = f"{int(what.removeprefix('val_loss_')):,} candidates"
+        series, levels, _ = _measured(runs, axes, "validation", what, "loss", "guessing")
+        about = f"Of held-out pairs among {candidates}, whatever the batch; bars are 95 % intervals."
+        yield Chart(f"Validation loss, {candidates}", "nats", about, series, levels)
+
+
+# What is shown of a classification; the first that a task has is its curve.
+ZERO_SHOT = {"acc1": "top-1", "acc5": "top-5", "mean_per_class": "mean per class"} | {
+    what: what for what in OWN_METRICS
+}
+
+
+def tasks_of(runs: Sequence[RunFiles], quantities: Iterable[str]) -> dict[str, str]:
+    """The tasks that any run has one of the quantities of, each with the first of them."""
+    found: dict[str, str] = {}
+    for what in quantities:
+        for run in runs:
+            for task in run.tasks(what):
+                found.setdefault(task, what)
+    return found
 
 
 def _zero_shot(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
-    for task in dict.fromkeys(task for run in runs for task in run.tasks("acc1")):
-        yield _scores(runs, axes, task, "acc1", task, "top-1")
+    for task, what in tasks_of(runs, ZERO_SHOT).items():
+        yield _scores(runs, axes, task, what, task, ZERO_SHOT[what])
 
 
 def _retrieval(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
-    for what, title in (
-        ("recall_at_1", "Recall at 1, mean of both directions"),
-        ("image_to_text_recall_at_5", "Recall at 5, image to text"),
-        ("text_to_image_recall_at_5", "Recall at 5, text to image"),
-    ):
-        if any("validation" in run.tasks(what) for run in runs):
-            yield _scores(runs, axes, "validation", what, title, "recall")
+    for task in tasks_of(runs, ["recall_at_1"]):
+        of = "held-out pairs" if task == "validation" else task
+        yield _scores(runs, axes, task, "recall_at_1", f"Recall at 1: {of}, mean of both directions", "recall")
 
 
-def _scores(
-    runs: Sequence[RunFiles], axes: Sequence[Axes], task: str, what: str, title: str, unit: str
-) -> Chart:  # fmt: skip
+def _scores(runs: Sequence[RunFiles], axes: Sequence[Axes], task: str, what: str, title: str, unit: str) -> Chart:
     """A score with its intervals and chance; n in the sentence below."""
-    series, chance, n = [], dict[str, float](), 0
+    series, levels, n = _measured(runs, axes, task, what, unit, "chance")
+    about = f"n = {n:,}; bars are 95 % intervals." if n else ""
+    return Chart(title, unit, about, series, levels, is_share=True)
+
+
+def _measured(
+    runs: Sequence[RunFiles], axes: Sequence[Axes], task: str, what: str, quantity: str, guessing: str
+) -> tuple[list[dict[str, Any]], list[tuple[float, str]], int]:
+    """The curves of a quantity of evaluations for both kinds of weights, the level of guessing, and the newest n."""
+    series, levels, n = [], list[tuple[float, str]](), 0
     for k, run in enumerate(runs):
         for weights in ("", EMA):
             rows = run.measured(task, what, weights)
             if len(rows):
                 name = weights and "averaged weights"
                 dash = "dot" if weights else "solid"
-                series.append(_series(k, axes[k], rows, name, _label(runs, k, name, unit), dash, points=True))
-                n = int(rows.n.iloc[-1]) if rows.n.notna().any() else n
-                chance = {"chance": float(rows.chance.iloc[-1])} if rows.chance.notna().any() else chance
-    about = f"n = {n:,}; bars are 95 % intervals." if n else ""
-    return Chart(title, unit, about, series, [(value, name) for name, value in chance.items()], is_share=True)
+                series.append(_series(k, axes[k], rows, name, _label(runs, k, name, quantity), dash, points=True))
+                chances, counts = rows.chance.dropna(), rows.n.dropna()
+                levels = [(float(chances.iloc[-1]), guessing)] if len(chances) else levels
+                n = int(counts.iloc[-1]) if len(counts) else n
+    return series, levels, n
 
 
 _OPTIMIZATION = (

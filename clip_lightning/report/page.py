@@ -12,22 +12,39 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import pandas as pd
+
 from clip_lightning import __version__
 from clip_lightning.formatting import clock, count, percent, setting, with_interval
-from clip_lightning.records import EMA
+from clip_lightning.records import EMA, task_name
 from clip_lightning.reliability.atomic_files import write_atomically
-from clip_lightning.report.charts import Axes, Section, sections
+from clip_lightning.report.charts import ZERO_SHOT, Axes, Section, sections, tasks_of
 from clip_lightning.report.read import RunFiles, differences, read_runs
 
 FILE = "report.html"
-# Figures of a run that the page draws itself.
+# Figures of a run that the page draws itself; and what the others show.
 _REDRAWN = ("loss", "zero_shot")
+_SHOWN = {
+    "predictions": "single images with their most probable classes",
+    "retrieval": "held-out pairs whose own caption is ranked best and worst for their image, with the captions that "
+    "the model finds most probable",
+}
+# What a table of retrieval has; the first is what several runs are compared by.
+_RECALLS = {"recall_at_1": "recall at 1, both ways"} | {
+    f"{way}_to_{other}_recall_at_{depth}": f"{way} to {other} at {depth}"
+    for way, other in (("image", "text"), ("text", "image"))
+    for depth in (1, 5, 10)
+}
 _MOST_BYTES = 4 * 2**20  # of an embedded picture
 
 
-def write(paths: Sequence[Path], out: Path) -> Path:
-    """Writes the page of one run, or of several beside each other. Raises: UserError: a folder holds no run."""
-    write_atomically(out, page(read_runs(paths)))
+def write(paths: Sequence[Path], out: Path, *, has_ended: bool = False) -> Path:
+    """Writes the page of one run, or of several beside each other.
+
+    Args: has_ended: the runs have ended, although this process still holds their locks.
+    Raises: UserError: a folder holds no run.
+    """
+    write_atomically(out, page(read_runs(paths, has_ended=has_ended)))
     return out
 
 
@@ -43,7 +60,7 @@ def page(runs: Sequence[RunFiles]) -> str:
         style=texts.joinpath("report.css").read_text(encoding="utf-8"),
         body="\n".join(_body(runs, found)),
         version=escape(__version__),
-        charts=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        charts=json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         plotly=_plotly() if charts else "",
         script=texts.joinpath("report.js").read_text(encoding="utf-8"),
     )
@@ -70,12 +87,14 @@ def _body(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
     if len(runs) > 1:
         yield from _section("Differences of config", _differences(runs))
     yield from _section("Result" if len(runs) == 1 else "Results", _facts_table(runs))
-    if table := _zero_shot_table(runs):
-        yield from _section("Zero-shot scores", table)
+    newest = "Newest evaluation, 95 % intervals in brackets"
+    for title, names in (("Zero-shot scores", ZERO_SHOT), ("Retrieval scores", _RECALLS)):
+        if table := _score_table(runs, names, newest):
+            yield from _section(title, table)
     yield from _charts(runs, found)
     for run in runs:
         if panels := _panels(run):
-            yield from _section(_of("Predictions", run, runs), panels)
+            yield from _section(_of("Examples", run, runs), panels)
     yield from _section("Starts and faults", "".join(_starts(run, runs) for run in runs))
     for run in runs:
         yield from _section(_of("What was trained", run, runs), _identity(run) + _tree_of(run))
@@ -118,6 +137,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
     facts: dict[str, str | None] = {
         "state": run.state + (f": {run.reason}" if run.reason else ""),
         "training loss": None if loss is None else f"{loss:.4g}",
+        "validation loss": _validation_loss(run),
         "samples": f"{run.status.get('samples_seen', 0):,} of {run.status.get('total_samples') or 0:,}",
         "parameters": count(parameters) if parameters else None,
         "time": None if seconds is None else clock(seconds),
@@ -137,39 +157,55 @@ def _facts(run: RunFiles) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def _validation_loss(run: RunFiles) -> str | None:
+    rows = run.records[run.records.what.str.startswith("val_loss_") & (run.records.weights == "")]
+    if not len(rows):
+        return None
+    newest = rows.loc[rows.samples_seen.idxmax()]
+    return f"{newest.value:.4g} with {int(newest.what.removeprefix('val_loss_')):,} candidates"
+
+
 def _last(run: RunFiles, what: str) -> float | None:
     rows = run.training(what)
     return float(rows.value.iloc[-1]) if len(rows) else None
 
 
-def _zero_shot_table(runs: Sequence[RunFiles]) -> str:
-    """The newest scores of every task; of one run all of them, of several their top-1 beside each other."""
-    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks("acc1")))
+def _score_table(runs: Sequence[RunFiles], names: Mapping[str, str], caption: str) -> str:
+    """The newest scores of every task; of one run all of them, of several the first one beside each other.
+
+    Args: names: quantity -> its name in the table.
+    """
+    tasks = tasks_of(runs, names)
     if not tasks:
         return ""
     if len(runs) > 1:
-        rows = [(task, *(_score(run, task, "acc1") for run in runs)) for task in tasks]
-        return _table(["task", *(run.label for run in runs)], rows, "Top-1 with 95 % intervals, newest evaluation")
-    run, rows = runs[0], []
+        lines = [(task, names[what], *(_score(run, task, what) for run in runs)) for task, what in tasks.items()]
+        return _table(["task", "score", *(run.label for run in runs)], lines, caption)
+    run, found = runs[0], dict[str, dict[str, pd.Series]]()
     for weights in ("", EMA):
         for task in tasks:
-            newest = run.measured(task, "acc1", weights)
-            if len(newest):
-                last = newest.iloc[-1]
-                scores = [_score(run, task, what, weights) for what in ("acc1", "acc5", "mean_per_class")]
-                name = f"{task} ({weights})" if weights else task
-                rows.append((name, *scores, f"{int(last.n):,}", percent(last.chance), count(last.samples_seen)))
-    head = ["task", "top-1", "top-5", "mean per class", "n", "chance", "samples"]
-    return _table(head, rows, "Newest evaluation, 95 % intervals in brackets")
+            newest = {what: rows.iloc[-1] for what in names if len(rows := run.measured(task, what, weights))}
+            if newest:
+                found[task_name(task, weights)] = newest
+    columns = [what for what in names if any(what in newest for newest in found.values())]
+    lines = []
+    for name, newest in found.items():
+        first = next(iter(newest.values()))
+        n, chance = (None if pd.isna(value) else value for value in (first.n, first.chance))
+        scores = [_interval(newest[what]) if what in newest else "-" for what in columns]
+        about = ("-" if n is None else f"{int(n):,}", "-" if chance is None else percent(chance))
+        lines.append((name, *scores, *about, count(first.samples_seen)))
+    return _table(["task", *(names[what] for what in columns), "n", "chance", "samples"], lines, caption)
 
 
-def _score(run: RunFiles, task: str, what: str, weights: str = "") -> str:
-    rows = run.measured(task, what, weights)
-    if not len(rows):
-        return "-"
-    last = rows.iloc[-1]
-    low, high = (None if end != end else float(end) for end in (last.low, last.high))
-    return with_interval(float(last.value), low, high)
+def _score(run: RunFiles, task: str, what: str) -> str:
+    rows = run.measured(task, what)
+    return _interval(rows.iloc[-1]) if len(rows) else "-"
+
+
+def _interval(row: pd.Series) -> str:
+    low, high = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
+    return with_interval(float(row.value), low, high)
 
 
 def _charts(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
@@ -217,10 +253,11 @@ def _panels(run: RunFiles) -> str:
             shown.append(f"<p>{escape(str(path))} is too large for this page.</p>")
             continue
         name = path.stem.replace("_", " ")
-        about = f"{name}: single images with their most probable classes" if path.stem == "predictions" else name
+        about = f"{name}: {_SHOWN[path.stem]}" if path.stem in _SHOWN else name
         data = base64.b64encode(path.read_bytes()).decode()
         picture = f'<img class="panels" alt="{escape(about, quote=True)}" src="data:image/png;base64,{data}">'
-        shown.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>')
+        region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>'
+        shown.append(f'<h3>{escape(name.capitalize())}</h3><p class="about">{escape(about)}</p>{region}')
     return "".join(shown)
 
 
@@ -262,7 +299,9 @@ def _identity(run: RunFiles) -> str:
     more = f"<details><summary>files that differ from the commit</summary>{files_changed}</details>" * bool(
         run.code[1:]
     )
-    return _definitions(facts) + f"<details><summary>versions</summary>{versions}</details>{more}"
+    return (
+        _definitions(run.card) + _definitions(facts) + f"<details><summary>versions</summary>{versions}</details>{more}"
+    )
 
 
 def _tree_of(run: RunFiles) -> str:

@@ -12,12 +12,14 @@ from typing import Any
 
 import pandas as pd
 
+from clip_lightning.config import described
 from clip_lightning.config.compose import read
 from clip_lightning.config.frozen import tree
 from clip_lightning.config.identity import flatten, science_hash
 from clip_lightning.errors import UserError
 from clip_lightning.records import to_frame
 from clip_lightning.reliability.status import read_json, standing
+from clip_lightning.run_folders import CONFIG, PLACES, STATUS, check_run
 from clip_lightning.scaling.runs import complete_records
 
 
@@ -28,8 +30,9 @@ class RunFiles:
     Attributes:
         label: its name, or the end of its path that distinguishes it from the other runs of the page.
         config: as nested dictionaries; science: the hash of what decides what is learned.
+        card: what was trained, as in a model card; empty where the config is of another version.
         state, reason: of the run now.
-        records: one row per number; of two at the same place the later one.
+        records: one row per number, of the tasks' own prompts; of two at the same place the later one.
         code: the commit and the files that differ from it.
         starts: a dictionary for each start.
         divergences: lines of divergence.jsonl.
@@ -40,6 +43,7 @@ class RunFiles:
     label: str
     config: dict[str, Any]
     science: str
+    card: dict[str, str]
     state: str
     reason: str
     records: pd.DataFrame
@@ -71,42 +75,48 @@ class RunFiles:
         return self._curves.get((what, task, weights), self.records.iloc[:0])
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+def read_runs(paths: Sequence[Path], *, has_ended: bool = False) -> list[RunFiles]:
     """The runs of a page, each labelled by its name, or where two have one by their paths.
 
+    Args: has_ended: see `read_run`.
     Raises: UserError: a folder holds no run, or is given twice.
     """
     resolved = [path.resolve() for path in paths]
-    for path, given in zip(resolved, paths, strict=True):
-        if not (path / "config.yaml").exists():
-            raise UserError(f"{given} holds no run, which is a folder with config.yaml")
+    for path in paths:
+        check_run(path)
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each run once")
     names = [path.name for path in resolved]
     labels = names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in resolved]
     if len(set(labels)) < len(labels):
         labels = [str(path) for path in resolved]
-    return [read_run(path, label) for path, label in zip(resolved, labels, strict=True)]
+    return [read_run(path, label, has_ended=has_ended) for path, label in zip(resolved, labels, strict=True)]
 
 
-def read_run(path: Path, label: str = "") -> RunFiles:
-    """One run. Raises: UserError: its config cannot be read."""
+def read_run(path: Path, label: str = "", *, has_ended: bool = False) -> RunFiles:
+    """One run.
+
+    Args: has_ended: the status is the last one, although this process still holds the run's lock.
+    Raises: UserError: its config cannot be read.
+    """
     git, metrics = path / "git.txt", path / "metrics.jsonl"
     records = to_frame(complete_records(metrics) if metrics.exists() else [])
+    records = records[records.variant == ""]
     is_newest = ~records.duplicated(["what", "task", "weights", "samples_seen"], keep="last")
     hashes = records.science[records.science != ""]
-    state, reason = standing(path)
-    summary = read_json(path / "summary.json")
+    status, summary = (read_json(path / name) for name in (STATUS, "summary.json"))
+    state, reason = (status["status"], status["reason"]) if has_ended else standing(path)
     return RunFiles(
         path=path,
         label=label or path.name,
-        config=tree(path / "config.yaml"),
-        science=hashes.iloc[0] if len(hashes) else science_hash(read(path / "config.yaml")),
+        config=tree(path / CONFIG),
+        science=hashes.iloc[0] if len(hashes) else science_hash(read(path / CONFIG)),
+        card=_card(path),
         state=state,
         reason=reason,
         records=records[is_newest | (records.what == "skip_windows")],
         summary=summary,
-        status=read_json(path / "status.json"),
+        status=status,
         data=read_json(path / "data.json"),
         versions=read_json(path / "versions.json"),
         code=git.read_text(encoding="utf-8").splitlines() if git.exists() else [],
@@ -116,10 +126,18 @@ def read_run(path: Path, label: str = "") -> RunFiles:
     )
 
 
+def _card(path: Path) -> dict[str, str]:
+    try:
+        config = read(path / CONFIG)
+    except UserError:
+        return {}
+    return described.of_model(config.model) | described.of_training(config)
+
+
 def differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[Any]]]:
     """The config keys in which the runs differ, each with every run's value; where the runs lie is no difference."""
     flat = [flatten(run.config) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one if key not in ("runs", "fresh", "dry_run"))
+    keys = dict.fromkeys(key for one in flat for key in one if key not in PLACES)
     absent = "(absent)"
     rows = [(key, [one.get(key, absent) for one in flat]) for key in keys]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]

@@ -106,5 +106,7 @@
     window.addEventListener("beforeprint", () => places.forEach((place) => draw(place)));
   }
 
-  start();
+  start().catch((error) => document.querySelectorAll(".chart").forEach((place) => {
+    place.textContent = `This browser cannot draw the chart (${error.message}). Its last values are below.`;
+  }));
 })();

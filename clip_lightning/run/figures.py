@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its records: loss, zero-shot over samples, predictions on single images."""
+"""The figures of a run: loss and zero-shot over samples, predictions on single images, held-out pairs."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.errors import DataError
+from clip_lightning.evaluation.pair_examples import pair_examples
 from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
 from clip_lightning.evaluation.tasks import ZeroShotTask
 from clip_lightning.plots.predictions import prediction_panels
@@ -16,10 +18,16 @@ from clip_lightning.tokenizer import Tokenizer
 from clip_lightning.training.clip_module import ClipModule
 
 IMAGES_PER_TASK, TASKS = 3, 8
+PAIRS, PAIRS_SHOWN = 256, 6
 
 
-def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Prediction]) -> list[Path]:
-    """Writes the figures that the records and predictions allow, as PNG; returns their paths."""
+def write_figures(
+    folder: Path, records: Sequence[Record], shown: Sequence[Prediction], retrieved: Sequence[Prediction] = ()
+) -> list[Path]:
+    """Writes the figures that the records and predictions allow, as PNG; returns their paths.
+
+    Args: shown: of `example_predictions`. retrieved: of `example_pairs`.
+    """
     folder.mkdir(exist_ok=True)
     table = to_frame(records)
     drawn: dict[str, Figure] = {}
@@ -29,6 +37,8 @@ def write_figures(folder: Path, records: Sequence[Record], shown: Sequence[Predi
         drawn["zero_shot"] = zero_shot_curves(table)
     if shown:
         drawn["predictions"] = prediction_panels(shown)
+    if retrieved:
+        drawn["retrieval"] = prediction_panels(retrieved)
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")
@@ -50,3 +60,12 @@ def example_predictions(
         with suppress(DataError):  # an image that cannot be read, which the evaluation has reported
             rows += predictions(module.model, tokenizer, task, indices, module.device, image_size=image_size)
     return rows
+
+
+def example_pairs(module: ClipModule, data: ContrastiveDataModule) -> list[Prediction]:
+    """Held-out pairs that the model retrieves best and worst among a fixed few. Must be called on every rank."""
+    if not data.num_validation:
+        return []
+    pairs = data.validation_batch(PAIRS)
+    captions = data.validation_captions(pairs)
+    return pair_examples(module.model, pairs, captions, module.device, num_each=PAIRS_SHOWN // 2)

@@ -64,7 +64,7 @@ class Outcome:
         stopped_by: callbacks that stopped training; a run that they stop is finished.
         seconds: of all starts together.
         bad_samples: number by cause, of all ranks, in this start.
-        shown: example predictions of a finished run.
+        shown, retrieved: example predictions and held-out pairs of a finished run.
     """
 
     samples_seen: int
@@ -73,6 +73,7 @@ class Outcome:
     seconds: float
     bad_samples: Counter[str]
     shown: list[Prediction]
+    retrieved: list[Prediction]
 
 
 class OtherRank:
@@ -307,7 +308,7 @@ class RankZero(OtherRank):
         table = end_table(summary, [identity.redacted(word) for word in self.argv])
         write_atomically(self.path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
         write_atomically(self.path / "summary.txt", table + "\n")
-        write_figures(self.path / "figures", records, outcome.shown)
+        write_figures(self.path / "figures", records, outcome.shown, outcome.retrieved)
         write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
         write_report(self.path)
         print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), config, self.lengths)]))

@@ -20,7 +20,7 @@ from clip_lightning.run import callbacks, launch
 from clip_lightning.run.console.throughput import Throughput
 from clip_lightning.run.divergence import roll_back
 from clip_lightning.run.evaluators import build_evaluators
-from clip_lightning.run.figures import example_predictions
+from clip_lightning.run.figures import example_pairs, example_predictions
 from clip_lightning.run.first_step import FirstStep
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.loggers import use_samples_as_steps
@@ -103,7 +103,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 gc.collect()
                 torch.cuda.empty_cache()
             module.to(trainer.strategy.root_device)
-            is_complete, shown = module.samples_seen >= lengths.total, []
+            is_complete, shown, retrieved = module.samples_seen >= lengths.total, [], []
             stopped_by = "" if is_complete or run.signals.received else callbacks.stop_reason(trainer, users_own)
             is_finished = is_complete or bool(stopped_by)
             if is_finished:
@@ -111,9 +111,10 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 evaluation.evaluate(module)
                 run.evaluated(evaluation.predictions, module.samples_seen)
                 shown = example_predictions(module, run.tokenizer, run.tasks.zero_shot, config.model.vision.image_size)
+                retrieved = example_pairs(module, data)
             data.exchange_bad_samples()
         seconds, bad_samples = throughput.seconds, data.bad_samples
-        return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown))
+        return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown, retrieved))
     return 0
 
 

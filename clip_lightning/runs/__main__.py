@@ -9,6 +9,7 @@ from typing import Any
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned, clock, count, percent
 from clip_lightning.reliability.status import standing
+from clip_lightning.run_folders import CONFIG
 from clip_lightning.runs.index import Index
 from clip_lightning.runs.where import Condition, parse
 
@@ -89,10 +90,8 @@ def _best(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     run = directory_of(arguments.run, arguments.runs)
-    facts = Index(run.parent).facts(run.name)
-    if not facts:
-        raise UserError(f"{run} holds no run, which is a folder with config.yaml")
-    print(aligned([(key, json.dumps(value) if value in (None, "") else str(value)) for key, value in facts[0].items()]))
+    facts = Index(run.parent).facts(run.name)[0]
+    print(aligned([(key, json.dumps(value) if value in (None, "") else str(value)) for key, value in facts.items()]))
     return 0
 
 
@@ -126,9 +125,9 @@ def _diff(arguments: argparse.Namespace) -> int:
 def directory_of(name: str, runs: Path) -> Path:
     """A run's directory, by its path or by its name in the folder of runs. Raises: UserError: there is none."""
     for path in (Path(name), runs / name):
-        if (path / "config.yaml").exists():
+        if (path / CONFIG).exists():
             return path.resolve()
-    raise UserError(f"{name} is neither the directory of a run, with config.yaml, nor the name of one in {runs}")
+    raise UserError(f"{name} is neither the directory of a run, with {CONFIG}, nor the name of one in {runs}")
 
 
 def ordered(rows: Sequence[Row], key: str, reverse: bool = False) -> list[Row]:

@@ -5,9 +5,8 @@ data, the samples of its first step, its initial weights, and the losses that it
 because an earlier one does.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from clip_lightning.config.identity import diff, flatten, science
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, listed
 from clip_lightning.reliability.status import read_json
-from clip_lightning.run_folders import FIRST_STEP
-from clip_lightning.runs.facts import PLACES
+from clip_lightning.run_folders import CONFIG, FIRST_STEP, PLACES, check_run
+from clip_lightning.scaling.runs import complete_records
 
 # Config keys that decide nothing in a run: where it lies, and its checks against an earlier start.
 _UNCOMPARED = (*PLACES, "experiment", "allow_changed")
@@ -43,8 +42,7 @@ class Finding:
 def compare(a: Path, b: Path) -> list[Finding]:
     """Everything that is compared, in order. Raises: UserError: a folder holds no run."""
     for run in (a, b):
-        if not (run / "config.yaml").exists():
-            raise UserError(f"{run} holds no run, which is a folder with config.yaml")
+        check_run(run)
     return [Finding(what, *found(a, b)) for what, found in _COMPARISONS.items()]
 
 
@@ -66,7 +64,7 @@ Answer = tuple[bool | None, tuple[str, ...]]
 
 def _config(a: Path, b: Path) -> Answer:
     """Keys of the science first: no other key should change a number beyond rounding."""
-    trees = [tree(run / "config.yaml") for run in (a, b)]
+    trees = [tree(run / CONFIG) for run in (a, b)]
     before, after = ({key: one[key] for key in one if key not in _UNCOMPARED} for one in trees)
     changed = diff(before, after)
     keys = _science_keys(a) | _science_keys(b)
@@ -122,7 +120,7 @@ def _losses(a: Path, b: Path) -> Answer:
     common = [samples for samples in losses if samples in others]
     if not common:
         return None, ("no step at which both logged a loss",)
-    batch = tree(a / "config.yaml")["compute"]["global_batch"]
+    batch = tree(a / CONFIG)["compute"]["global_batch"]
     for samples in common:
         mine, other = losses[samples], others[samples]
         if mine != other and not (math.isnan(mine) and math.isnan(other)):
@@ -153,9 +151,9 @@ def _of_files(a: Path, b: Path, name: str) -> Answer:
 def _science_keys(run: Path) -> set[str]:
     """The keys that enter the hash; all, where a config of another version cannot be read."""
     try:
-        return set(flatten(science(read(run / "config.yaml"))))
+        return set(flatten(science(read(run / CONFIG))))
     except UserError:
-        return set(flatten(tree(run / "config.yaml")))
+        return set(flatten(tree(run / CONFIG)))
 
 
 def _patched(patch: bytes) -> set[str]:
@@ -169,12 +167,6 @@ def _lines(path: Path) -> list[str] | None:
 
 def _loss(run: Path) -> dict[int, float]:
     """Samples seen -> training loss, in order; the later of two at one place."""
-    return dict(sorted(_logged(run / "metrics.jsonl")))
-
-
-def _logged(path: Path) -> Iterator[tuple[int, float]]:
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
-        if '"what": "loss"' in line and line.endswith("\n"):
-            row = json.loads(line)
-            if not row.get("task") and not row.get("weights"):
-                yield row["samples_seen"], float(row["value"])
+    path = run / "metrics.jsonl"
+    records = complete_records(path) if path.exists() else []
+    return dict(sorted((one.samples_seen, one.value) for one in records if one.what == "loss" and not one.task))

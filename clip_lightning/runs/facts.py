@@ -14,10 +14,8 @@ from clip_lightning.config.identity import flatten, science_hash
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import setting
 from clip_lightning.reliability.status import read_json
+from clip_lightning.run_folders import CONFIG, PLACES
 from clip_lightning.scaling.runs import row_from
-
-# Where a run lies and how it was started: no property of it.
-PLACES = ("runs", "fresh", "dry_run")
 
 
 def facts_of(run: Path) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def facts_of(run: Path) -> dict[str, Any]:
     A run whose files cannot be read has its name and the reason.
     """
     try:
-        found = tree(run / "config.yaml")
+        found = tree(run / CONFIG)
         config: Any = json.loads(json.dumps(found), object_hook=lambda part: SimpleNamespace(**part))
         row = row_from(run, config, _science(run), count_flops=False)
         time = read_json(run / "status.json").get("time")
@@ -50,4 +48,4 @@ def _science(run: Path) -> str:
         with metrics.open(encoding="utf-8") as lines:
             if (first := lines.readline()).endswith("\n"):
                 return str(json.loads(first)["science"])
-    return science_hash(read(run / "config.yaml"))
+    return science_hash(read(run / CONFIG))

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.errors import UserError
-from clip_lightning.run_folders import candidates
+from clip_lightning.run_folders import CONFIG, STATUS, candidates
 
 NAME, MEMORY = ".runs.sqlite", ":memory:"
 # Raise it when `facts_of` gives other facts of the same files.
 VERSION = 1
 # The files that facts are read from; the config comes first, since a folder without one is no run.
-FILES = ("config.yaml", "status.json", "metrics.jsonl", "summary.json", "data.json")
+FILES = (CONFIG, STATUS, "metrics.jsonl", "summary.json", "data.json")
 _TABLE = "CREATE TABLE IF NOT EXISTS runs (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL)"
 _SLOW = 200  # runs that are read between two commits; with as many or more to read, a line says what takes so long
 
@@ -140,7 +140,7 @@ def _stamps(folder: Path) -> Iterator[tuple[str, str]]:
     """Each run's name, and the times and sizes of its files."""
     stat, base = os.stat, f"{folder}/"
     for name in candidates(folder):
-        parts = []
+        parts: list[str] = []
         for file in FILES:
             try:
                 state = stat(f"{base}{name}/{file}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clip_lightning.data.batches import Batch
 from clip_lightning.errors import UserError
-from clip_lightning.evaluation.inference import inference
+from clip_lightning.evaluation.inference import pair_features
 from clip_lightning.records import Record
 from clip_lightning.training.clip_module import ClipModule
 
@@ -91,15 +91,8 @@ class RepresentationHealth(Callback):
                     "or leave the callback out"
                 )
             self._held_out = datamodule.validation_batch(self.pairs)
-        held_out, device = self._held_out, module.device
-        readable = held_out.positions >= 0
-        columns = (held_out.images[readable], held_out.tokens[readable], held_out.lengths[readable])
-        images, texts = [], []
-        with inference(module.model, device, module.config.compute.precision):
-            for pixels, tokens, lengths in zip(*(column.split(self.batch) for column in columns), strict=True):
-                images.append(module.model.encode_image(pixels.to(device)))
-                texts.append(module.model.encode_text(tokens.to(device), lengths.to(device)))
-        return torch.cat(images), torch.cat(texts)
+        precision = module.config.compute.precision
+        return pair_features(module.model, self._held_out, module.device, batch=self.batch, precision=precision)
 
 
 def health(images_ND: Tensor, texts_ND: Tensor) -> dict[str, float]:

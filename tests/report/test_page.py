@@ -14,6 +14,7 @@ from PIL import Image
 
 from clip_lightning.errors import UserError
 from clip_lightning.records import EMA, Record
+from clip_lightning.reliability.lock import acquire
 from clip_lightning.report.__main__ import main
 from clip_lightning.report.charts import Axes, sections
 from clip_lightning.report.page import page
@@ -29,6 +30,13 @@ FURTHER = (
     Record(what="skip_windows", value=4096.0, n=512, samples_seen=48),
     Record(what="rankme_image", value=55.5, task="representation", samples_seen=80),
     Record(what="rankme_text", value=44.5, task="representation", samples_seen=80),
+    Record(what="acc1", value=0.999, task="shape", variant="contextless", n=960, chance=0.125, samples_seen=80),
+    Record(what="map11", value=0.731, low=0.7, high=0.76, task="voc2007", n=4952, samples_seen=80),
+    Record(
+        what="recall_at_1", value=0.321, low=0.3, high=0.34, n=1024, chance=0.001, task="validation", samples_seen=80
+    ),
+    Record(what="image_to_text_recall_at_5", value=0.654, n=1024, task="validation", samples_seen=80),
+    Record(what="recall_at_1", value=0.222, task="flickr30k", n=1000, samples_seen=80),
 )
 
 
@@ -65,7 +73,7 @@ class Page(HTMLParser):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("runs") / "<one>", further=FURTHER, code="commit abc1234 (1 file changed)")
     (run / "figures").mkdir()
-    for name in ("predictions", "loss"):
+    for name in ("predictions", "retrieval", "loss"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(run / f"figures/{name}.png")
     (run / "divergence.jsonl").write_text(json.dumps({"problem": "NaN", "steps": [{"samples_seen": 48}]}) + "\n")
     return run
@@ -81,9 +89,11 @@ def test_the_page_shows_results_faults_and_identity(run: Path) -> None:
         "finished", "80 of 80", "612k", "1.6e+11", "0:50", "2 truncated", "node2", "cluster.devices: 1 -> 2", "4,096",
         "NaN", "8aa08f0de8717210", "torch: 2.14.1", "commit abc1234 (1 file changed)", "global_batch: 16",
         "50.0% [48.0%, 52.0%]", "60.0% [58.0%, 62.0%]", "shape (ema)", "12.5%", "5.0% of training time",
+        "73.1% [70.0%, 76.0%]", "32.1% [30.0%, 34.0%]", "65.4%", "22.2%", "5 with 1,024 candidates", "48 pixels",
         read_run(run).science,
     ):  # fmt: skip
         assert words in found.text, words
+    assert "99.9%" not in found.text  # of other prompts than the task's own
 
 
 def test_the_page_requests_nothing_and_names_what_it_shows(run: Path) -> None:
@@ -94,7 +104,7 @@ def test_the_page_requests_nothing_and_names_what_it_shows(run: Path) -> None:
     assert "default-src 'none'" in content
     assert not re.search(r"@import|url\(", found.scripts["style"])
     images = [attributes for tag, attributes in found.tags if tag == "img"]
-    assert [image["alt"] for image in images] == ["predictions: single images with their most probable classes"]
+    assert [(image["alt"] or "").split(":")[0] for image in images] == ["predictions", "retrieval"]
     charts = [attributes for _, attributes in found.tags if attributes.get("class") == "chart"]
     assert len(charts) == len(found.charts["charts"]) > 8
     assert all("Last values: " in (chart["aria-label"] or "") for chart in charts)
@@ -126,6 +136,9 @@ def test_charts_hold_the_records(run: Path) -> None:
     assert shape["series"][1]["label"] == "averaged weights"
     assert shape["levels"] == [[0.125, "chance"]]
     assert [one["label"] for one in charts["RankMe"]["series"]] == ["image", "text"]
+    assert charts["voc2007"]["series"][0]["y"] == [0.731]
+    assert charts["voc2007"]["levels"] == []
+    assert charts["Recall at 1: flickr30k, mean of both directions"]["unit"] == "recall"
     assert charts["Skipped steps"]["series"][0]["y"] == [3.0]
 
 
@@ -140,6 +153,16 @@ def test_a_value_that_is_not_finite_is_a_gap(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", losses=(3.0, float("nan"), float("inf"), 2.0, 1.5))
     content = page(read_runs([run]))
     assert charts_of(content)["Training loss"]["series"][0]["y"] == [3.0, None, None, 2.0, 1.5]
+
+
+def test_a_run_that_was_stopped_is_not_shown_as_running_by_its_own_process(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", status="stopped")
+    lock = acquire(run)
+    try:
+        assert read_run(run).state == "running"
+        assert read_run(run, has_ended=True).state == "stopped"
+    finally:
+        lock.release()
 
 
 def test_several_runs_show_their_differences_first(tmp_path: Path) -> None:
@@ -169,7 +192,7 @@ def test_runs_of_one_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
     assert [run.label for run in read_runs(runs)] == ["x/r", "y/r"]
     with pytest.raises(UserError, match="named twice"):
         read_runs([runs[0], runs[0]])
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="not the directory of a run"):
         read_runs([tmp_path])
 
 

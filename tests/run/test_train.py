@@ -52,7 +52,8 @@ def test_a_run_writes_its_records_summary_and_figures(finished: tuple[Path, str]
     measured = {record.what for record in read_records(run / "metrics.jsonl") if not record.task}
     assert measured >= {"loss", "gradient_norm", "learning_rate", "logit_scale", "samples_per_second", "data_wait"}
     assert measured >= {"flops_per_second", "memory_gib", "cut_captions", "bad_samples", "seconds"}
-    assert {path.name for path in (run / "figures").iterdir()} == {"loss.png", "zero_shot.png", "predictions.png"}
+    names = {"loss.png", "zero_shot.png", "predictions.png", "retrieval.png"}
+    assert {path.name for path in (run / "figures").iterdir()} == names
 
 
 def test_the_same_command_reports_a_finished_run(runner: Any, finished: tuple[Path, str]) -> None:

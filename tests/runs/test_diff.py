@@ -72,7 +72,7 @@ def test_what_an_older_run_did_not_record_is_unknown(tmp_path: Path) -> None:
         (a / name).unlink()
     unknown = [finding.what for finding in compare(a, b) if finding.differs is None]
     assert unknown == ["code", "versions", "first samples", "initial weights"]
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="not the directory of a run"):
         compare(a, tmp_path)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from clip_lightning.formatting import clock, count, percent, with_interval
-from clip_lightning.records import Record
+from clip_lightning.records import OWN_METRICS, Record, task_name
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,4 @@ def evaluation_lines(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-# What is shown of a task beside its accuracies: its own metric, where it has another.
-OWN_METRICS = (
-    "map11",
-    "top1_top5_mean",
-    "roc_auc",
-    "pm",
-    "macro_f1",
-    "worst_group_acc1",
-    "worst_group_acc5",
-    "jaccard",
-    "caption_accuracy",
-    "group_score",
-)
 _SHOWN = {"acc1": "top-1", "recall_at_1": "recall@1", **{what: what for what in OWN_METRICS}}
-
-
-def task_name(task: str, weights: str) -> str:
-    """A task as it is shown: of the average of weights, not those of training, `task (ema)`."""
-    return f"{task} ({weights})" if weights else task

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.evaluation.metrics import METRICS
-from clip_lightning.records import Record
-from clip_lightning.run.console.progress import OWN_METRICS
+from clip_lightning.records import OWN_METRICS, Record
 from clip_lightning.run.console.summary import Summary, end_table
 from clip_lightning.run.hardware import peak_flops
 
