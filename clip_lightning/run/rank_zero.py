@@ -9,10 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import Table
@@ -24,7 +22,6 @@ from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.prediction_table import write_predictions
-from clip_lightning.evaluation.predictions import Prediction
 from clip_lightning.formatting import count
 from clip_lightning.records import Record
 from clip_lightning.reliability import provenance
@@ -44,6 +41,7 @@ from clip_lightning.run.evaluators import FoundTasks, find_tasks
 from clip_lightning.run.figures import write_figures
 from clip_lightning.run.hardware import device_name, num_visible_gpus, precision_warning, total_peak_flops, uses_gpu
 from clip_lightning.run.loggers import Loggers, build_loggers
+from clip_lightning.run.outcome import Outcome
 from clip_lightning.run.plan.dry_run import dry_run
 from clip_lightning.run.plan.preflight import Plan, Preflight, build_datamodule, preflight
 from clip_lightning.run.process_rank import rank_of_process
@@ -54,26 +52,6 @@ from clip_lightning.run.tokenizer import prepare_tokenizer
 from clip_lightning.slurm import tasks as slurm_tasks
 from clip_lightning.training.saved_model import config_of_resume
 from clip_lightning.training.zero_shot_callback import STRIDE
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where a run ended.
-
-    Attributes:
-        stopped_by: callbacks that stopped training; a run that they stop is finished.
-        seconds: of all starts together.
-        bad_samples: number by cause, of all ranks, in this start.
-        shown, retrieved: example predictions and held-out pairs of a finished run.
-    """
-
-    samples_seen: int
-    is_finished: bool
-    stopped_by: str
-    seconds: float
-    bad_samples: Counter[str]
-    shown: list[Prediction]
-    retrieved: list[Prediction]
 
 
 class OtherRank:

@@ -24,7 +24,8 @@ from clip_lightning.run.figures import example_pairs, example_predictions
 from clip_lightning.run.first_step import FirstStep
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.loggers import use_samples_as_steps
-from clip_lightning.run.rank_zero import OtherRank, Outcome, open_run
+from clip_lightning.run.outcome import Outcome
+from clip_lightning.run.rank_zero import OtherRank, open_run
 from clip_lightning.run.trainer import quiet_libraries, trainer_arguments
 from clip_lightning.training.clip_module import ClipModule
 from clip_lightning.training.repeated_captions import RepeatedCaptions

@@ -89,7 +89,8 @@ def test_the_page_shows_results_faults_and_identity(run: Path) -> None:
         "finished", "80 of 80", "612k", "1.6e+11", "0:50", "2 truncated", "node2", "cluster.devices: 1 -> 2", "4,096",
         "NaN", "8aa08f0de8717210", "torch: 2.14.1", "commit abc1234 (1 file changed)", "global_batch: 16",
         "50.0% [48.0%, 52.0%]", "60.0% [58.0%, 62.0%]", "shape (ema)", "12.5%", "5.0% of training time",
-        "73.1% [70.0%, 76.0%]", "32.1% [30.0%, 34.0%]", "65.4%", "22.2%", "5 with 1,024 candidates", "48 pixels",
+        "73.1% [70.0%, 76.0%]", "32.1% [30.0%, 34.0%]", "65.4%", "22.2%", "5 with 1,024 candidates",
+        "small_resnet, 32 pixels",
         read_run(run).science,
     ):  # fmt: skip
         assert words in found.text, words
