@@ -18,20 +18,6 @@ import pyarrow.parquet as pq
 
 # `Record.weights` of the running average.
 EMA = "ema"
-# The accuracies of a task; and its own metric, where it has another.
-SCORES = ("acc1", "acc5", "mean_per_class")
-OWN_METRICS = (
-    "map11",
-    "top1_top5_mean",
-    "roc_auc",
-    "pm",
-    "macro_f1",
-    "worst_group_acc1",
-    "worst_group_acc5",
-    "jaccard",
-    "caption_accuracy",
-    "group_score",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +171,6 @@ def metric_name(record: Record) -> str:
     what = "loss" if what.startswith("val_loss_") else what
     group = "" if what.startswith("worst_group") else record.group
     return "/".join(part for part in (record.weights, record.task or "train", record.variant, group, what) if part)
-
-
-def task_name(task: str, weights: str) -> str:
-    """A task as it is shown: of the average of weights, not those of training, `task (ema)`."""
-    return f"{task} ({weights})" if weights else task
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:

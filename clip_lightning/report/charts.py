@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.formatting import percent
-from clip_lightning.records import EMA, OWN_METRICS
+from clip_lightning.records import EMA
 from clip_lightning.report.read import RunFiles
+from clip_lightning.score_names import OWN_METRICS
 
 # A series keeps at most so many points: a screen is not wider.
 MOST_POINTS = 1500

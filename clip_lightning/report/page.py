@@ -16,10 +16,11 @@ import pandas as pd
 
 from clip_lightning import __version__
 from clip_lightning.formatting import clock, count, percent, setting, with_interval
-from clip_lightning.records import EMA, task_name
+from clip_lightning.records import EMA
 from clip_lightning.reliability.atomic_files import write_atomically
 from clip_lightning.report.charts import ZERO_SHOT, Axes, Section, sections, tasks_of
 from clip_lightning.report.read import RunFiles, differences, read_runs
+from clip_lightning.score_names import task_name
 
 FILE = "report.html"
 # Figures of a run that the page draws itself; and what the others show.

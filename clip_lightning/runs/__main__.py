@@ -12,12 +12,12 @@ from clip_lightning.reliability.status import standing
 from clip_lightning.run_folders import CONFIG
 from clip_lightning.runs.index import Index
 from clip_lightning.runs.where import Condition, parse
+from clip_lightning.score_names import is_share
 
 Row = Mapping[str, Any]
 _USUAL = ("state", "samples_seen", "total_samples", "seconds", "model", "data", "compute", "run")
 # A run's status may say that it is at work although its process is gone.
 _AT_WORK = ("running", "submitted")
-_FRACTIONS = ("acc1", "acc5", "mean_per_class", "recall", "share", "wait")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,8 +89,10 @@ def _best(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from clip_lightning.runs.facts import facts_of  # imports pandas
+
     run = directory_of(arguments.run, arguments.runs)
-    facts = Index(run.parent).facts(run.name)[0]
+    facts = facts_of(run)
     print(aligned([(key, json.dumps(value) if value in (None, "") else str(value)) for key, value in facts.items()]))
     return 0
 
@@ -165,7 +167,7 @@ def _cell(row: Row, key: str) -> str:
     if key == "seconds":
         return clock(value)
     if isinstance(value, float):
-        return percent(value) if "/" in key and any(part in key for part in _FRACTIONS) else f"{value:.6g}"
+        return percent(value) if is_share(key.rpartition("/")[2]) else f"{value:.6g}"
     return str(value)
 
 

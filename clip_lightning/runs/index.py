@@ -68,10 +68,9 @@ class Index:
                 self._check(key)
         return (dict(zip(keys, row, strict=True)) for row in rows)
 
-    def facts(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Everything of all runs, or of one."""
-        where, values = ("", []) if name is None else (" WHERE name = ?", [name])
-        rows = self._connection.execute(f"SELECT facts FROM runs{where} ORDER BY name", values)
+    def facts(self) -> list[dict[str, Any]]:
+        """Everything of all runs."""
+        rows = self._connection.execute("SELECT facts FROM runs ORDER BY name")
         return [json.loads(text) for (text,) in rows]
 
     def __len__(self) -> int:

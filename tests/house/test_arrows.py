@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TIERS: list[set[str]] = [
     {"errors"},
-    {"records", "run_folders", "child_process", "file_lock", "distributed", "formatting", "targets", "compat"},
+    {
+        "records",
+        "run_folders",
+        "score_names",
+        "child_process",
+        "file_lock",
+        "distributed",
+        "formatting",
+        "targets",
+        "compat",
+    },
     {"config"},
     {"tokenizer"},
     {"model", "loss", "data"},

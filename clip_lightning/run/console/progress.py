@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from clip_lightning.formatting import clock, count, percent, with_interval
-from clip_lightning.records import OWN_METRICS, Record, task_name
+from clip_lightning.records import Record
+from clip_lightning.score_names import OWN_METRICS, task_name
 
 
 @dataclass(frozen=True)

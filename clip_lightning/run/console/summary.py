@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.formatting import aligned, clock, count, percent, with_interval
-from clip_lightning.records import EMA, OWN_METRICS, SCORES, Record, task_name
+from clip_lightning.records import EMA, Record
+from clip_lightning.score_names import OWN_METRICS, SCORES, task_name
 
 _FURTHER = {"acc5": "top-5", "mean_per_class": "mean per class"}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_lightning.evaluation.metrics import METRICS
-from clip_lightning.records import OWN_METRICS, Record
+from clip_lightning.records import Record
 from clip_lightning.run.console.summary import Summary, end_table
 from clip_lightning.run.hardware import peak_flops
+from clip_lightning.score_names import OWN_METRICS
 
 
 def training(samples_seen: int, **values: float) -> list[Record]:
