@@ -140,17 +140,17 @@ def _label(runs: Sequence[RunFiles], run: int, name: str, quantity: str) -> str:
 
 
 def _losses(runs: Sequence[RunFiles], axes: Sequence[Axes]) -> Iterator[Chart]:
-    series, levels = [], dict[str, float]()
+    series, guessing = [], dict[str, float]()
     for k, run in enumerate(runs):
         rows = run.training("loss")
         if len(rows):
             series.append(_series(k, axes[k], rows, "", _label(runs, k, "", "loss")))
             batch = run.config["compute"]["global_batch"]
             if run.config["loss"]["name"] == "softmax":
-                levels[f"guessing in a batch of {batch:,}"] = math.log(batch)
+                guessing[f"guessing in a batch of {batch:,}"] = math.log(batch)
     if series:
         about = "Mean over each logged interval. It depends on the batch: curves of runs with one batch compare."
-        yield Chart("Training loss", "nats", about, series, [(value, name) for name, value in levels.items()])
+        yield Chart("Training loss", "nats", about, series, [(value, name) for name, value in guessing.items()])
     names = [str(what) for run in runs for what in run.records.what if str(what).startswith("val_loss_")]
     for what in dict.fromkeys(names):
         candidates = f"{int(what.removeprefix('val_loss_')):,} candidates"
@@ -239,7 +239,7 @@ def _of_training(
         for k, run in enumerate(runs):
             rows = run.training(what)
             if len(rows) and (what != "skipped_steps" or rows.value.max() > 0):
-                series.append(_series(k, axes[k], rows, "", _label(runs, k, "", chart.title.lower())))
+                series.append(_series(k, axes[k], rows, "", _label(runs, k, "", chart.title)))
         if series:
             yield Chart(chart.title, chart.unit, chart.about, series, [], chart.is_share, chart.is_log)
 

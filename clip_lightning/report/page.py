@@ -26,8 +26,8 @@ FILE = "report.html"
 # Figures of a run that the page draws itself; and what the others show.
 _REDRAWN = ("loss", "zero_shot")
 _SHOWN = {
-    "predictions": "single images with their most probable classes",
-    "retrieval": "held-out pairs whose own caption is ranked best and worst for their image, with the captions that "
+    "predictions": "Single images with their most probable classes",
+    "retrieval": "Held-out pairs whose own caption is ranked best and worst for their image, with the captions that "
     "the model finds most probable",
 }
 # What a table of retrieval has; the first is what several runs are compared by.
@@ -36,6 +36,7 @@ _RECALLS = {"recall_at_1": "recall at 1, both ways"} | {
     for way, other in (("image", "text"), ("text", "image"))
     for depth in (1, 5, 10)
 }
+_DATA = {"num_samples": "training pairs"}
 _MOST_BYTES = 4 * 2**20  # of an embedded picture
 
 
@@ -81,7 +82,12 @@ def _lead(runs: Sequence[RunFiles]) -> str:
     seen, total = run.status.get("samples_seen", 0), run.status.get("total_samples")
     of = f" of {count(total)}" if total else ""
     because = f" ({escape(run.reason)})" if run.reason else ""
-    return f"{escape(run.state)}{because}, {count(seen)}{of} samples, {escape(str(run.status.get('time', '')))}"
+    return f"{escape(run.state)}{because}, {count(seen)}{of} samples, {escape(_time(run.status.get('time')))}"
+
+
+def _time(text: str | None) -> str:
+    """A time of the run's files, to the second in UTC, as people read it."""
+    return (text or "").replace("T", " ").replace("+00:00", " UTC")
 
 
 def _body(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
@@ -98,7 +104,7 @@ def _body(runs: Sequence[RunFiles], found: Sequence[Section]) -> Iterable[str]:
             yield from _section(_of("Examples", run, runs), panels)
     yield from _section("Starts and faults", "".join(_starts(run, runs) for run in runs))
     for run in runs:
-        yield from _section(_of("What was trained", run, runs), _identity(run) + _tree_of(run))
+        yield from _section(_of("What was trained", run, runs), _identity(run))
 
 
 def _section(title: str, content: str) -> Iterable[str]:
@@ -181,7 +187,7 @@ def _score_table(runs: Sequence[RunFiles], names: Mapping[str, str], caption: st
         return ""
     if len(runs) > 1:
         lines = [(task, names[what], *(_score(run, task, what) for run in runs)) for task, what in tasks.items()]
-        return _table(["task", "score", *(run.label for run in runs)], lines, caption)
+        return _table(["task", "score", *(run.label for run in runs)], lines, caption, "scores")
     run, found = runs[0], dict[str, dict[str, pd.Series]]()
     for weights in ("", EMA):
         for task in tasks:
@@ -196,7 +202,7 @@ def _score_table(runs: Sequence[RunFiles], names: Mapping[str, str], caption: st
         scores = [_interval(newest[what]) if what in newest else "-" for what in columns]
         about = ("-" if n is None else f"{int(n):,}", "-" if chance is None else percent(chance))
         lines.append((name, *scores, *about, count(first.samples_seen)))
-    return _table(["task", *(names[what] for what in columns), "n", "chance", "samples"], lines, caption)
+    return _table(["task", *(names[what] for what in columns), "n", "chance", "samples"], lines, caption, "scores")
 
 
 def _score(run: RunFiles, task: str, what: str) -> str:
@@ -250,15 +256,16 @@ def _panels(run: RunFiles) -> str:
     pictures = [path for path in sorted((run.path / "figures").glob("*.png")) if path.stem not in _REDRAWN]
     shown = []
     for path in pictures:
+        name = path.stem.replace("_", " ").capitalize()
+        about = _SHOWN.get(path.stem, "")
+        shown.append(f'<h3>{escape(name)}</h3><p class="about">{escape(about)}</p>')
         if path.stat().st_size > _MOST_BYTES:
             shown.append(f"<p>{escape(str(path))} is too large for this page.</p>")
             continue
-        name = path.stem.replace("_", " ")
-        about = f"{name}: {_SHOWN[path.stem]}" if path.stem in _SHOWN else name
         data = base64.b64encode(path.read_bytes()).decode()
-        picture = f'<img class="panels" alt="{escape(about, quote=True)}" src="data:image/png;base64,{data}">'
-        region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>'
-        shown.append(f'<h3>{escape(name.capitalize())}</h3><p class="about">{escape(about)}</p>{region}')
+        described = escape(": ".join(filter(None, (name, about))), quote=True)
+        picture = f'<img class="panels" alt="{described}" src="data:image/png;base64,{data}">'
+        shown.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>')
     return "".join(shown)
 
 
@@ -267,7 +274,7 @@ def _starts(run: RunFiles, runs: Sequence[RunFiles]) -> str:
     rows = [
         (
             str(k),
-            str(start.get("time", "")),
+            _time(start.get("time")),
             str(start.get("host", "")),
             str(start.get("commit", "")),
             "; ".join(start.get("changed", [])) or "-",
@@ -291,33 +298,30 @@ def _starts(run: RunFiles, runs: Sequence[RunFiles]) -> str:
 
 
 def _identity(run: RunFiles) -> str:
-    """Hashes, data, code and versions."""
-    data = {f"data {key}": str(value) for key, value in run.data.items()}
+    """Model card, hashes, data, code, versions and config."""
+    data = {
+        _DATA.get(key, f"data {key}"): f"{value:,}" if isinstance(value, int) else str(value)
+        for key, value in run.data.items()
+    }
     code = run.code[0] if run.code else "not recorded"
     facts = {"science hash": run.science, **data, "code": code, "directory": str(run.path)}
-    versions = "".join(_leaf(name, found) for name, found in run.versions.items())
-    files_changed = "".join(f'<div class="leaf"><code>{escape(line)}</code></div>' for line in run.code[1:])
-    more = f"<details><summary>files that differ from the commit</summary>{files_changed}</details>" * bool(
-        run.code[1:]
-    )
-    return (
-        _definitions(run.card) + _definitions(facts) + f"<details><summary>versions</summary>{versions}</details>{more}"
-    )
-
-
-def _tree_of(run: RunFiles) -> str:
-    return f"<details><summary>config</summary>{_tree(run.config)}</details>"
+    parts = [_definitions(run.card), _definitions(facts), _details("versions", _tree(run.versions))]
+    if run.code[1:]:
+        lines = "".join(f'<div class="leaf"><code>{escape(line)}</code></div>' for line in run.code[1:])
+        parts.append(_details("files that differ from the commit", lines))
+    return "".join([*parts, _details("config", _tree(run.config))])
 
 
 def _tree(tree: Mapping[str, Any]) -> str:
     """A config as nested parts that open and close."""
-    parts = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            parts.append(f"<details><summary>{escape(str(key))}</summary>{_tree(value)}</details>")
-        else:
-            parts.append(_leaf(str(key), setting(value)))
-    return "".join(parts)
+    return "".join(
+        _details(str(key), _tree(value)) if isinstance(value, dict) and value else _leaf(str(key), setting(value))
+        for key, value in tree.items()
+    )
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _leaf(key: str, value: str) -> str:
@@ -329,13 +333,12 @@ def _definitions(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "") -> str:
     first = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     lines = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{first}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
+    table = f"<caption>{escape(caption)}</caption><thead><tr>{first}</tr></thead><tbody>{lines}</tbody>"
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}">'
+    return f'{region}<table class="{kind}">{table}</table></div>'

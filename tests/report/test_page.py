@@ -90,7 +90,7 @@ def test_the_page_shows_results_faults_and_identity(run: Path) -> None:
         "NaN", "8aa08f0de8717210", "torch: 2.14.1", "commit abc1234 (1 file changed)", "global_batch: 16",
         "50.0% [48.0%, 52.0%]", "60.0% [58.0%, 62.0%]", "shape (ema)", "12.5%", "5.0% of training time",
         "73.1% [70.0%, 76.0%]", "32.1% [30.0%, 34.0%]", "65.4%", "22.2%", "5 with 1,024 candidates",
-        "small_resnet, 32 pixels",
+        "small_resnet, 32 pixels", "2026-11-30 09:00:00 UTC",
         read_run(run).science,
     ):  # fmt: skip
         assert words in found.text, words
@@ -105,7 +105,7 @@ def test_the_page_requests_nothing_and_names_what_it_shows(run: Path) -> None:
     assert "default-src 'none'" in content
     assert not re.search(r"@import|url\(", found.scripts["style"])
     images = [attributes for tag, attributes in found.tags if tag == "img"]
-    assert [(image["alt"] or "").split(":")[0] for image in images] == ["predictions", "retrieval"]
+    assert [(image["alt"] or "").split(":")[0] for image in images] == ["Predictions", "Retrieval"]
     charts = [attributes for _, attributes in found.tags if attributes.get("class") == "chart"]
     assert len(charts) == len(found.charts["charts"]) > 8
     assert all("Last values: " in (chart["aria-label"] or "") for chart in charts)
