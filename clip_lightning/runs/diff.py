@@ -100,9 +100,15 @@ def _first_samples(a: Path, b: Path) -> Answer:
     if not all("sample_ids" in one for one in first):
         return None, (f"no {FIRST_STEP}, which newer runs have",)
     ids, others = (one["sample_ids"] for one in first)
-    if all(one["samples_digest"] == first[0]["samples_digest"] for one in first):
-        return False, (f"{first[0]['num_samples']} samples, from {listed(ids, _SHOWN)}",)
-    return True, (f"{listed(ids, _SHOWN)} -> {listed(others, _SHOWN)}",)
+    num, other_num = (one["num_samples"] for one in first)
+    if first[0]["samples_digest"] == first[1]["samples_digest"]:
+        return False, (f"{num} samples, from {listed(ids, _SHOWN)}",)
+    for k, (mine, other) in enumerate(zip(ids, others, strict=False), 1):
+        if mine != other:
+            return True, (f"sample {k} of the first step has id {mine} -> {other}",)
+    if num != other_num:
+        return True, (f"{num} -> {other_num} samples in the first step, the first {min(len(ids), len(others))} equal",)
+    return True, (f"one of the {num} samples of the first step, after the first {len(ids)}, which are equal",)
 
 
 def _weights(a: Path, b: Path) -> Answer:

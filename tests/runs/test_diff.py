@@ -20,7 +20,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "versions": ((), {"versions": {"python": "3.11.4", "torch": "2.14.2"}}, "torch: 2.14.1 -> 2.14.2"),
     "data": ((), {"data": {"fingerprint": "ffff", "num_samples": 1000, "order": "a27de125b1b23a9e"}},
              "fingerprint: 8aa08f0de8717210 -> ffff"),
-    "first samples": ((), {"sample_ids": (7, *range(1, 16))}, "0, 1, 2"),
+    "first samples": ((), {"sample_ids": (0, 7, *range(2, 16))}, "sample 2 of the first step has id 1 -> 7"),
     "initial weights": ((), {"weights": {"a": "00fe [2]"}}, "1 of 1 tensors, the first a"),
     "loss": ((), {"losses": (3.0, 2.5, 2.26, 2.1, 1.4)}, "step 3 (48 samples): 2.25 -> 2.26"),
 }  # fmt: skip
@@ -64,6 +64,20 @@ def test_uncommitted_changes_differ_although_the_commit_is_one(tmp_path: Path) -
     (finding,) = [finding for finding in compare(a, b) if finding.differs]
     assert finding.what == "code"
     assert "clip_lightning/loss/softmax.py" in finding.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "line"),
+    [
+        ((*range(16), 99), "one of the 17 samples of the first step, after the first 16, which are equal"),
+        (tuple(range(16)), "17 -> 16 samples in the first step, the first 16 equal"),
+    ],
+)
+def test_first_samples_that_differ_after_those_that_are_kept(
+    tmp_path: Path, samples: tuple[int, ...], line: str
+) -> None:
+    a, b = write_run(tmp_path / "a", sample_ids=tuple(range(17))), write_run(tmp_path / "b", sample_ids=samples)
+    assert show(a, b).splitlines()[0] == f"first difference: first samples: {line}"
 
 
 def test_what_an_older_run_did_not_record_is_unknown(tmp_path: Path) -> None:
