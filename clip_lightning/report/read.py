@@ -28,7 +28,7 @@ class RunFiles:
     """One run.
 
     Attributes:
-        label: its name, or the end of its path that distinguishes it from the other runs of the page.
+        label: its name, of several runs the end that distinguishes it from the others.
         config: as nested dictionaries; science: the hash of what decides what is learned.
         card: what was trained, as in a model card; empty where the config is of another version.
         state, reason: of the run now.
@@ -76,7 +76,7 @@ class RunFiles:
 
 
 def read_runs(paths: Sequence[Path], *, has_ended: bool = False) -> list[RunFiles]:
-    """The runs of a page, each labelled by its name, or where two have one by their paths.
+    """The runs of a page, each labelled by what distinguishes its name, or where two have one name, its path.
 
     Args: has_ended: see `read_run`.
     Raises: UserError: a folder holds no run, or is given twice.
@@ -86,11 +86,18 @@ def read_runs(paths: Sequence[Path], *, has_ended: bool = False) -> list[RunFile
         check_run(path)
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each run once")
-    names = [path.name for path in resolved]
-    labels = names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in resolved]
+    labels = distinguishing([path.name for path in resolved], "-")
     if len(set(labels)) < len(labels):
-        labels = [str(path) for path in resolved]
+        labels = distinguishing([str(path) for path in resolved], "/")
     return [read_run(path, label, has_ended=has_ended) for path, label in zip(resolved, labels, strict=True)]
+
+
+def distinguishing(names: Sequence[str], separator: str) -> list[str]:
+    """Names without the parts that all of them begin with; that of a single run stays as it is."""
+    parts = [name.split(separator) for name in names]
+    shortest = min(map(len, parts))
+    common = next((k for k in range(shortest) if len({one[k] for one in parts}) > 1), shortest - 1)
+    return [separator.join(one[common if len(names) > 1 else 0 :]) for one in parts]
 
 
 def read_run(path: Path, label: str = "", *, has_ended: bool = False) -> RunFiles:

@@ -18,7 +18,7 @@ from clip_lightning.reliability.lock import acquire
 from clip_lightning.report.__main__ import main
 from clip_lightning.report.charts import Axes, sections
 from clip_lightning.report.page import page
-from clip_lightning.report.read import differences, read_run, read_runs
+from clip_lightning.report.read import differences, distinguishing, read_run, read_runs
 from tests.support.run_directories import write_run
 
 FURTHER = (
@@ -186,6 +186,20 @@ def test_several_runs_show_their_differences_first(tmp_path: Path) -> None:
     assert [one["label"] for one in loss["series"]] == ["a", "b", "c"]
     assert len(loss["levels"]) == 2
     assert sum(attributes.get("name") == "run" for _, attributes in Page(content).tags) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["tiny-scenes-a1"], ["tiny-scenes-a1"]),
+        (["tiny-scenes-a1", "tiny-scenes-b2"], ["a1", "b2"]),
+        (["tiny-scenes-a1", "tiny-yfcc-a1", "tiny-yfcc-b2"], ["scenes-a1", "yfcc-a1", "yfcc-b2"]),
+        (["a", "b-c"], ["a", "b-c"]),
+        (["a", "a-c"], ["a", "a-c"]),
+    ],
+)
+def test_labels_leave_out_what_all_names_begin_with(names: list[str], labels: list[str]) -> None:
+    assert distinguishing(names, "-") == labels
 
 
 def test_runs_of_one_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
