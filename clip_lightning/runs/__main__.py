@@ -74,7 +74,7 @@ def _list(arguments: argparse.Namespace) -> int:
     shown = [key for key in columns if key != "total_samples"]
     names = {"samples_seen": "samples", "seconds": "time"}
     lines = [[names.get(key, key) for key in shown]] + [[_cell(row, key) for key in shown] for row in rows]
-    print(f"{aligned(lines)}\n{_num_runs(rows)}" if rows else f"no run in {arguments.runs} meets this")
+    print(f"{aligned(lines)}\n{_num_runs(rows)}" if rows else f"no run in {arguments.runs} meets this condition")
     return 0
 
 
