@@ -26,7 +26,7 @@ def write_figures(
 ) -> list[Path]:
     """Writes the figures that the records and predictions allow, as PNG; returns their paths.
 
-    Args: shown: of `example_predictions`. retrieved: of `example_pairs`.
+    Args: shown, retrieved: of `examples`.
     """
     folder.mkdir(exist_ok=True)
     table = to_frame(records)
@@ -46,10 +46,17 @@ def write_figures(
     return paths
 
 
-def example_predictions(
+def examples(
+    module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], data: ContrastiveDataModule
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Predictions on single images of the tasks, and held-out pairs. Must be called on every rank."""
+    return _predictions(module, tokenizer, tasks, data.image_size), _pairs(module, data)
+
+
+def _predictions(
     module: ClipModule, tokenizer: Tokenizer, tasks: Sequence[ZeroShotTask], image_size: int
 ) -> list[Prediction]:
-    """Predictions on a few images of each task, the same images for every run. Must be called on every rank.
+    """Predictions on a few images of each task, the same images for every run.
 
     Of the first tasks only, and of those in which an image has one label, which has a name.
     """
@@ -62,8 +69,8 @@ def example_predictions(
     return rows
 
 
-def example_pairs(module: ClipModule, data: ContrastiveDataModule) -> list[Prediction]:
-    """Held-out pairs that the model retrieves best and worst among a fixed few. Must be called on every rank."""
+def _pairs(module: ClipModule, data: ContrastiveDataModule) -> list[Prediction]:
+    """Held-out pairs that the model retrieves best and worst among a fixed few."""
     if not data.num_validation:
         return []
     pairs = data.validation_batch(PAIRS)

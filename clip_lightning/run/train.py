@@ -20,7 +20,7 @@ from clip_lightning.run import callbacks, launch
 from clip_lightning.run.console.throughput import Throughput
 from clip_lightning.run.divergence import roll_back
 from clip_lightning.run.evaluators import build_evaluators
-from clip_lightning.run.figures import example_pairs, example_predictions
+from clip_lightning.run.figures import examples
 from clip_lightning.run.first_step import FirstStep
 from clip_lightning.run.hardware import uses_gpu
 from clip_lightning.run.loggers import use_samples_as_steps
@@ -63,7 +63,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 if config.cluster.cache_locked:
                     module.locked.keep_in(path / LOCKED, int(data.layout.shard_sizes.sum()))
                 throughput, evaluation = _measuring(run, checkpoint, seconds)
-                node_health = [] if windows else [callbacks.node_health(config, data)]  # once per start
+                at_start = [] if windows else [callbacks.node_health(config, data), FirstStep(path)]  # once per start
                 users_own = callbacks.user_callbacks(config, run.write)
                 use_samples_as_steps(run.loggers, module)
                 trainer = Trainer(
@@ -71,8 +71,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                     # between resumes from an older one and repeats them instead of missing them. An evaluation comes
                     # after it; the next start runs one that was missed.
                     callbacks=[
-                        *node_health,
-                        FirstStep(path),
+                        *at_start,
                         callbacks.SkipWindowLog(run.skip_windows),
                         throughput,
                         RepeatedCaptions(run.say),
@@ -111,8 +110,7 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 shutil.rmtree(path / LOCKED, ignore_errors=True)
                 evaluation.evaluate(module)
                 run.evaluated(evaluation.predictions, module.samples_seen)
-                shown = example_predictions(module, run.tokenizer, run.tasks.zero_shot, config.model.vision.image_size)
-                retrieved = example_pairs(module, data)
+                shown, retrieved = examples(module, run.tokenizer, run.tasks.zero_shot, data)
             data.exchange_bad_samples()
         seconds, bad_samples = throughput.seconds, data.bad_samples
         return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown, retrieved))

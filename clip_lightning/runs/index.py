@@ -19,7 +19,7 @@ from clip_lightning.run_folders import CONFIG, STATUS, candidates
 NAME, MEMORY = ".runs.sqlite", ":memory:"
 # Raise it when `facts_of` gives other facts of the same files.
 VERSION = 1
-# The files that facts are read from; the config comes first, since a folder without one is no run.
+# The files that facts are read from; the config comes first, since it makes a folder the directory of a run.
 FILES = (CONFIG, STATUS, "metrics.jsonl", "summary.json", "data.json")
 _TABLE = "CREATE TABLE IF NOT EXISTS runs (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL)"
 _SLOW = 200  # runs that are read between two commits; with as many or more to read, a line says what takes so long
