@@ -103,14 +103,14 @@ def train(config: Config, argv: Sequence[str] = ()) -> int:
                 gc.collect()
                 torch.cuda.empty_cache()
             module.to(trainer.strategy.root_device)
-            is_complete, shown, retrieved = module.samples_seen >= lengths.total, [], []
+            is_complete = module.samples_seen >= lengths.total
             stopped_by = "" if is_complete or run.signals.received else callbacks.stop_reason(trainer, users_own)
             is_finished = is_complete or bool(stopped_by)
             if is_finished:
                 shutil.rmtree(path / LOCKED, ignore_errors=True)
                 evaluation.evaluate(module)
                 run.evaluated(evaluation.predictions, module.samples_seen)
-                shown, retrieved = examples(module, run.tokenizer, run.tasks.zero_shot, data)
+            shown, retrieved = examples(module, run.tokenizer, run.tasks.zero_shot, data) if is_finished else ([], [])
             data.exchange_bad_samples()
         seconds, bad_samples = throughput.seconds, data.bad_samples
         return run.end(Outcome(module.samples_seen, is_finished, stopped_by, seconds, bad_samples, shown, retrieved))

@@ -6,6 +6,7 @@ of all runs. Where the folder takes no file, the index lives in memory.
 """
 
 import json
+import math
 import os
 import sqlite3
 import sys
@@ -18,10 +19,11 @@ from clip_lightning.run_folders import CONFIG, STATUS, candidates
 
 NAME, MEMORY = ".runs.sqlite", ":memory:"
 # Raise it when `facts_of` gives other facts of the same files.
-VERSION = 1
+VERSION = 2
 # The files that facts are read from; the config comes first, since it makes a folder the directory of a run.
 FILES = (CONFIG, STATUS, "metrics.jsonl", "summary.json", "data.json")
-_TABLE = "CREATE TABLE IF NOT EXISTS runs (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL)"
+# Config keys have a dot. They are most of the text, so a column of their own is read for conditions on them alone.
+_TABLE = "CREATE TABLE IF NOT EXISTS runs (name TEXT PRIMARY KEY, stamp TEXT, facts TEXT, config TEXT)"
 _SLOW = 200  # runs that are read between two commits; with as many or more to read, a line says what takes so long
 
 
@@ -50,15 +52,15 @@ class Index:
 
     def keys(self) -> list[str]:
         """Every key that any run has."""
-        found = self._connection.execute("SELECT DISTINCT key FROM runs, json_each(runs.facts)")
-        return sorted(key for (key,) in found)
+        each = (f"SELECT key FROM runs, json_each(runs.{column})" for column in ("facts", "config"))
+        return sorted(key for (key,) in self._connection.execute(" UNION ".join(each)))
 
     def select(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """One row per run, by name: these keys, `None` where a run lacks one.
 
         Raises: UserError: no run has a key; it proposes near ones.
         """
-        columns = ", ".join(["json_extract(facts, ?)"] * len(keys))
+        columns = ", ".join(f"json_extract({_column(key)}, ?)" for key in keys)
         rows = self._connection.execute(
             f"SELECT {columns or 'NULL'} FROM runs ORDER BY name",
             [f'$."{_known_characters(key)}"' for key in keys],
@@ -70,8 +72,8 @@ class Index:
 
     def facts(self) -> list[dict[str, Any]]:
         """Everything of all runs."""
-        rows = self._connection.execute("SELECT facts FROM runs ORDER BY name")
-        return [json.loads(text) for (text,) in rows]
+        rows = self._connection.execute("SELECT facts, config FROM runs ORDER BY name")
+        return [json.loads(facts) | json.loads(config) for facts, config in rows]
 
     def __len__(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM runs").fetchone()[0])
@@ -102,12 +104,9 @@ class Index:
             self._connection.executemany("DELETE FROM runs WHERE name = ?", gone)
         for start in range(0, len(stale), _SLOW):
             # The stamp is from before the reading: what is written meanwhile makes the entry stale.
-            rows = [
-                (name, found[name], json.dumps(_finite(read(self.folder / name)), default=str))
-                for name in stale[start : start + _SLOW]
-            ]
+            rows = [(name, found[name], *_texts(read(self.folder / name))) for name in stale[start : start + _SLOW]]
             with self._connection:  # a reading that is interrupted continues after these
-                self._connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", rows)
         return len(stale)
 
 
@@ -126,7 +125,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 connection.execute("DROP TABLE IF EXISTS runs")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute(_TABLE)
-            connection.execute("SELECT name, stamp, facts FROM runs LIMIT 1").fetchone()
+            connection.execute("SELECT name, stamp, facts, config FROM runs LIMIT 1").fetchone()
             return connection
         except sqlite3.OperationalError:  # a folder that takes no file, or a file system without locks
             continue
@@ -153,11 +152,17 @@ def _stamps(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, " ".join(parts)
 
 
-def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and infinity: they are written by their names."""
-    return {
-        key: str(value) if isinstance(value, float) and value - value != 0 else value for key, value in facts.items()
-    }
+def _column(key: str) -> str:
+    return "config" if "." in key else "facts"
+
+
+def _texts(facts: dict[str, Any]) -> list[str]:
+    """The two columns as JSON, which has no NaN and infinity: they are written by their names."""
+    parts: dict[str, dict[str, Any]] = {"facts": {}, "config": {}}
+    for key, value in facts.items():
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        parts[_column(key)][key] = value if is_finite else str(value)
+    return [json.dumps(part, default=str) for part in parts.values()]
 
 
 def _known_characters(key: str) -> str:
