@@ -49,7 +49,8 @@
       hoverlabel: { bgcolor: css("--ground"), bordercolor: grid, font: { color: text } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: text },
       xaxis: { title: { text: titles[axis], standoff: 4 }, gridcolor: grid, zeroline: false, rangemode: "tozero",
-        tickformat: axis === "samples" ? "~s" : "", exponentformat: "power", nticks: 6, automargin: true },
+        tickformat: axis === "samples" ? "~s" : "", exponentformat: "power", nticks: 6, automargin: true,
+        spikecolor: css("--muted"), spikethickness: -1 },
       yaxis: { title: { text: chart.unit + (chart.is_share ? ", %" : ""), standoff: 4 }, gridcolor: grid, zeroline: false,
         type: chart.is_log ? "log" : "linear", exponentformat: "SI", nticks: 6, automargin: true },
       shapes: levels.map(([value]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value,
@@ -66,6 +67,7 @@
   function draw(place) {
     const chart = page.charts[Number(place.dataset.chart)];
     drawn.add(place);
+    if (chart.series.length > 4) place.style.height = "22rem"; // room for the legend
     return window.Plotly.react(place, traces(chart), layout(chart), settings);
   }
 
