@@ -4,6 +4,7 @@
 the config has been checked.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -12,6 +13,7 @@ from clip_lightning.config import compose
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.errors import silent_broken_pipe
 
+_COMMANDS = ("train", "evaluate")
 _USAGE = "usage: clip-lightning {train,evaluate} [key=value ...]; clip-lightning train --help lists the keys"
 
 
@@ -26,9 +28,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             compose.main("train", settings, _train, _sweep)
         if name == "evaluate":
             compose.main("evaluate", settings, _evaluate)
+        if name in ("--shell-completion", "-sc"):
+            _complete([name, *settings])
         is_help = name in ("--help", "-h")
         print(_USAGE, file=sys.stdout if is_help else sys.stderr)
         sys.exit(0 if is_help else 2)
+
+
+def _complete(settings: Sequence[str]) -> NoReturn:
+    """Answers --shell-completion of `clip-lightning`, whose settings follow the name of a command."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    name, is_complete, words = line.lstrip().partition(" ")
+    if "query" in settings[-1] and not (is_complete and name in _COMMANDS):
+        print(" ".join(command for command in _COMMANDS if not is_complete and command.startswith(name)))
+        sys.exit(0)
+    os.environ["COMP_LINE"] = f"{program} {words}"  # Hydra knows no commands
+    compose.main(name if name in _COMMANDS else "train", settings, _train)
 
 
 def _train(config: Config, arguments: Sequence[str]) -> int:

@@ -249,7 +249,7 @@ def test_a_rank_of_a_sweeps_run_composes_that_run(tmp_path: Path, root: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--help"], "groups and their options"),
+        (["--help"], "groups (GROUP=OPTION)"),
         (["--version"], "clip_lightning "),
         (["--cfg", "job"], "duration: 2 epochs"),
         (["--cfg", "job", "--package", "model.text"], "context_length: 77"),
