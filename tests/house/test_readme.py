@@ -1,63 +1,146 @@
-"""README's commands are true: each is run here, or composed and checked where it needs data or hours."""
+"""The commands of README and of all pages are true: each is run here, or composed and checked where it needs data, a GPU
+or hours; links lead somewhere.
+"""
 
+import importlib
 import re
-import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from clip_lightning.config import compose
+from tests.house.pages import PAGES, ROOT, Shown, anchors, block_lines, links, shown
+from tests.support.runner import Runner
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"`(python [^`\n]+)`", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))))
-SHOWN_FOR_THEIR_FORM = {"python train.py key=value", "python train.py model=vit_l14x"}
-TRAINING = [
-    command for command in COMMANDS if command.startswith("python train.py") and command not in SHOWN_FOR_THEIR_FORM
-]
-MODULES = sorted({command.split()[2] for command in COMMANDS if command.startswith("python -m")})
+COMMANDS = sorted({command.text: command for page in PAGES for command in shown(page)}.values(), key=lambda c: c.text)
+FORMS = ("key=value", "experiment=...", "VERB")  # what shows the form of a command, and is not one
+# What pages write for something of the reader's, and what the tests put there.
+STAND_INS = {
+    r"\bPATH\b|\bDIR\b|\bIMAGES\b": "{data}",
+    r"\bruns/[A-Z_]+\b|\bruns/latest\b|\bRUN\b": "{run}",
+    r"\bSOURCE\b|openai:ViT-B/32": "open_clip:ViT-B-32/laion2b_s34b_b79k",
+    r"\bSMALLER\b": "tiny_half",
+    r"\bstudy\b": "{data}",
+}
+HELP: dict[tuple[str, ...], str] = {}
+
+
+def settings_of(command: Shown) -> tuple[str, list[str]] | None:
+    """train or evaluate and the settings of such a command, also under torchrun, srun or sbatch; None of another."""
+    words = command.words
+    for entry, name in (("train.py", "train"), ("evaluate.py", "evaluate"), ("slurm/train.sbatch", "train")):
+        if entry in words:
+            return name, words[words.index(entry) + 1 :]
+    if words[0] == "clip-lightning":
+        return words[1], words[2:]
+    return None
+
+
+def modules(command: Shown) -> list[str] | None:
+    """The words behind `python -m`, its module first; None of another command."""
+    return command.words[2:] if command.words[:2] == ["python", "-m"] else None
+
+
+SETTINGS = [command for command in COMMANDS if settings_of(command) and not any(f in command.text for f in FORMS)]
+MODULES = [command for command in COMMANDS if modules(command) and not any(form in command.text for form in FORMS)]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A word of a command with something real for what the reader has: data, a run, a folder with options."""
+    folder = tmp_path_factory.mktemp("reader")
+    places = {"data": folder / "data", "run": folder / "run"}
+    for place in places.values():
+        place.mkdir()
+    (places["run"] / "config.yaml").write_text(compose.dump(compose.load("train", ["data=scenes"])), encoding="utf-8")
+    for page in PAGES:
+        blocks = re.findall(r"(?:^ {4,8}\S.*\n|^ {5,}.*\n)+", page.read_text(encoding="utf-8"), re.M)
+        for block in blocks:
+            if name := re.search(r"# DIR/(\S+\.yaml):", block):
+                lines = [line.removeprefix(re.match(" *", block)[0]) for line in block.splitlines()]  # type: ignore[index]
+                (places["data"] / name[1]).parent.mkdir(parents=True, exist_ok=True)
+                (places["data"] / name[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def fill(word: str) -> str:
+        for pattern, stand_in in STAND_INS.items():
+            word = re.sub(pattern, lambda match, stand_in=stand_in: stand_in.format(**places), word)
+        return word
+
+    return fill
 
 
 def test_readme_shows_commands_of_every_kind() -> None:
-    assert len(TRAINING) >= 8
-    assert len(MODULES) >= 4
+    assert len(SETTINGS) >= 60
+    assert len({modules(command)[0] for command in MODULES}) >= 20  # type: ignore[index]
+
+
+def test_every_line_of_a_console_block_is_a_command_that_is_known_here() -> None:
+    known = {command.text for command in COMMANDS}
+    wrong = [f"{page.name}: {line}" for page in PAGES for line in block_lines(page)
+             if line.strip().removeprefix("$ ") not in known]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", TRAINING)
-def test_training_commands_compose_and_pass_the_checks(command: str, tmp_path: Path) -> None:
-    words = [word.replace("PATH", str(tmp_path)) for word in shlex.split(command)[2:]]
-    if "-m" in words or "--cfg" in words or "--help" in words:
-        shown = subprocess.run(
-            [sys.executable, "train.py", *words, *(["--cfg", "job"] if "-m" in words else [])],
-            cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
-        assert shown.returncode == 0, shown.stderr
-        assert "???" not in shown.stdout
+@pytest.mark.parametrize("command", SETTINGS, ids=lambda command: command.text)
+def test_settings_compose_and_pass_the_checks(
+    command: Shown, filled: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, words = settings_of(command) or ("", [])
+    words = [filled(word) for word in words if word != "..."]
+    if "--cfg" in words or "-m" in words or "--help" in words:
+        with pytest.raises(SystemExit) as ended:
+            compose.main(name, [*words, *(["--cfg", "job"] if "-m" in words else [])], pytest.fail)
+        assert ended.value.code == 0, capsys.readouterr().err
+        assert "???" not in capsys.readouterr().out
         return
-    has_path = any(word.startswith("data.path=") or word == "data=scenes" for word in words)
-    if not has_path and any(word.startswith("data=") for word in words):
-        words.append(f"data.path={tmp_path}")
-    compose.load("train", words)
+    if not any(word.startswith("data.path=") or word == "data=scenes" for word in words) and "data=" in command.text:
+        words.append(filled("data.path=PATH"))
+    compose.load(name, words)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_explain_themselves(module: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "usage:" in shown.stdout
+@pytest.mark.parametrize("command", MODULES, ids=lambda command: command.text)
+def test_modules_know_the_flags_that_are_shown(command: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    module, *words = modules(command) or []
+    main = getattr(importlib.import_module(module), "main", None)
+    if main is None:
+        assert not [word for word in words if word.startswith("-")]
+        return
+    verb = words[:1] if module in ("clip_lightning.scaling", "clip_lightning.run.sweep") else []
+    if (module, *verb) not in HELP:
+        with pytest.raises(SystemExit) as ended:
+            main([*verb, "--help"])
+        assert ended.value.code == 0
+        HELP[module, *verb] = capsys.readouterr().out
+    page = HELP[module, *verb]
+    assert "usage:" in page
+    assert not [word for word in words if word.startswith("--") and not re.search(rf"{word.partition('=')[0]}\b", page)]
+
+
+def test_other_commands_name_what_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for command in COMMANDS:
+        words = command.words
+        if words[0] == "make":
+            assert all(re.search(rf"^{target}:", makefile, re.M) for target in words[1:2]), command
+        if words[0] == "pytest":
+            assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-")), command
+        for extra in re.findall(r"clip_lightning\[(\w+)\]", command.text):
+            assert extra in extras, command
 
 
 @pytest.mark.slow
 def test_the_commands_of_a_short_run_run_as_printed(tmp_path: Path) -> None:
     trained, evaluated = "python train.py debug=fast_dev_run", "python evaluate.py run=runs/latest"
     drawn = "python -m experiments.figures.run_figures runs/latest"
-    assert {trained, evaluated, drawn} <= set(COMMANDS)
+    assert {trained, evaluated, drawn} <= {command.text for command in COMMANDS}
     for command, more in ((trained, [f"runs={tmp_path}/runs"]), (evaluated, []), (drawn, [])):
         words = command.replace("runs/latest", f"{tmp_path}/runs/latest").split()[1:]
         done = subprocess.run([sys.executable, *words, *more], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -65,14 +148,38 @@ def test_the_commands_of_a_short_run_run_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "runs/latest/figures/predictions.png").stat().st_size > 10_000
 
 
-def test_make_targets_that_readme_names_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"^make ([a-z-]+)", README, re.M)):
-        assert re.search(rf"^{target}:", makefile, re.M), target
+@pytest.mark.ci
+def test_the_commands_of_the_tutorial_run_in_their_order(
+    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the length and the tasks of `debug=fast_dev_run`; what serves a page is left to its own test."""
+    num_run = 0
+    for command in shown(ROOT / "docs/tutorial.md"):
+        text = command.text.replace("runs/latest", f"{tmp_path}/runs/latest")
+        settings = settings_of(command._replace(text=text))
+        if settings and not {"--help", "--cfg"} & set(settings[1]):
+            name, words = settings
+            if "PATH" in text:
+                continue  # composed above, without data
+            short = ["debug=fast_dev_run", f"runs={tmp_path}/runs"] if name == "train" else []
+            words = [word for word in words if word not in short and not ("-m" in words and "duration" in word)]
+            child = runner.start(f"{name}.py", *words, *short)
+            assert child.wait() == 0, f"{text}\n{child.text()}"
+            num_run += 1
+        elif (words := modules(command._replace(text=text)) or []) and words[0] != "clip_lightning.demo":
+            if "PATH" in text:
+                continue
+            assert not importlib.import_module(words[0]).main(words[1:]), text
+            num_run += 1
+    assert num_run >= 8
+    assert (tmp_path / "runs/latest/figures/predictions.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
+    wrong = []
+    for link, anchor in links(page):
+        target = page.parent / link if link else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(f"{link}#{anchor}")
+    assert not wrong
