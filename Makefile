@@ -8,7 +8,7 @@ TESTS := $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal
 TIER := $(if $(filter true,$(CI)),,-m "not ci")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint format figures run-figures config lock clean-runs
+.PHONY: help setup train test test-fast lint format figures run-figures config docs lock clean-runs
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,11 @@ run-figures: setup ## Draw the figures of the newest run again
 
 config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"
 	@$(BIN)/python train.py $(RUN) --cfg job
+
+docs: setup ## Build the documentation as a site into site/; a warning is an error
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.txt --requirement pyproject.toml --extra docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 lock: setup ## Resolve pyproject.toml into requirements.txt
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-header \

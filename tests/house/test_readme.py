@@ -1,6 +1,4 @@
-"""The commands of README and of all pages are true: each is run here, or composed and checked where it needs data, a GPU
-or hours; links lead somewhere.
-"""
+"""The commands of all pages are true: each is run here, or composed and checked where it needs data, a GPU or hours."""
 
 import importlib
 import re
