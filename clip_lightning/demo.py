@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clip_lightning.errors import UserError, run_command
+from clip_lightning.formatting import percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +98,12 @@ def compare(
     return {name: probabilities(loaded, image, labels, template) for name, loaded in models.items()}
 
 
+def table(found: Sequence[Mapping[str, float]]) -> list[list[str]]:
+    """Rows of a label and its probability under each model, in percent; the most probable of the first model first."""
+    labels = sorted(found[0], key=lambda label: -found[0][label])
+    return [[label, *(percent(one[label], 2) for one in found)] for label in labels]
+
+
 def embed_folder(loaded: "LoadedModel", folder: str | Path, report: Callable[[str], None] | None = None) -> ImageFolder:
     """Features of all images in a folder and the folders in it; hidden files are left out.
 
@@ -161,16 +168,18 @@ def page(models: Mapping[str, "LoadedModel"], images: Mapping[str, ImageFolder] 
 
     names = list(models)
 
-    def classify(name: str, image: Any, text: str, template: str) -> dict[str, float]:
-        return _shown(gr, lambda: probabilities(models[name], _given(image), labels_of(text), template))
+    def classify(name: str, image: Any, text: str, template: str) -> tuple[dict[str, float], list[list[str]]]:
+        found = _shown(gr, lambda: probabilities(models[name], _given(image), labels_of(text), template))
+        return found, table([found])
 
     def find(name: str, text: str, number: float) -> list[tuple[str, str]]:
         assert images is not None
         found = _shown(gr, lambda: search(models[name], images[name], text, int(number)))
         return [(str(match.path), f"{match.cosine:.3f}  {match.path.name}") for match in found]
 
-    def side_by_side(image: Any, text: str, template: str) -> list[dict[str, float]]:
-        return list(_shown(gr, lambda: compare(models, _given(image), labels_of(text), template)).values())
+    def side_by_side(image: Any, text: str, template: str) -> list[Any]:
+        found = _shown(gr, lambda: compare(models, _given(image), labels_of(text), template))
+        return [*found.values(), table(list(found.values()))]
 
     def inputs() -> list[Any]:
         # The file as it is: Gradio would otherwise decode, turn and encode it again.
@@ -188,8 +197,12 @@ def page(models: Mapping[str, "LoadedModel"], images: Mapping[str, ImageFolder] 
             with gr.Column():
                 given = [choice(), *inputs()]
                 button = gr.Button("Compute probabilities", variant="primary")
-            shown = gr.Label(label="Probability of each label", num_top_classes=10)
-            button.click(classify, given, shown, api_name="classify")
+            with gr.Column():
+                bars = gr.Label(label="Probability of each label", num_top_classes=10)
+                numbers = gr.Dataframe(
+                    headers=["label", "probability"], label="In numbers", interactive=False, wrap=True
+                )
+            button.click(classify, given, [bars, numbers], api_name="classify")
         if images is not None:
             with gr.Tab("Search a folder"):
                 first = images[names[0]]
@@ -210,7 +223,8 @@ def page(models: Mapping[str, "LoadedModel"], images: Mapping[str, ImageFolder] 
                     button = gr.Button("Compare", variant="primary")
                 with gr.Column():
                     panels = [gr.Label(label=name, num_top_classes=10) for name in names]
-                button.click(side_by_side, given, panels, api_name="compare")
+                    numbers = gr.Dataframe(headers=["label", *names], label="In numbers", interactive=False, wrap=True)
+                button.click(side_by_side, given, [*panels, numbers], api_name="compare")
     return blocks
 
 
@@ -251,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.images:
         print(f"reads the images in {arguments.images}", flush=True)
         images = {name: embed_folder(loaded, arguments.images) for name, loaded in models.items()}
+    print(f"http://{arguments.host}:{arguments.port} shows the page; Ctrl-C ends it", flush=True)
     launch(page(models, images), arguments.images, host=arguments.host, port=arguments.port)
     return 0
 
@@ -271,7 +286,7 @@ def launch(blocks: Any, images: str | None = None, *, host: str, port: int | Non
     try:
         return blocks.launch(
             server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=not block,
-            quiet=not block, allowed_paths=[str(Path(images).expanduser().resolve())] if images else None,
+            quiet=True, allowed_paths=[str(Path(images).expanduser().resolve())] if images else None,
             theme=gr.themes.Default(**fonts), footer_links=["api"], enable_monitoring=False,
         )  # fmt: skip
     except OSError as error:

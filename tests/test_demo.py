@@ -89,6 +89,12 @@ def test_two_models_see_the_same_image(models: dict[str, LoadedModel], folder: P
         assert found[name] == demo.probabilities(loaded, folder / "b.jpg", LABELS)
 
 
+def test_the_table_has_the_best_label_of_the_first_model_first() -> None:
+    first, second = {"a": 0.25, "b": 0.7481, "c": 0.0019}, {"a": 0.5, "b": 0.4, "c": 0.1}
+    assert demo.table([first]) == [["b", "74.81%"], ["a", "25.00%"], ["c", "0.19%"]]
+    assert demo.table([first, second])[0] == ["b", "74.81%", "40.00%"]
+
+
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
@@ -150,17 +156,21 @@ def test_the_page_shows_what_the_functions_return(models: dict[str, LoadedModel]
         for name, loaded in models.items():
             for file in ("a.png", "b.jpg"):
                 given = client.handle_file(str(folder / file))
-                shown = page.predict(name, given, "\n".join(LABELS), "{c}", api_name="/classify")
-                seen = {row["label"]: row["confidence"] for row in shown["confidences"]}
-                assert seen == pytest.approx(demo.probabilities(loaded, folder / file, LABELS), abs=1e-7)
+                bars, numbers = page.predict(name, given, "\n".join(LABELS), "{c}", api_name="/classify")
+                seen = {row["label"]: row["confidence"] for row in bars["confidences"]}
+                expected_here = demo.probabilities(loaded, folder / file, LABELS)
+                assert seen == pytest.approx(expected_here, abs=1e-7)
+                assert numbers["data"] == demo.table([expected_here])
         name, loaded = next(iter(models.items()))
         gallery = page.predict(name, "noise", 3, api_name="/search")
         matches = demo.search(loaded, images[name], "noise", 3)
         assert [item["caption"] for item in gallery] == [f"{match.cosine:.3f}  {match.path.name}" for match in matches]
-        first, second = page.predict(given, "\n".join(LABELS), "{c}", api_name="/compare")
-        for shown, loaded in zip((first, second), models.values(), strict=True):
-            seen = {row["label"]: row["confidence"] for row in shown["confidences"]}
-            assert seen == pytest.approx(demo.probabilities(loaded, folder / "b.jpg", LABELS), abs=1e-7)
+        *panels, numbers = page.predict(given, "\n".join(LABELS), "{c}", api_name="/compare")
+        both = demo.compare(models, folder / "b.jpg", LABELS)
+        for bars, expected_here in zip(panels, both.values(), strict=True):
+            seen = {row["label"]: row["confidence"] for row in bars["confidences"]}
+            assert seen == pytest.approx(expected_here, abs=1e-7)
+        assert numbers["data"] == demo.table(list(both.values()))
         with pytest.raises(client.exceptions.AppError, match="typed twice"):
             page.predict(name, given, "a, a", "{c}", api_name="/classify")
     finally:
