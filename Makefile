@@ -53,7 +53,7 @@ config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"
 docs: setup ## Build the documentation as a site into site/; a warning is an error
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.txt --requirement pyproject.toml --extra docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 lock: setup ## Resolve pyproject.toml into requirements.txt
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-header \

@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from clip_lightning.config import compose
+from clip_lightning.config.command_line import with_scheduler
 from tests.house.pages import PAGES, ROOT, Shown, anchors, block_lines, links, shown
 from tests.support.runner import Runner
 
@@ -19,9 +20,10 @@ COMMANDS = sorted({command.text: command for page in PAGES for command in shown(
 FORMS = ("key=value", "experiment=...", "VERB")  # what shows the form of a command, and is not one
 # What pages write for something of the reader's, and what the tests put there.
 STAND_INS = {
+    r"pretrained=(runs/FIRST|SOURCE|openai:ViT-B/32|DIR)": "pretrained={weights}",
+    r"\brun=DIR\b": "run={run}",
     r"\bPATH\b|\bDIR\b|\bIMAGES\b": "{data}",
     r"\bruns/[A-Z_]+\b|\bruns/latest\b|\bRUN\b": "{run}",
-    r"\bSOURCE\b|openai:ViT-B/32": "open_clip:ViT-B-32/laion2b_s34b_b79k",
     r"\bSMALLER\b": "tiny_half",
     r"\bstudy\b": "{data}",
 }
@@ -44,17 +46,37 @@ def modules(command: Shown) -> list[str] | None:
     return command.words[2:] if command.words[:2] == ["python", "-m"] else None
 
 
-SETTINGS = [command for command in COMMANDS if settings_of(command) and not any(f in command.text for f in FORMS)]
+SETTINGS = [
+    command
+    for command in COMMANDS
+    if (settings := settings_of(command)) and not any(form in command.text for form in FORMS)
+    if settings[1] or command.words[0] != "clip-lightning"  # its name alone
+]
 MODULES = [command for command in COMMANDS if modules(command) and not any(form in command.text for form in FORMS)]
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Callable[[str], str]:
     """A word of a command with something real for what the reader has: data, a run, a folder with options."""
     folder = tmp_path_factory.mktemp("reader")
-    places = {"data": folder / "data", "run": folder / "run"}
+    places = {name: folder / name for name in ("data", "run", "weights")}
     for place in places.values():
         place.mkdir()
+    from clip_lightning.export.to_safetensors import export  # torch, which the tests of links need not wait for
+    from tests.export.models import KINDS, opened
+
+    export(opened(KINDS["ViT, GELU"][0](folder)), places["weights"])
+    (folder / "my_package").mkdir()
+    (folder / "my_package/__init__.py").write_text("class MyCallback:\n    pass\n", encoding="utf-8")
+    (folder / "my_package/losses.py").write_text("class Mine:\n    pass\n", encoding="utf-8")
+    (folder / "my_package/towers.py").write_text("def build() -> None:\n    pass\n", encoding="utf-8")
+    monkeypatch_module.syspath_prepend(folder)
     (places["run"] / "config.yaml").write_text(compose.dump(compose.load("train", ["data=scenes"])), encoding="utf-8")
     for page in PAGES:
         blocks = re.findall(r"(?:^ {4,8}\S.*\n|^ {5,}.*\n)+", page.read_text(encoding="utf-8"), re.M)
@@ -87,7 +109,7 @@ def test_every_line_of_a_console_block_is_a_command_that_is_known_here() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SETTINGS, ids=lambda command: command.text)
 def test_settings_compose_and_pass_the_checks(
-    command: Shown, filled: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Shown, filled: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, words = settings_of(command) or ("", [])
     words = [filled(word) for word in words if word != "..."]
@@ -97,9 +119,10 @@ def test_settings_compose_and_pass_the_checks(
         assert ended.value.code == 0, capsys.readouterr().err
         assert "???" not in capsys.readouterr().out
         return
-    if not any(word.startswith("data.path=") or word == "data=scenes" for word in words) and "data=" in command.text:
+    has_path = any(word.startswith("data.path=") or word == "data=scenes" for word in words)
+    if not has_path and re.search(r"\b(data|experiment)=", command.text):
         words.append(filled("data.path=PATH"))
-    compose.load(name, words)
+    compose.load(name, with_scheduler(words))
 
 
 @pytest.mark.slow
