@@ -52,7 +52,8 @@ def main() -> None:
 def _row(key: keys.Key) -> str:
     values = (", ".join(key.rule.choices) or key.rule.text) if key.rule else ""
     science = "yes" if key.science else ""
-    cells = (f"`{key.name}`", _kind(key.kind), _default(key.default), values, science, key.help)
+    meaning = re.sub(r"(?<!\w)_(\w+)_(?!\w)", r"\\_\1\\_", key.help)  # Markdown would read _target_ as emphasis
+    cells = (f"`{key.name}`", _kind(key.kind), _default(key.default), values, science, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
