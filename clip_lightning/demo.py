@@ -166,65 +166,16 @@ def page(models: Mapping[str, "LoadedModel"], images: Mapping[str, ImageFolder] 
     """
     import gradio as gr
 
-    names = list(models)
-
-    def classify(name: str, image: Any, text: str, template: str) -> tuple[dict[str, float], list[list[str]]]:
-        found = _shown(gr, lambda: probabilities(models[name], _given(image), labels_of(text), template))
-        return found, table([found])
-
-    def find(name: str, text: str, number: float) -> list[tuple[str, str]]:
-        assert images is not None
-        found = _shown(gr, lambda: search(models[name], images[name], text, int(number)))
-        return [(str(match.path), f"{match.cosine:.3f}  {match.path.name}") for match in found]
-
-    def side_by_side(image: Any, text: str, template: str) -> list[Any]:
-        found = _shown(gr, lambda: compare(models, _given(image), labels_of(text), template))
-        return [*found.values(), table(list(found.values()))]
-
-    def inputs() -> list[Any]:
-        # The file as it is: Gradio would otherwise decode, turn and encode it again.
-        image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320)
-        labels = gr.Textbox(EXAMPLE_LABELS, lines=5, label="Labels, one per line or with commas")
-        template = gr.Textbox(EXAMPLE_TEMPLATE, label="Prompt; {c} is the label, as in: a photo of a {c}.")
-        return [image, labels, template]
-
-    def choice() -> Any:
-        return gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
-
     with gr.Blocks(title="clip_lightning", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# clip_lightning\n{', '.join(f'`{name}`' for name in names)}")
+        gr.Markdown(f"# clip_lightning\n{', '.join(f'`{name}`' for name in models)}")
         with gr.Tab("Labels of an image"), gr.Row():
-            with gr.Column():
-                given = [choice(), *inputs()]
-                button = gr.Button("Compute probabilities", variant="primary")
-            with gr.Column():
-                bars = gr.Label(label="Probability of each label", num_top_classes=10)
-                numbers = gr.Dataframe(
-                    headers=["label", "probability"], label="In numbers", interactive=False, wrap=True
-                )
-            button.click(classify, given, [bars, numbers], api_name="classify")
+            _classify_tab(gr, models)
         if images is not None:
             with gr.Tab("Search a folder"):
-                first = images[names[0]]
-                left_out = f"; {first.num_unreadable:,} cannot be read" if first.num_unreadable else ""
-                gr.Markdown(f"{len(first.paths):,} images{left_out}. Under each: its cosine with the text.")
-                with gr.Row():
-                    query = gr.Textbox(label="Text", scale=3)
-                    number = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Images")
-                asked = [choice(), query, number]
-                button = gr.Button("Search", variant="primary")
-                gallery = gr.Gallery(label="Images", columns=4, object_fit="contain", format="png")
-                button.click(find, asked, gallery, api_name="search")
-                query.submit(find, asked, gallery, api_name=False)
-        if len(names) > 1:
+                _search_tab(gr, models, images)
+        if len(models) > 1:
             with gr.Tab("Compare models"), gr.Row():
-                with gr.Column():
-                    given = inputs()
-                    button = gr.Button("Compare", variant="primary")
-                with gr.Column():
-                    panels = [gr.Label(label=name, num_top_classes=10) for name in names]
-                    numbers = gr.Dataframe(headers=["label", *names], label="In numbers", interactive=False, wrap=True)
-                button.click(side_by_side, given, [*panels, numbers], api_name="compare")
+                _compare_tab(gr, models)
     return blocks
 
 
@@ -291,6 +242,68 @@ def launch(blocks: Any, images: str | None = None, *, host: str, port: int | Non
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"--port={port} on {host} cannot be opened: {error}") from error
+
+
+def _classify_tab(gr: Any, models: Mapping[str, "LoadedModel"]) -> None:
+    def classify(name: str, image: Any, text: str, template: str) -> tuple[dict[str, float], list[list[str]]]:
+        found = _shown(gr, lambda: probabilities(models[name], _given(image), labels_of(text), template))
+        return found, table([found])
+
+    with gr.Column():
+        given = [_choice(gr, models), *_inputs(gr)]
+        button = gr.Button("Compute probabilities", variant="primary")
+    with gr.Column():
+        bars = gr.Label(label="Probability of each label", num_top_classes=10)
+        numbers = _numbers(gr, "probability")
+    button.click(classify, given, [bars, numbers], api_name="classify")
+
+
+def _search_tab(gr: Any, models: Mapping[str, "LoadedModel"], images: Mapping[str, ImageFolder]) -> None:
+    def find(name: str, text: str, number: float) -> list[tuple[str, str]]:
+        found = _shown(gr, lambda: search(models[name], images[name], text, int(number)))
+        return [(str(match.path), f"{match.cosine:.3f}  {match.path.name}") for match in found]
+
+    first = next(iter(images.values()))
+    left_out = f"; {first.num_unreadable:,} cannot be read" if first.num_unreadable else ""
+    gr.Markdown(f"{len(first.paths):,} images{left_out}. Under each: its cosine with the text.")
+    with gr.Row():
+        query = gr.Textbox(label="Text", scale=3)
+        number = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Images")
+    given = [_choice(gr, models), query, number]
+    button = gr.Button("Search", variant="primary")
+    gallery = gr.Gallery(label="Images", columns=4, object_fit="contain", format="png")
+    button.click(find, given, gallery, api_name="search")
+    query.submit(find, given, gallery, api_name=False)
+
+
+def _compare_tab(gr: Any, models: Mapping[str, "LoadedModel"]) -> None:
+    def side_by_side(image: Any, text: str, template: str) -> list[Any]:
+        found = _shown(gr, lambda: compare(models, _given(image), labels_of(text), template))
+        return [*found.values(), table(list(found.values()))]
+
+    with gr.Column():
+        given = _inputs(gr)
+        button = gr.Button("Compare", variant="primary")
+    with gr.Column():
+        panels = [gr.Label(label=name, num_top_classes=10) for name in models]
+        numbers = _numbers(gr, *models)
+    button.click(side_by_side, given, [*panels, numbers], api_name="compare")
+
+
+def _inputs(gr: Any) -> list[Any]:
+    """Image, labels and prompt. The image is the file as it is: Gradio would otherwise decode and encode it again."""
+    image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320)
+    labels = gr.Textbox(EXAMPLE_LABELS, lines=5, label="Labels, one per line or with commas")
+    template = gr.Textbox(EXAMPLE_TEMPLATE, label="Prompt; {c} is the label, as in: a photo of a {c}.")
+    return [image, labels, template]
+
+
+def _choice(gr: Any, models: Mapping[str, "LoadedModel"]) -> Any:
+    return gr.Dropdown(list(models), value=next(iter(models)), label="Model", visible=len(models) > 1)
+
+
+def _numbers(gr: Any, *columns: str) -> Any:
+    return gr.Dataframe(headers=["label", *columns], label="In numbers", interactive=False, wrap=True)
 
 
 def _given(image: Any) -> Any:
