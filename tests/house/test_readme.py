@@ -1,7 +1,7 @@
 """The commands of all pages are true: each is run here, or composed and checked where it needs data, a GPU or hours."""
 
-import importlib
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -44,6 +44,14 @@ def settings_of(command: Shown) -> tuple[str, list[str]] | None:
 def modules(command: Shown) -> list[str] | None:
     """The words behind `python -m`, its module first; None of another command."""
     return command.words[2:] if command.words[:2] == ["python", "-m"] else None
+
+
+def exit_code(module: str, words: list[str]) -> int:
+    """Runs `python -m module words` in this process, which has imported torch already."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", [module, *words])
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return int(ended.value.code or 0)
 
 
 SETTINGS = [
@@ -129,15 +137,9 @@ def test_settings_compose_and_pass_the_checks(
 @pytest.mark.parametrize("command", MODULES, ids=lambda command: command.text)
 def test_modules_know_the_flags_that_are_shown(command: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     module, *words = modules(command) or []
-    main = getattr(importlib.import_module(module), "main", None)
-    if main is None:
-        assert not [word for word in words if word.startswith("-")]
-        return
     verb = words[:1] if module in ("clip_lightning.scaling", "clip_lightning.run.sweep") else []
     if (module, *verb) not in HELP:
-        with pytest.raises(SystemExit) as ended:
-            main([*verb, "--help"])
-        assert ended.value.code == 0
+        assert exit_code(module, [*verb, "--help"]) == 0
         HELP[module, *verb] = capsys.readouterr().out
     page = HELP[module, *verb]
     assert "usage:" in page
@@ -190,7 +192,7 @@ def test_the_commands_of_the_tutorial_run_in_their_order(
         elif (words := modules(command._replace(text=text)) or []) and words[0] != "clip_lightning.demo":
             if "PATH" in text:
                 continue
-            assert not importlib.import_module(words[0]).main(words[1:]), text
+            assert exit_code(words[0], words[1:]) == 0, text
             num_run += 1
     assert num_run >= 8
     assert (tmp_path / "runs/latest/figures/predictions.png").stat().st_size > 10_000
