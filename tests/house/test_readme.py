@@ -48,9 +48,10 @@ def modules(command: Shown) -> list[str] | None:
 
 def exit_code(module: str, words: list[str]) -> int:
     """Runs `python -m module words` in this process, which has imported torch already."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *words])
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     return int(ended.value.code or 0)
 
 
