@@ -51,7 +51,6 @@ config: setup ## Print a composed run: make config RUN="model=vit_l14 data=yfcc"
 	@$(BIN)/python train.py $(RUN) --cfg job
 
 docs: setup ## Build the documentation as a site into site/; a warning is an error
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.txt --requirement pyproject.toml --extra docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
