@@ -74,7 +74,7 @@ def batch_warning(global_batch: int, num_pairs: int) -> list[str]:
 
 
 def flat_loss_warning(loss: float | None, config: Config, lengths: Lengths) -> list[str]:
-    """A sentence where a run ends with the softmax loss of chance, the logarithm of the batch.
+    """A sentence where a run of several steps ends with the softmax loss of chance, the logarithm of the batch.
 
     A likely cause is a short warm-up, as 5 % of a short run is: at a learning rate of 2e-3 the tiny model has one
     feature for all images after 3 steps of warm-up (its gradient vanishes), and learns after 30.
@@ -83,6 +83,8 @@ def flat_loss_warning(loss: float | None, config: Config, lengths: Lengths) -> l
     if loss is None or config.loss.name != "softmax" or batch < 2 or loss < 0.98 * math.log(batch):
         return []
     num_steps = lengths.total // batch
+    if num_steps < 2:  # the loss of a single step, as of debug=fast_dev_run, is that of the initial weights
+        return []
     warmup = duration.to_samples(
         compute.warmup, global_batch=batch, epoch_samples=lengths.epoch_samples, total_samples=lengths.total
     )

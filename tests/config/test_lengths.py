@@ -48,6 +48,7 @@ def test_a_loss_of_chance_at_the_end_is_reported() -> None:
     chance = math.log(config.compute.global_batch)
     lengths = Lengths(60 * config.compute.global_batch, 900)
     assert flat_loss_warning(0.9 * chance, config, lengths) == flat_loss_warning(None, config, lengths) == []
+    assert flat_loss_warning(chance, config, Lengths(config.compute.global_batch, 900)) == []  # debug=fast_dev_run
     (warning,) = flat_loss_warning(chance, config, lengths)
     assert "had 3 of 60 steps: write a longer one (compute.warmup='30 steps')" in warning
 

@@ -138,7 +138,7 @@ def test_settings_compose_and_pass_the_checks(
 @pytest.mark.parametrize("command", MODULES, ids=lambda command: command.text)
 def test_modules_know_the_flags_that_are_shown(command: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     module, *words = modules(command) or []
-    verb = words[:1] if module in ("clip_lightning.scaling", "clip_lightning.run.sweep") else []
+    verb = words[:1] if module in ("clip_lightning.scaling", "clip_lightning.run.sweep", "clip_lightning.runs") else []
     if (module, *verb) not in HELP:
         assert exit_code(module, [*verb, "--help"]) == 0
         HELP[module, *verb] = capsys.readouterr().out
