@@ -16,6 +16,7 @@ help: ## This list
 setup: .venv/ready ## Make .venv with the locked packages (does nothing when they are installed)
 
 .venv/ready: requirements.txt requirements-uv.txt pyproject.toml
+	@echo "installing the locked packages into .venv (some minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.txt
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements.txt
