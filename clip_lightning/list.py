@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--config-dir={missing[0]} is not a folder")
     if arguments.kind is None:
         for kind in KINDS:
-            print(f"{kind:12s} {len(entries(kind, folders)):>5,}   python -m clip_lightning.list {kind}")
+            # open_clip, which knows these names, imports torch: too long to wait for a number.
+            number = "" if kind == "pretrained" else f"{len(entries(kind, folders)):,}"
+            print(f"{kind:12s} {number:>5s}   python -m clip_lightning.list {kind}")
         return 0
     found = {name: line for name, line in entries(arguments.kind, folders).items() if arguments.part in name}
     if not found:

@@ -1,5 +1,7 @@
 """`python -m clip_lightning.list`: every kind, a line about each option, options of one's own."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,13 @@ def test_names_of_a_part_and_of_ones_own_folder(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr().out
     assert "handwritten_digits" in shown
     assert "fgvc_aircraft" in shown
+
+
+def test_the_summary_does_not_wait_for_torch() -> None:
+    program = "import sys; from clip_lightning.list import main; main([]); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["pretrained", *"python -m clip_lightning.list pretrained".split()]
 
 
 def test_a_part_that_no_name_contains_is_refused() -> None:
