@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
 def inputs(opened: OpenedModel) -> Inputs:
     """Two photographs of scikit-learn and three texts, as ours prepares them."""
     vision = opened.config.vision
-    photographs = [np.ascontiguousarray(image[40:380]) for image in load_sample_images().images]
+    photographs = [image[40:380].copy() for image in load_sample_images().images]
     resize = Resize(vision.resize, vision.interpolation)
     levels = torch.stack([decode_eval(image, vision.image_size, resize=resize) for image in photographs])
     tower: Any = opened.model.vision
