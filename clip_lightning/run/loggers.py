@@ -5,7 +5,7 @@ and other callbacks log by themselves is shown over samples seen as well.
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from clip_lightning.config.schema import Config
-from clip_lightning.records import Record, metric_name
+from clip_lightning.records import EMA, Record, metric_name
 from clip_lightning.run import objects
+from clip_lightning.run.console.summary import latest_scores
 from clip_lightning.run.wandb_logger import WandbLogger, resolve_mode
 from clip_lightning.training.clip_module import ClipModule
 
@@ -66,6 +67,11 @@ class Loggers:
         for samples_seen, row in rows.items():
             self._call(partial(_log_row, row=row, samples_seen=samples_seen))
         self._call(lambda logger: logger.save())
+
+    def end(self, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """Shows what a run ends with in W&B. Args: summary: as in summary.json. records: all of the run."""
+        scores = [record for weights in ("", EMA) for record in latest_scores(records, weights)]
+        self._call(lambda logger: logger.log_end(summary, scores) if isinstance(logger, WandbLogger) else None)
 
     def finish(self) -> None:
         """Writes what is left."""

@@ -262,7 +262,6 @@ class RankZero(OtherRank):
     def end(self, outcome: Outcome) -> int:
         """Writes and prints the summary; returns the exit code."""
         records = self.records.read()
-        self.close()
         signals, config = self.signals, self.config
         if signals.received and not outcome.is_finished and outcome.samples_seen != self._begun_at:
             slurm_tasks.note_progress(signals.received.name)
@@ -284,11 +283,14 @@ class RankZero(OtherRank):
             bad_samples=outcome.bad_samples,
         )
         table = end_table(summary, [identity.redacted(word) for word in self.argv])
-        write_atomically(self.path / "summary.json", json.dumps(summary.as_json(), indent=1) + "\n")
+        numbers = summary.as_json()
+        write_atomically(self.path / "summary.json", json.dumps(numbers, indent=1) + "\n")
         write_atomically(self.path / "summary.txt", table + "\n")
         write_figures(self.path / "figures", records, outcome.shown, outcome.retrieved)
         write_status(self.path, summary.status, summary.reason, samples_seen=outcome.samples_seen)
         write_report(self.path)
+        self._log.end(numbers, records)
+        self.close()
         print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), config, self.lengths)]))
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
 

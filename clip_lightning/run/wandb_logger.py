@@ -10,9 +10,10 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,13 @@ from lightning.pytorch.loggers import Logger
 from clip_lightning.config import compose, identity
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.records import Record
 from clip_lightning.reliability.atomic_files import write_atomically
 
-INIT_SECONDS, FINISH_SECONDS = 60, 30
+INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 60, 30, 1800
 ID_FILE = "wandb_id.txt"
 MODES = ("auto", "online", "offline")
+SCORE_COLUMNS = ("task", "what", "weights", "value", "low", "high", "n", "chance", "samples_seen")
 _END = object()
 
 
@@ -35,17 +38,24 @@ class WandbLogger(Logger):
     """A W&B run in a thread: `log_metrics` returns at once."""
 
     def __init__(
-        self, project: str = "clip_lightning", entity: str | None = None, mode: str = "auto", **settings: Any
+        self,
+        project: str = "clip_lightning",
+        entity: str | None = None,
+        mode: str = "auto",
+        log_model: bool = False,
+        **settings: Any,
     ) -> None:
         """Starts nothing yet.
 
         Args:
             project, entity: W&B's project, and its team or user.
             mode: auto (online where this user is logged in, otherwise offline), online, offline.
+            log_model: whether the newest checkpoint becomes an artifact at the end.
             settings: further arguments of `wandb.init`.
         """
         super().__init__()
         self.project, self.entity, self.mode, self.settings = project, entity, mode, settings
+        self.log_model = log_model
         self._rows: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -86,6 +96,15 @@ class WandbLogger(Logger):
         if self._thread is not None:
             self._rows.put(dict(metrics) if step is None else {**metrics, "samples_seen": step})
 
+    def log_end(self, summary: Mapping[str, Any], scores: Sequence[Record]) -> None:
+        """Queues what a run ends with: `end/...` of its summary, a table of its scores, its figures and its report, and
+        if `log_model` its newest checkpoint as an artifact.
+
+        Args: summary: as in summary.json.
+        """
+        if self._thread is not None:
+            self._rows.put(partial(self._log_end, summary=summary, scores=scores))
+
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The config is shown from the start."""
 
@@ -94,23 +113,44 @@ class WandbLogger(Logger):
         if self._thread is None:
             return
         self._rows.put(_END)
-        self._thread.join(FINISH_SECONDS)
+        seconds = UPLOAD_SECONDS if self.log_model else FINISH_SECONDS
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._notify(
-                f"warning: W&B did not take the last numbers within {FINISH_SECONDS} s; {sync_hint(self._folder)}"
-            )
+            self._notify(f"warning: W&B did not take the last numbers within {seconds} s; {sync_hint(self._folder)}")
 
     def _work(self, mode: Literal["online", "offline"]) -> None:
         try:
             logger = self._begin(mode)
-            while (row := self._rows.get()) is not _END:
-                logger.log_metrics(row)
+            while (item := self._rows.get()) is not _END:
+                item(logger.experiment) if callable(item) else logger.log_metrics(item)
             logger.experiment.finish()
         # W&B raises many kinds of error, its own and those of its network library: none may end the training.
         except Exception as error:
             self._notify(
                 f"warning: W&B shows no more of this run ({_first_line(error)}); all numbers are in {self._folder}"
             )
+
+    def _log_end(self, run: Any, *, summary: Mapping[str, Any], scores: Sequence[Record]) -> None:
+        import wandb
+
+        from clip_lightning.report.page import FILE as REPORT
+        from clip_lightning.training.saved_model import find_checkpoint
+
+        rows = [[getattr(score, column) for column in SCORE_COLUMNS] for score in scores]
+        shown: dict[str, Any] = {"scores": wandb.Table(columns=list(SCORE_COLUMNS), data=rows)}
+        for figure in sorted((self._folder / "figures").glob("*.png")):
+            shown[f"figures/{figure.stem}"] = wandb.Image(str(figure))
+        if (report := self._folder / REPORT).exists():
+            shown["report"] = wandb.Html(str(report))
+        run.log({**shown, "samples_seen": summary["samples"]})
+        run.summary.update({f"end/{key}": value for key, value in summary.items() if not isinstance(value, dict)})
+        if self.log_model:
+            checkpoint = find_checkpoint(self._folder, "last")
+            artifact = wandb.Artifact(
+                f"model-{self._run_id}", "model", metadata={"samples_seen": checkpoint.samples_seen}
+            )
+            artifact.add_dir(str(checkpoint.path))
+            run.log_artifact(artifact)
 
     def _begin(self, mode: Literal["online", "offline"]) -> Any:
         import wandb

@@ -3,13 +3,11 @@
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -21,6 +19,7 @@ from clip_lightning.run import wandb_logger
 from clip_lightning.run.loggers import Loggers, build_loggers, check_loggers
 from clip_lightning.run.run_records import RunRecords
 from clip_lightning.run.wandb_logger import resolve_mode
+from tests.support.wandb_files import wandb_records
 
 
 @pytest.fixture(autouse=True)
@@ -52,25 +51,6 @@ def opened(tmp_path: Path) -> Callable[..., list[str]]:
         return said
 
     return write
-
-
-def wandb_records(path: Path) -> list[Any]:
-    """The records in W&B's own file: a LevelDB log behind a head of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record as Stored
-
-    data, position, part, found = path.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        if (room := 32768 - position % 32768) < 7:
-            position += room
-            continue
-        _, size, kind = struct.unpack_from("<IHB", data, position)
-        part += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):
-            found.append(Stored.FromString(part))
-            part = b""
-    return found
 
 
 def test_auto_is_online_where_somebody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

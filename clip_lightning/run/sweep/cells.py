@@ -45,6 +45,8 @@ from clip_lightning.run.train import train
 from clip_lightning.slurm import submit as slurm
 
 _PR_SET_PDEATHSIG = 1
+# W&B shows the runs of one group together; cells and jobs inherit it.
+_WANDB_GROUP = "WANDB_RUN_GROUP"
 
 
 def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[compose.Task], int]) -> int:
@@ -69,12 +71,16 @@ def run_cells(cells: Sequence[Cell], command: Sequence[str], launch: Callable[[c
         f"status   python -m clip_lightning.run.sweep status {record.path}",
         flush=True,
     )
-    os.environ[SWEEP_VARIABLE] = str(record.path)
+    variables = {SWEEP_VARIABLE: str(record.path)}
+    if _WANDB_GROUP not in os.environ:
+        variables[_WANDB_GROUP] = record.path.name
+    os.environ.update(variables)
     try:
         with _Turns(record) as turns:
             return launch(turns.take)
     finally:
-        del os.environ[SWEEP_VARIABLE]
+        for name in variables:
+            del os.environ[name]
         print(f"\n{table(*rows_of(record.path))}", flush=True)
 
 

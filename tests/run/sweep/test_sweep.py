@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from clip_lightning.config import compose
+from clip_lightning.config.grid import Cell
 from clip_lightning.reliability.status import read_json
+from clip_lightning.run.sweep.cells import run_cells
 from clip_lightning.run.sweep.table import Row, SweepRecord, read, rows_of, table
 
 pytestmark = pytest.mark.slow
@@ -74,6 +77,25 @@ def until(holds: Any, seconds: float = 120) -> None:
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_the_cells_of_a_sweep_are_one_group_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    if own:
+        monkeypatch.setenv("WANDB_RUN_GROUP", own)
+    argv = [f"runs={tmp_path}", "compute.seed=1"]
+    seen = []
+
+    def launch(task: Any) -> int:
+        seen.append(os.environ["WANDB_RUN_GROUP"])
+        return 0
+
+    assert run_cells([Cell(["compute.seed=1"], argv, compose.load("train", argv))], argv, launch) == 0
+    assert seen == [own or sweep_of(tmp_path).path.name]
+    assert os.environ.get("WANDB_RUN_GROUP") == own
+
+
 def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
