@@ -31,7 +31,7 @@ def start(*arguments: str) -> subprocess.Popen:
 def test_a_signal_ends_the_fit_after_a_step_with_its_exit_code(name: str) -> None:
     process = start("1")
     process.send_signal(signal.Signals[name])
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert "train end" in out
     assert process.returncode == 128 + signal.Signals[name]
 
@@ -42,7 +42,7 @@ def test_a_second_ctrl_c_exits_at_once() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert "train end" not in out
     assert process.returncode == 130
 
@@ -69,7 +69,7 @@ def test_sigterm_replaces_a_warning(came: tuple[str, ...], counts: str) -> None:
 def test_ranks_stop_after_the_same_step_when_one_receives_a_signal() -> None:
     process = start("2")
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     ends = sorted(line for line in out.splitlines() if line.startswith("train end"))
     assert [end.split(" at ")[0] for end in ends] == ["train end of rank 0", "train end of rank 1"]
     assert len({end.split(" at ")[1] for end in ends}) == 1

@@ -267,7 +267,7 @@ def test_two_jobs_may_share_one_cache(shards: Path, tmp_path: Path) -> None:
     ]
     for job in jobs:
         job.start()
-    assert all(all(results.get(timeout=60)) for _ in jobs)
+    assert all(all(results.get(timeout=300)) for _ in jobs)
     for job in jobs:
         job.join()
     assert len(kept(tmp_path / "cache")) == 5
@@ -287,7 +287,7 @@ def test_a_full_disk_is_reported_in_a_sentence(shards: Path, tmp_path: Path) -> 
         target=_fill_up, args=(f"local://{shards}", tmp_path / "cache", results)
     )
     job.start()
-    assert "cannot be written (File too large); make room there, or set data.cache.folder" in results.get(timeout=60)
+    assert "cannot be written (File too large); make room there, or set data.cache.folder" in results.get(timeout=300)
     job.join()
     assert kept(tmp_path / "cache") == []
     assert not list((tmp_path / "cache/shards").glob("*.part"))
