@@ -52,7 +52,7 @@ def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path
         "shape",
         "shape_sketch",
         "--images",
-        300,
+        120,
     ]
     run("-m", "experiments.figures.measure", trained, *words)
     found = {(record.what, record.task) for record in read_records(trained / "evaluation.jsonl")}

@@ -178,8 +178,8 @@ def test_the_commands_of_the_tutorial_run_in_their_order(
         settings = settings_of(command._replace(text=text))
         if settings and not {"--help", "--cfg"} & set(settings[1]):
             name, words = settings
-            if "PATH" in text or "dry_run=true" in text:
-                continue  # composed above, without data or an estimate
+            if "PATH" in text or "dry_run=true" in text or words == ["compute.seed=1"]:
+                continue  # composed above, without data or an estimate; the sweep below it trains other seeds
             short = ["debug=fast_dev_run", f"runs={tmp_path}/runs"] if name == "train" else []
             words = [word for word in words if word not in short and not ("-m" in words and "duration" in word)]
             child = runner.start(f"{name}.py", *words, *short)
@@ -190,7 +190,7 @@ def test_the_commands_of_the_tutorial_run_in_their_order(
                 continue
             assert exit_code(words[0], words[1:]) == 0, text
             num_run += 1
-    assert num_run >= 8
+    assert num_run >= 7
     assert (tmp_path / "runs/latest/figures/predictions.png").stat().st_size > 10_000
 
 

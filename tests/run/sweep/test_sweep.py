@@ -99,7 +99,7 @@ def test_the_cells_of_a_sweep_are_one_group_in_wandb(
 def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
-    seeds = f"compute.seed={','.join(map(str, range(12)))}"
+    seeds = f"compute.seed={','.join(map(str, range(6)))}"
     child = runner.start("train.py", "-m", f"runs={tmp_path}", *small, *SHORT, seeds)
 
     def killed_a_cell() -> bool:
@@ -111,15 +111,15 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
 
     until(lambda: [*tmp_path.glob("sweeps/*/sweep.json")] and states(tmp_path).count("finished") >= 2)
     until(killed_a_cell)
-    until(lambda: states(tmp_path).count("finished") >= 5)
+    until(lambda: states(tmp_path).count("finished") >= 3)
     assert child.kill(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: "running" not in states(tmp_path))  # the running cell gets a signal from the kernel, and exits
     record = sweep_of(tmp_path)
-    assert len(record.cells) == 12
+    assert len(record.cells) == 6
     finished = [cell for cell in record.cells if record.standing(cell)[0] == "finished"]
-    assert 5 <= len(finished) < 12
+    assert 3 <= len(finished) < 6
     shown = status(record.path)
-    assert f"12 runs: {len(finished)} finished" in shown
+    assert f"6 runs: {len(finished)} finished" in shown
     assert re.search(r"^failed .*\(killed by SIGKILL; the kernel does so when memory runs out\)$", shown, re.M)
     before = {cell.run: untouched(record.run_of(cell)) for cell in finished}
 
@@ -127,13 +127,13 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     for cell in finished:
         assert untouched(record.run_of(cell)) == before[cell.run]
         assert f"{cell.run} is finished: {cell.settings[0]}" in printed
-    assert printed.count("checks   ") == 12 - len(finished)
-    assert "12 runs: 12 finished" in printed
+    assert printed.count("checks   ") == 6 - len(finished)
+    assert "6 runs: 6 finished" in printed
     rows = json.loads(status(record.path, "--json"))["rows"]
-    assert [row["settings"] for row in rows] == [[f"compute.seed={seed}"] for seed in range(12)]
+    assert [row["settings"] for row in rows] == [[f"compute.seed={seed}"] for seed in range(6)]
     assert all((row["state"], row["samples_seen"]) == ("finished", 32) for row in rows)
     assert all(row["metric"] > 0 for row in rows)
-    assert "12 runs: 12 finished" in status(tmp_path), "a folder of runs has the same rows"
+    assert "6 runs: 6 finished" in status(tmp_path), "a folder of runs has the same rows"
 
 
 def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path: Path, small: list[str]) -> None:
@@ -176,6 +176,7 @@ def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path
     assert "3 runs: 3 finished" in child.text()
 
 
+@pytest.mark.exhaustive  # slurm/test_cluster.py has two cells of two nodes
 def test_two_cells_of_two_ranks_are_two_directories_and_four_processes(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
