@@ -31,6 +31,7 @@ def equal(left: list[Record], right: list[Record]) -> bool:
     return repr(left) == repr(right)  # NaN is not equal to itself, its name is
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(records, max_size=8))
 def test_records_are_read_as_they_were_written(rows: list[Record], tmp_path_factory: object) -> None:

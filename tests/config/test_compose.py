@@ -60,6 +60,7 @@ def test_what_is_given_wins_over_what_is_named() -> None:
     assert (config.compute.name, config.loss.name, config.eval.tasks) == ("cpu_minutes", "other", [])
 
 
+@pytest.mark.slow
 def test_recipes_fill_nulls_by_model_and_are_emptied() -> None:
     config = load()
     assert (config.compute.learning_rate, config.optimizer.eps, config.optimizer.beta2) == (3e-4, 1e-8, 0.98)
@@ -135,6 +136,7 @@ def test_all_mistakes_of_a_command_are_reported_at_once() -> None:
         assert "\n" not in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
@@ -198,6 +200,7 @@ def test_torch_is_not_loaded_before_the_task_and_its_code_is_the_exit_code(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.py", "shards"]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_exit_code_2_without_traceback(tmp_path: Path, root: Path) -> None:
     done = call([*MINE, "compute.lr=3", "data.path=nowhere"], tmp_path, root)
     assert done.returncode == 2
@@ -232,6 +235,7 @@ def test_a_sweep_that_gets_a_stop_signal_starts_no_further_point(code: int, tmp_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_mistake_starts_nothing(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = call([*MINE, "-m", "loss=other", "compute.global_batch=512,0"], tmp_path, root)
@@ -246,6 +250,7 @@ def test_a_rank_of_a_sweeps_run_composes_that_run(tmp_path: Path, root: Path) ->
     assert [json.loads(line)[1] for line in done.stdout.splitlines()] == [4]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -330,11 +335,13 @@ def test_a_pattern_that_the_shell_has_expanded_is_refused_with_its_quotes(tmp_pa
     assert "'data.path=DIR/0000{0..5}.tar'" in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["DIR/{0..5}.tar", "/a/d\u00e9/x", "s3://a:b@c/d?e=1&f=it's", "C:\\d"])
 def test_a_path_is_taken_as_it_is(path: str) -> None:
     assert load(f"data.path={path}").data.path == path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["resume=true", "epochs=5", "batch_size=8", "workers=1", "gpus=2"])
 def test_settings_of_other_frameworks_get_a_hint(word: str) -> None:
     (problem,) = problems(word)
@@ -351,6 +358,7 @@ def test_a_mistyped_argument_is_reported_in_one_sentence() -> None:
     assert len(caught.value.problems) == 1
 
 
+@pytest.mark.slow
 def test_own_data_has_defaults_that_run_anywhere() -> None:
     for option in ("webdataset", "csv", "folder", "parquet"):
         config: Config = compose.load("train", [f"data={option}"], check=False)

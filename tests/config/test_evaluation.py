@@ -6,6 +6,7 @@ from clip_lightning.config import compose
 from clip_lightning.errors import UserError
 
 
+@pytest.mark.slow
 def test_several_options_of_eval_add_up() -> None:
     def chosen(*words: str) -> tuple[dict[str, bool], list[str] | None]:
         evaluation = compose.load("train", list(words)).eval
@@ -21,6 +22,7 @@ def test_several_options_of_eval_add_up() -> None:
         compose.load("train", ["eval=[quick,nix]"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

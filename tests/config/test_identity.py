@@ -137,6 +137,7 @@ def test_a_teacher_is_identified_by_its_science_not_its_path(config: Config, tmp
         compose.load("train", [*words, f"loss.teacher={tmp_path / 'here'}", "loss.teacher_science=0"], check=False)
 
 
+@pytest.mark.slow
 def test_what_changes_the_samples_is_in_the_science(config: Config) -> None:
     separate = copy.deepcopy(config)
     separate.data.validation.path = "elsewhere"

@@ -35,6 +35,7 @@ def test_a_part_may_be_the_users_own_option_and_have_any_path(tmp_path: Path) ->
     assert build_mixture(again.data).captions(4) == ["picture 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "key"),
     [

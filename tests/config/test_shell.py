@@ -39,6 +39,7 @@ def completed(program: str, line: str, root: Path) -> list[str]:
     ).split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

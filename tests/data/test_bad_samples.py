@@ -30,6 +30,7 @@ def damaged(tmp_path: Path) -> Path:
     return tmp_path / "damaged"
 
 
+@pytest.mark.slow
 def test_whoever_meets_a_bad_sample_takes_the_same_other_one(module: MakeModule, damaged: Path) -> None:
     whole = steps(module(damaged, max_bad_share=0.1), 0, 40, 1, 0)
     assert not {17, 100, 200, 201, 250} & {row[1] for row in whole}

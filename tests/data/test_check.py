@@ -20,6 +20,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
     return code, {word: rest.strip() for word, _, rest in lines}
 
 
+@pytest.mark.ci
 @pytest.mark.slow  # runs the command that counts operations
 def test_everything_about_the_data_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path
@@ -48,6 +49,7 @@ def test_everything_about_the_data_is_printed(
     assert picture.std() > 30
 
 
+@pytest.mark.slow
 def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = run(capsys, "--data", "cc12m", "--set", f"data.path={tmp_path}/nowhere")
     assert code == 1

@@ -50,6 +50,7 @@ def steps(module: ContrastiveDataModule, first: int, last: int, world: int, work
     return sorted(rows)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "changes",
     [

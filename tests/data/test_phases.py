@@ -18,6 +18,7 @@ PHASES = [Phase(0, 8, 6, 0.5), Phase(24, 16, 5, 0.5), Phase(40, 16, 16, 0.0)]
 STEPS = [(8, 6)] * 3 + [(16, 5)] * 2 + [(16, 16)] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("largest_piece", [1024, 3])
 def test_sizes_change_exactly_at_the_step_boundary_and_samples_stay(

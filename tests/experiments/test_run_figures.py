@@ -15,7 +15,7 @@ def command(root: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, words)], cwd=root, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_gets_its_three_figures_again(root: Path, tmp_path: Path) -> None:
     settings = ["compute.duration=2 steps", "compute.global_batch=32", "compute.warmup=0 samples", "logger=none"]
     small = ["data.validation.num_samples=32", "eval.tasks=[handwritten_digits]"]

@@ -186,6 +186,7 @@ def test_figure_13_of_runs_fits_the_supervised_ones(tmp_path: Path) -> None:
         draw(fig13_robustness.COMMAND, zero, *words)
 
 
+@pytest.mark.slow
 def test_the_gallery_has_every_figure_or_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = three_runs(tmp_path)
     assert gallery.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0

@@ -14,6 +14,7 @@ from tests.export.models import KINDS, opened
 CASES = [(name, library) for name, (_, libraries) in KINDS.items() for library in libraries]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "library"), CASES)
 def test_round_trip_is_bit_equal_and_features_agree(name: str, library: str, tmp_path: Path) -> None:
     ours = opened(KINDS[name][0](tmp_path))
@@ -40,6 +41,7 @@ def test_round_trip_is_bit_equal_and_features_agree(name: str, library: str, tmp
     assert lengths.tolist() == given.lengths.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm + DistilBERT", "timm + Qwen2, last token", "ResNet-50"])
 def test_a_model_that_transformers_cannot_hold_is_refused_with_a_format_that_can(name: str, tmp_path: Path) -> None:
     ours = opened(KINDS[name][0](tmp_path))

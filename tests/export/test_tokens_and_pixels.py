@@ -137,6 +137,7 @@ def varied(num: int) -> list[str]:
     return strings
 
 
+@pytest.mark.slow
 def test_tokens_are_simple_tokenizers_and_transformers(tmp_path: Path) -> None:
     """10,000 strings. SimpleTokenizer's are equal; transformers repairs no Unicode and reads special tokens."""
     ours = opened(KINDS["ViT, GELU"][0](tmp_path))

@@ -57,6 +57,7 @@ def load(command: str) -> Config:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_preset_resolves_to_the_reviewed_text(name: str) -> None:
     path = GOLDEN / f"{name}.yaml"
@@ -96,7 +97,7 @@ def options() -> list[str]:
     return sorted(name for name in names if not name.endswith(("/by_data", "/by_model", "/auto")))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("option", options())
 def test_every_option_composes_into_a_whole_config(option: str, source: Path) -> None:
     group, _, name = option.rpartition("/")
@@ -131,7 +132,7 @@ def test_every_option_says_what_it_is_and_compute_its_source_cost_and_score() ->
                 assert word in text, f"{option}: its header misses {word}"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "command",
     re.findall(
@@ -154,6 +155,7 @@ def test_a_wrong_model_names_a_near_one_and_exits_with_2() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_missing_data_is_reported_with_how_to_get_it() -> None:
     command = [sys.executable, "train.py", "data=yfcc", "data.path=nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -115,7 +115,7 @@ def test_every_line_of_a_console_block_is_a_command_that_is_known_here() -> None
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("command", SETTINGS, ids=lambda command: command.text)
 def test_settings_compose_and_pass_the_checks(
     command: Shown, filled: Callable[[str], str], capsys: pytest.CaptureFixture[str]

@@ -130,6 +130,7 @@ def test_a_batch_of_one_caption_has_nothing_to_learn_from_its_pairs(name: str) -
         assert output.loss >= math.log(NUM_PAIRS)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [{}, SHARED], ids=["own", "shared"])
 @pytest.mark.parametrize("chunk", [3, 7, 8])
 @pytest.mark.parametrize("name", sorted(LOSSES))

@@ -90,6 +90,7 @@ def test_features_and_logits_are_open_clips(name: str) -> None:
     assert logits.std() > 0.1, "features that are all alike would agree too"
 
 
+@pytest.mark.slow
 def test_resnet_in_training_normalises_as_open_clips() -> None:
     ours, theirs = loaded_pair("rn50")
     rn50_peer_activation(theirs)

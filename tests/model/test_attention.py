@@ -50,6 +50,7 @@ def test_bfloat16_on_a_cpu_takes_plain_products_whose_gradients_are_as_good() ->
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
+@pytest.mark.slow
 def test_operations_are_counted_alike() -> None:
     fused = count_flops(*load("vit_s32"))
     choose_attention("bf16", on_gpu=False)

@@ -50,7 +50,7 @@ def test_model_has_the_published_size(name: str) -> None:
     assert total == PUBLISHED[name]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", TABLE)
 def test_model_has_the_published_operations(name: str) -> None:
     flops = count_flops(*load(name))

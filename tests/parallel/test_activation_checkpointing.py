@@ -31,6 +31,7 @@ def gradients(model: CLIP) -> tuple[dict[str, Tensor], int]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, bytes_kept
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["full", "selective"])
 def test_gradients_are_equal_to_the_bit(kind: str) -> None:
     whole, found = (gradients(model_with(k))[0] for k in ("none", kind))
@@ -42,7 +43,7 @@ def test_names_in_the_state_dict_stay() -> None:
     assert model_with("full").state_dict().keys() == model_with("none").state_dict().keys()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_selective_keeps_less_and_full_far_less() -> None:
     whole, selective, full = (gradients(model_with(kind))[1] for kind in ("none", "selective", "full"))
     assert selective < 0.75 * whole

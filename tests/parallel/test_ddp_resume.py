@@ -11,7 +11,7 @@ import torch
 from tests.parallel.resume_program import CASES
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("world", [3, pytest.param(4, marks=pytest.mark.ci)])
 def test_two_steps_and_two_more_give_the_bits_of_four(tmp_path: Path, world: int) -> None:
     command = [sys.executable, "-m", "tests.parallel.resume_program", str(world), str(tmp_path)]

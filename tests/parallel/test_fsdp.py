@@ -17,7 +17,7 @@ SETTINGS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_three_steps_end_with_the_weights_of_ddp(root: Path, tmp_path: Path) -> None:
     base = {"loss": "softmax", "micro_batch": None, "num_steps": 3}
     cases = [base | settings | {"strategy": strategy} for settings in SETTINGS for strategy in ("ddp", "fsdp")]

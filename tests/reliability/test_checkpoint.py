@@ -215,7 +215,7 @@ def test_a_folder_that_takes_no_checkpoint_is_refused_before_the_first_step(tmp_
     assert list(folder.path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
 @pytest.mark.parametrize(("size", "fits"), [("1M", False), ("3M", False), ("16M", True)])
 def test_free_space_is_compared_with_two_checkpoints(tmp_path: Path, size: str, fits: bool) -> None:
@@ -246,7 +246,7 @@ while True:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, said: list[str]) -> None:
     draw, reached = random.Random(0), 0
     for _ in range(4):

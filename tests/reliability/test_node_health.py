@@ -22,7 +22,7 @@ def ask(ailment: str, folder: Path) -> list[str]:
     return [path.read_text() for path in sorted(folder.glob("rank?"))]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("ailment", "message"),
     [
@@ -37,7 +37,7 @@ def test_both_ranks_name_the_sick_node(ailment: str, message: str, tmp_path: Pat
     assert len(first.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("ailment", "message"),
     [

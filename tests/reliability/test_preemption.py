@@ -27,6 +27,7 @@ def start(*arguments: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGUSR2"))])
 def test_a_signal_ends_the_fit_after_a_step_with_its_exit_code(name: str) -> None:
     process = start("1")
@@ -65,7 +66,7 @@ def test_sigterm_replaces_a_warning(came: tuple[str, ...], counts: str) -> None:
     assert signals.exit_code == 128 + signal.Signals[counts]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_ranks_stop_after_the_same_step_when_one_receives_a_signal() -> None:
     process = start("2")
     process.send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from clip_lightning.reliability.shards import SavedRows, with_rows
 from tests.reliability.shards_program import model_and_optimizer, state_of
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6), data=st.data())
 def test_rows_of_pieces_are_the_rows_of_the_whole(sizes: list[int], data: st.DataObject) -> None:
     tensor = torch.arange(sum(sizes) * 2).view(-1, 2)
@@ -63,7 +64,7 @@ def assert_same(a: Any, b: Any) -> None:
         assert a == b
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_two_ranks_and_one_resume_from_four(tmp_path: Path, root: Path) -> None:
     program(root, tmp_path, 4, 4, "save")
     assert len(list((tmp_path / "checkpoints" / name_of(1)).glob("*.pt"))) == 4

@@ -52,6 +52,7 @@ def divergences(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (runs / "latest" / "divergence.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("argv", "poisoned", "place", "window", "reason"),
     [

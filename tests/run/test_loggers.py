@@ -99,6 +99,7 @@ def test_a_logger_that_fails_costs_one_warning(tmp_path: Path) -> None:
     assert len((tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

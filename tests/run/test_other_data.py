@@ -16,7 +16,7 @@ def train(root: Path, runs: Path, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_finished_run_is_reported_for_its_own_data_only(tmp_path: Path, root: Path) -> None:
     for name, first in (("a", 0), ("b", 100), ("v", 200), ("w", 300)):
         (tmp_path / name).mkdir()

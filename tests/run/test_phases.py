@@ -60,6 +60,7 @@ def test_it_is_evaluated_in_full(runner: Any, uninterrupted: tuple[Path, str]) -
     assert [alone[key] for key in sums] == pytest.approx([amid[key] for key in sums], abs=1e-6)
 
 
+@pytest.mark.ci
 def test_killed_and_stopped_in_each_phase_it_ends_with_the_same_bits(
     runner: Any, uninterrupted: tuple[Path, str], tmp_path: Path, small: list[str]
 ) -> None:
@@ -78,6 +79,7 @@ def test_killed_and_stopped_in_each_phase_it_ends_with_the_same_bits(
     assert json.loads((tmp_path / "latest" / "summary.json").read_text())["restarts"] == 3
 
 
+@pytest.mark.ci
 def test_two_ranks_in_micro_batches_learn_as_one(runner: Any, tmp_path: Path) -> None:
     exact = [*VIT, PHASES, "compute.precision=fp32"]
     runner.train(tmp_path / "one", *exact)

@@ -54,6 +54,7 @@ def test_a_hundred_steps_have_one_loss_under_every_strategy(runner: Any, tmp_pat
         assert counts(tmp_path / name) == counts(tmp_path / "laptop")
 
 
+@pytest.mark.ci
 def test_shards_resume_to_the_bit_and_are_evaluated(
     runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_two_runs_of_one_config_agree_to_the_bit(runner: Any, uninterrupted: Pat
     assert losses(tmp_path) == losses(uninterrupted)
 
 
+@pytest.mark.ci
 def test_kill_and_resume_is_bit_equal(runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str]) -> None:
     draw, kills = random.Random(1), 0
     for words in ("sample 16/", "sample 48/", "sample 80/", "sample 112/"):
@@ -77,6 +78,7 @@ def test_kill_and_resume_is_bit_equal(runner: Any, uninterrupted: Path, tmp_path
     assert (summary["status"], summary["samples"], summary["restarts"]) == ("finished", 128, 4)
 
 
+@pytest.mark.ci
 def test_after_a_resume_a_row_covers_its_whole_interval(runner: Any, tmp_path: Path) -> None:
     every = "cluster.log_every=4 steps"
     runner.train(tmp_path / "whole", every)
@@ -87,6 +89,7 @@ def test_after_a_resume_a_row_covers_its_whole_interval(runner: Any, tmp_path: P
     assert {samples: cut[samples] for samples in whole} == whole
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_resumes(
     runner: Any, uninterrupted: Path, tmp_path: Path, small: list[str], number: int
@@ -123,7 +126,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Path, small: list[str]) -> None:
     ddp = ["cluster=ddp", "cluster.devices=2", "compute.precision=fp32"]
     runner.train(tmp_path / "whole", *ddp)
@@ -138,6 +141,7 @@ def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Pat
     assert len(list((tmp_path / "cut").iterdir())) == 2, "one directory and the link to it"
 
 
+@pytest.mark.ci
 def test_the_default_run_has_the_same_first_fifty_losses_on_two_ranks(runner: Any, tmp_path: Path) -> None:
     """As configured, to 1e-5: what magnifies rounding (a pick of near ties, say) does not belong there."""
     found = []

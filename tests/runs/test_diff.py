@@ -26,6 +26,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_the_one_difference_is_named(tmp_path: Path, what: str) -> None:
     settings, changed, line = CHANGES[what]

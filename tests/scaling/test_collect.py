@@ -100,7 +100,7 @@ def test_torn_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "t.csv")["shape/acc1"].tolist() == [0.2]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_model_that_was_changed_is_counted_from_its_config(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "a", "model.text.config.hidden_size=48", "model.text.config.intermediate_size=192", status="stopped"

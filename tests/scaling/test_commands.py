@@ -27,6 +27,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_fit_writes_parameters_intervals_predictions_and_verdict(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_fit_writes_parameters_intervals_predictions_and_verdict(
     assert {one["method"] for one in content["allocations"]} == {"surface", "isoflop", "pareto"}
 
 
+@pytest.mark.slow
 def test_fit_that_was_written_predicts_without_the_table(study: Path, tmp_path: Path) -> None:
     law = fit(points(pd.read_csv(study)), "surface", Settings(draws=100, flops_per_nd=6.0, starts=16), file="x")
     law.save(tmp_path / "fit.json")
@@ -59,6 +61,7 @@ def test_fit_that_was_written_predicts_without_the_table(study: Path, tmp_path: 
     assert again.parameters == law.parameters
 
 
+@pytest.mark.ci
 def test_hold_out_is_tested_with_error_and_coverage(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +125,7 @@ def test_laws_that_cross_are_found_to_cross_there() -> None:
     assert late.low < (1.0 - 1.2) + 0.6 * 1000**-0.3 < late.high
 
 
+@pytest.mark.ci
 def test_compare_prints_who_wins_and_refuses_what_is_out_of_reach(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +143,7 @@ def test_compare_prints_who_wins_and_refuses_what_is_out_of_reach(
         main([*words, "--where", "data=a"])
 
 
+@pytest.mark.ci
 def test_show_writes_a_page_and_a_picture(study: Path, tmp_path: Path) -> None:
     for name, head in (("page.html", b"<!doctype html>"), ("page.png", b"\x89PNG")):
         main(["show", "--table", str(study), *SURFACE, "--x", "flops", "--out", str(tmp_path / name)])
@@ -147,6 +152,7 @@ def test_show_writes_a_page_and_a_picture(study: Path, tmp_path: Path) -> None:
         main(["show", "--table", str(study), *SURFACE, "--out", str(tmp_path / "page.pdf")])
 
 
+@pytest.mark.slow
 def test_no_verb_imports_torch() -> None:
     code = "import sys; from clip_lightning.scaling.__main__ import main\n"
     code += "try:\n main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"

@@ -19,6 +19,7 @@ def short_power_law(noise: float, floor: float = 0.5) -> Points:
     return points_of(table, {"x": "flops", "y": "loss"}, "power_floor")
 
 
+@pytest.mark.slow
 def test_floor_of_a_short_law_is_not_identified_and_a_long_one_is() -> None:
     short = fit(short_power_law(0.01), "power_floor", Settings(draws=100, starts=16))
     assert short.verdicts["E"].startswith("not identified")
@@ -27,12 +28,14 @@ def test_floor_of_a_short_law_is_not_identified_and_a_long_one_is() -> None:
     assert long.verdict == "identified"
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_of_a_noisy_study() -> None:
     law = fit(points(grid(np.geomspace(1e17, 1e21, 5), 8, 5, noise=0.002)), "surface", Settings(draws=200, starts=16))
     for name, (low, high) in law.intervals.items():
         assert low < CHINCHILLA[name] < high, name
 
 
+@pytest.mark.slow
 def test_without_noise_intervals_are_points() -> None:
     law = fit(points(grid(np.geomspace(1e18, 1e20, 3), 6, 4)), "surface", Settings(draws=100, starts=16))
     for name, (low, high) in law.intervals.items():

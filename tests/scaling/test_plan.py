@@ -137,6 +137,7 @@ def test_experiment_files_compose_to_the_cells(tmp_path: Path) -> None:
     assert config.optimizer.beta2 == cell["recipe"]["beta2"]
 
 
+@pytest.mark.slow
 def test_rungs_of_the_dial_are_what_plan_writes_and_they_compose(tmp_path: Path) -> None:
     source = (ROOT / "conf/scale/r1.yaml").read_text().split("# source: ")[1].split("\n")[0]
     words = (

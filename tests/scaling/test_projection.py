@@ -36,6 +36,7 @@ def test_five_parameters_of_chinchilla_without_noise() -> None:
     assert found == pytest.approx(CHINCHILLA, rel=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     floor=st.floats(0.2, 3), a=st.floats(5, 1000), b=st.floats(5, 1000), alpha=st.floats(0.1, 0.8),
@@ -53,6 +54,7 @@ def test_any_surface_is_recovered_without_noise(floor: float, a: float, b: float
     assert {name: float(value[0]) for name, value in found.items()} == pytest.approx(answer, rel=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("estimator", ["variable_projection", "huber"])
 def test_result_does_not_depend_on_units(estimator: str) -> None:
     table = grid(np.geomspace(1e18, 1e20, 3), 6, 4, noise=0.01)
@@ -67,6 +69,7 @@ def test_result_does_not_depend_on_units(estimator: str) -> None:
     assert second.predict({"n": 1.0, "d": 1e4})[0].value == pytest.approx(here, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_random_starts() -> None:
     study = points(grid(np.geomspace(1e18, 1e20, 3), 6, 4, noise=0.01))
     quick: dict[str, Any] = {"draws": 0, "with_profiles": False, "starts": 16, "estimator": "huber"}
@@ -123,6 +126,7 @@ def test_share_of_huber_starts_at_the_optimum_is_reported() -> None:
     assert found.solution.theta[0] == pytest.approx([0.34, 0.28], rel=0.2)
 
 
+@pytest.mark.slow
 def test_outlier_moves_huber_less_than_least_squares() -> None:
     table = grid(np.geomspace(1e18, 1e20, 3), 6, 5, noise=0.002)
     table.loc[7, "loss"] *= 1.3

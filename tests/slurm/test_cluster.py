@@ -199,6 +199,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_ends_with_the_same_wei
     assert ids == {own}
 
 
+@pytest.mark.ci
 def test_a_preempted_job_starts_again_and_ends_with_the_same_weights(
     cluster: Cluster, by_hand: Path, tmp_path: Path, small: list[str]
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_preempted_job_starts_again_and_ends_with_the_same_weights(
     assert_bit_equal(weights(run), weights(by_hand))
 
 
+@pytest.mark.ci
 def test_a_job_that_is_cancelled_after_the_warning_does_not_start_again(
     cluster: Cluster, tmp_path: Path, small: list[str]
 ) -> None:
@@ -278,6 +280,7 @@ def test_crashes_are_requeued_while_starts_save_something_new_and_three_times_wi
     assert [path.name for path in tmp_path.glob("*/.saved*")] == []
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a node a small /dev/shm")
 def test_an_unfit_node_is_named_before_the_first_step(cluster: Cluster, tmp_path: Path, small: list[str]) -> None:
     container = tmp_path / "container"
@@ -296,6 +299,7 @@ def test_an_unfit_node_is_named_before_the_first_step(cluster: Cluster, tmp_path
     assert json.loads((run / "status.json").read_text())["reason"].startswith(f"node {node}: /dev/shm has ")
 
 
+@pytest.mark.ci
 def test_tasks_that_do_not_match_the_config_are_reported_in_one_sentence(
     cluster: Cluster, tmp_path: Path, small: list[str]
 ) -> None:

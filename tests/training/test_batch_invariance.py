@@ -114,6 +114,7 @@ def with_drops() -> Config:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [with_drops(), small_config()], ids=["every layer that drops by sample", "none"])
 def test_draws_by_sample_are_accepted(config: Config) -> None:
     check(config)

@@ -146,6 +146,7 @@ def test_no_loss_leaves_a_tensor_behind_or_waits_for_the_device(loss: str) -> No
     assert step(small_config(loss)).syncs == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 8])
 def test_a_teacher_stays_on_the_device(micro_batch: int | None, tmp_path: Path) -> None:
     config = small_config("distill")
@@ -158,6 +159,7 @@ def test_grouped_batch_norm_stays_on_the_device(micro_batch: int | None) -> None
     assert step(config_with_batch_norm(12, micro_batch)).syncs == {}
 
 
+@pytest.mark.slow
 def test_the_guard_reads_a_step_only_when_its_copy_has_long_arrived() -> None:
     with fake_cuda() as mode:
         module, before = on_gpu(small_config(), mode), FakeEvent.waited
@@ -218,7 +220,7 @@ def pairs(config: Config) -> Batch:
     return Batch(images, tokens, lengths, torch.arange(num), torch.arange(num), 0)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMED_MODELS)
 def test_a_step_of_a_named_model_stays_on_the_device(name: str) -> None:
     small = ["data=scenes", "compute.global_batch=2", "compute.batch_norm_samples=2", "compute.precision=bf16"]

@@ -198,7 +198,7 @@ def test_a_full_disk_is_reported(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "rows", 2**40, 1024)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_ranks_with_locked_towers_give_one_process_gradient(root: Path, tmp_path: Path) -> None:
     cases = [{"loss": "softmax", "micro_batch": size, "locked": True} for size in (None, 5)]
     command = [sys.executable, "-m", "tests.support.small_run", "2", str(tmp_path), json.dumps(cases)]

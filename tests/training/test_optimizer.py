@@ -84,6 +84,7 @@ class Poisoned(Recorder):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", OTHERS)
 def test_another_optimizer_learns_skips_a_step_and_resumes_with_its_bits(target: str) -> None:
     config = other_config(target)
@@ -137,6 +138,7 @@ def test_what_an_optimizer_does_not_take_is_a_sentence() -> None:
             build_optimizer(model, OptimizerConfig(_target_=target, options=dict(options)), 1e-3)
 
 
+@pytest.mark.slow
 def test_keys_of_the_optimizer_that_have_no_effect_are_refused() -> None:
     def found(*settings: str) -> list[str]:
         try:

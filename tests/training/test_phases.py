@@ -72,6 +72,7 @@ def first_step(config: Config) -> dict[str, Tensor]:
     return {"losses": module.steps[0].loss.reshape(1), **module.gradients}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("micro_batch", [8, 7])
 def test_micro_batches_give_the_undivided_gradient_at_a_small_size(tower: str, micro_batch: int) -> None:

@@ -72,6 +72,7 @@ def test_twenty_steps_from_scale_20_and_bias_minus_7(tmp_path: Path) -> None:
     assert all(torch.equal(value, trained[name]) for name, value in back.items())
 
 
+@pytest.mark.slow
 def test_an_export_opens_with_its_tokenizer_and_scale(tmp_path: Path) -> None:
     imported(tmp_path / "weights")
     run = config()

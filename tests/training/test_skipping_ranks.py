@@ -11,7 +11,7 @@ import torch
 from tests.training.skipping_program import POISONED, STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_no_rank_steps_where_one_gradient_is_not_finite_and_the_run_continues(
     root: Path, tmp_path: Path, strategy: str

@@ -66,6 +66,7 @@ class Floats(IterableDataset[Batch]):
             yield Batch(images, tokens, lengths, positions, positions, 0)
 
 
+@pytest.mark.slow
 def test_twenty_steps_give_open_clips_losses() -> None:
     config = small_config(duration=f"{NUM_STEPS} steps", gradient_clip=1.0)
     config.model = small("vit_b32")
@@ -110,6 +111,7 @@ def weights(module: ClipModule) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_runs_agree_to_the_bit(precision: str) -> None:
     runs = []

@@ -121,6 +121,7 @@ class Stopping(Callback):
         trainer.should_stop = pl_module.samples_seen == self.at
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("every", "places"),
     [
@@ -278,6 +279,7 @@ class Broken:
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DataError("it is gone."), OSError(5, "Input/output error"), UserError("wrong")])
 def test_a_broken_task_is_reported_and_the_rest_is_measured(
     train: Train, tokenizer: Tokenizer, error: Exception

@@ -34,6 +34,7 @@ def test_captions_are_prompts_with_the_name_of_the_folder(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_names_and_templates_come_from_files(folder: Path) -> None:
     before = opened(folder).fingerprint()
     (folder / "classnames.tsv").write_bytes(b"\xef\xbb\xbfn02084071\tdog {c}\r\n")

@@ -117,6 +117,7 @@ CRAFTED = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(CRAFTED, st.binary(min_size=BLOCK, max_size=BLOCK)), max_size=6), st.binary(max_size=600))
 @example([header(b"", b"1\0", b"0")], b"\0")  # ends inside the padding of its last member
@@ -140,6 +141,7 @@ MEMBERS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(MEMBERS, st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_valid_archives_are_read_as_tarfile_reads_them(

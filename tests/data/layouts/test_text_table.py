@@ -41,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters=".\0\x1c\x1d\x1e\x85\u2028\u2029"), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=8), st.sampled_from(",\t"), st.sampled_from(["\r\n", "\n"]))
 def test_any_table_is_read_as_pythons_csv_reads_it(

@@ -27,6 +27,7 @@ def test_each_training_sample_comes_once_an_epoch_and_held_out_ones_never(
     assert len(order.held_out()) == min(held, sum(shard_sizes) // 10)
 
 
+@pytest.mark.slow
 @given(sizes, st.integers(0, 2**31), st.integers(1, 15), st.data())
 def test_a_position_holds_the_same_sample_whoever_asks_and_with_whatever_else(
     shard_sizes: list[int], seed: int, window: int, data: st.DataObject
@@ -40,6 +41,7 @@ def test_a_position_holds_the_same_sample_whoever_asks_and_with_whatever_else(
     assert located.epochs.tolist() == [position // sum(shard_sizes) for position in some]
 
 
+@pytest.mark.slow
 @given(sizes, st.integers(1, 5), st.integers(0, 9))
 def test_windows_hold_whole_shards(shard_sizes: list[int], window: int, seed: int) -> None:
     order = Order(np.array(shard_sizes), seed=seed, window_shards=window)
@@ -73,6 +75,7 @@ def test_all_permutations_of_a_few_are_equally_likely(size: int) -> None:
     assert len(found) == 1 or stats.chisquare(counts).pvalue > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 3])
 def test_the_shuffle_is_as_even_as_chance(window: int | None) -> None:
     """Over many epochs each sample is at each place as often as any other, and so do neighbours' distances."""

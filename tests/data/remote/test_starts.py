@@ -77,6 +77,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_loader_that_gets_no_batch_names_the_shard(
     module: MakeModule, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

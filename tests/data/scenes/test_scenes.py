@@ -47,6 +47,7 @@ def test_a_sample_depends_on_its_integer_only() -> None:
     assert done.stdout.strip() == here["digest"]
 
 
+@pytest.mark.slow
 def test_images_are_new_for_every_integer() -> None:
     assert len({LAYOUT.read(k).image.tobytes() for k in range(2_000)}) == 2_000  # type: ignore[union-attr]
 
@@ -64,6 +65,7 @@ def test_sixteen_pairs_are_unseen_two_of_every_color_and_shape() -> None:
     assert Counter(shape for _, shape in scenes.UNSEEN) == dict.fromkeys(scenes.SHAPES, 2)
 
 
+@pytest.mark.slow
 def test_unseen_pairs_are_neither_drawn_nor_written_in_training() -> None:
     drawn = Counter((thing.color, thing.shape) for k in IDS for thing in scene(k).things)
     assert set(drawn) == set(scenes.SEEN)
@@ -71,6 +73,7 @@ def test_unseen_pairs_are_neither_drawn_nor_written_in_training() -> None:
     assert set(said) == set(scenes.SEEN)
 
 
+@pytest.mark.slow
 def test_captions_mention_only_what_is_drawn() -> None:
     for k in IDS:
         there, caption = scene(k), LAYOUT.captions(k)[0]
@@ -88,6 +91,7 @@ def test_captions_are_the_same_with_and_without_the_image() -> None:
         assert LAYOUT.read(k).captions == LAYOUT.captions(k)
 
 
+@pytest.mark.slow
 def test_places_in_captions_are_where_things_are() -> None:
     for k in IDS:
         for thing in scene(k).things:
@@ -128,6 +132,7 @@ def test_every_form_of_every_digit_leaves_ink_of_its_own() -> None:
         assert len(drawn) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shape", "color", "unseen_combination"])
 def test_tasks_of_scenes_are_balanced_labelled_and_fresh(name: str) -> None:
     task = scenes.zero_shot_set(name)

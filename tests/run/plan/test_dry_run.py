@@ -52,6 +52,7 @@ def returning_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runne
         yield runner
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "settings",
     [
@@ -112,6 +113,7 @@ def test_a_sweeps_dry_run_is_one_table_with_its_sum(runner: Any, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 @has_no_gpu
 def test_the_scaling_grid_is_counted_without_data_or_gpu_and_refused_where_it_cannot_fit(
     runner: Any, tmp_path: Path

@@ -29,7 +29,7 @@ def estimate(*words: str) -> memory.Memory:
     return memory.estimate_memory(found, build_on_meta(found), [phase(found)])
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 @pytest.mark.parametrize("model", ["tiny", "tiny_double"])
@@ -53,6 +53,7 @@ def test_every_setting_that_saves_memory_is_seen() -> None:
     assert estimate("compute.ema_decay=0.99").weights == 2 * whole.weights
 
 
+@pytest.mark.slow
 def test_shards_divide_weights_gradients_and_optimizer() -> None:
     found = config("cluster=ddp", "cluster.devices=4")
     model, phases = build_on_meta(found), [phase(found)]

@@ -96,6 +96,7 @@ def test_the_cells_of_a_sweep_are_one_group_in_wandb(
     assert os.environ.get("WANDB_RUN_GROUP") == own
 
 
+@pytest.mark.ci
 def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     assert "6 runs: 6 finished" in status(tmp_path), "a folder of runs has the same rows"
 
 
+@pytest.mark.ci
 def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path: Path, small: list[str]) -> None:
     (tmp_path / "sweeps_loss.py").write_text(LOSS)
     runs, mine = tmp_path / "runs", ["loss._target_=sweeps_loss.Mine", f"loss.options.folder={tmp_path}"]
