@@ -27,10 +27,10 @@ setup: .venv/ready ## Make .venv with the locked packages (does nothing when the
 train: setup ## Train the embedded default here: a CLIP in minutes, its zero-shot accuracy, its figures
 	@$(BIN)/python train.py
 
-test: setup ## Run the tests (under 15 minutes on 2 cores; more of them with CI=true)
+test: setup ## Run the tests (with CI=true also those that take minutes)
 	@OMP_NUM_THREADS=1 $(TESTS) $(TIER)
 
-test-fast: setup ## Run the tests that take under 2 minutes together
+test-fast: setup ## Run the short tests
 	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow and not ci and not exhaustive"
 
 test-all: setup ## Run every test, also those that CI leaves out
