@@ -4,12 +4,12 @@ BIN := .venv/bin
 export PYTHONUTF8 := 1
 
 # Tests run in processes of one thread, three with CI=true, where some wait for SLURM most of their time. Tiers: test-fast
-# excludes `slow`, `ci` and `exhaustive`, test `ci` and `exhaustive`, test with CI=true `exhaustive`, test-all nothing.
+# excludes `slow` and `ci`, test excludes `ci`, CI=true runs all.
 TESTS := $(BIN)/python -m pytest --quiet --numprocesses $(if $(filter true,$(CI)),3,2) --dist worksteal
-TIER := -m "$(if $(filter true,$(CI)),,not ci and )not exhaustive"
+TIER := $(if $(filter true,$(CI)),,-m "not ci")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast test-all lint format figures run-figures config docs lock clean-runs
+.PHONY: help setup train test test-fast lint format figures run-figures config docs lock clean-runs
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,10 +31,7 @@ test: setup ## Run the tests (with CI=true also those that take minutes)
 	@OMP_NUM_THREADS=1 $(TESTS) $(TIER)
 
 test-fast: setup ## Run the short tests
-	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow and not ci and not exhaustive"
-
-test-all: setup ## Run every test, also those that CI leaves out
-	@OMP_NUM_THREADS=1 $(TESTS)
+	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow and not ci"
 
 lint: setup ## Check format, lint, spelling and types
 	@$(BIN)/ruff format --check --quiet .

@@ -54,7 +54,7 @@ def outcome(name: str) -> str:
     return "carried over"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.ci
 def test_every_contrastive_configuration_is_carried_over() -> None:
     found = {name: outcome(name) for name in CONFIGS}
     assert len(found) == 144

@@ -9,15 +9,10 @@ from tests.run.kills import CASES, kill_and_resume
 
 # The whole table is `python -m tests.run.kills`.
 KILLS = {"one process": 4, "DDP, 3 processes": 2, "FSDP2, 2 processes": 2, "HSDP, 2 x 2 processes": 2}
-# DDP and FSDP2 are stopped and resumed in tests/parallel and test_ranks.py as well.
-CASES_OF_TESTS = [
-    pytest.param(name, num, marks=pytest.mark.exhaustive if name.startswith(("DDP", "FSDP2")) else ())
-    for name, num in KILLS.items()
-]
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 
-@pytest.mark.parametrize(("name", "num_kills"), CASES_OF_TESTS)
+@pytest.mark.parametrize(("name", "num_kills"), list(KILLS.items()))
 def test_a_run_ends_the_same_however_often_it_is_killed(runner: Any, tmp_path: Path, name: str, num_kills: int) -> None:
     found = kill_and_resume(runner, tmp_path, CASES[name], num_kills, seed=1)
     assert len(found.lost_steps) == num_kills

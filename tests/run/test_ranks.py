@@ -33,7 +33,7 @@ def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     return runs
 
 
-@pytest.mark.exhaustive  # test_resume.py compares fifty steps on two ranks, the test below fewer on four
+@pytest.mark.ci
 def test_a_hundred_steps_have_one_loss_under_every_strategy(runner: Any, tmp_path: Path) -> None:
     settings = [
         "compute.duration=100 steps",

@@ -77,9 +77,7 @@ def test_evaluate_gives_the_numbers_of_the_end_of_training(runner: Any, finished
     assert "shape (ema)" in child.text()
 
 
-@pytest.mark.parametrize(
-    "devices", [pytest.param(2, marks=pytest.mark.exhaustive), pytest.param(3, marks=pytest.mark.ci)]
-)
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.ci)])
 def test_evaluate_on_several_processes_gives_the_records_of_one(
     runner: Any, finished: tuple[Path, str], devices: int
 ) -> None:

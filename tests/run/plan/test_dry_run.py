@@ -57,7 +57,7 @@ def returning_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runne
     "settings",
     [
         ["compute.precision=fp32"],
-        pytest.param(["compute.precision=bf16"], marks=pytest.mark.exhaustive),  # minutes where a CPU emulates it
+        ["compute.precision=bf16"],
         ["compute.precision=fp32", "cluster.micro_batch=256"],
         ["compute.precision=fp32", "cluster.activation_checkpointing=full"],
     ],

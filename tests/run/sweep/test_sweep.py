@@ -178,7 +178,7 @@ def test_failed_cells_are_rows_and_a_repeat_runs_only_them(runner: Any, tmp_path
     assert "3 runs: 3 finished" in child.text()
 
 
-@pytest.mark.exhaustive  # slurm/test_cluster.py has two cells of two nodes
+@pytest.mark.ci
 def test_two_cells_of_two_ranks_are_two_directories_and_four_processes(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
