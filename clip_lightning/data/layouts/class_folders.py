@@ -3,16 +3,17 @@
 Goyal et al. 2023 (arXiv 2212.00638) fine-tune contrastively on such prompts, with the loss of pre-training.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.file_rows import FileRows, read_file
-from clip_lightning.data.layouts.folder import OTHER_SUFFIXES, READABLE_SUFFIXES, files_below, unknown_image
-from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, Problem, digest
+from clip_lightning.data.images.headers import OTHER_SUFFIXES, READABLE_SUFFIXES
+from clip_lightning.data.layouts.file_rows import FileRows, file_table, read_file
+from clip_lightning.data.layouts.folder import Walk, kept_listing, unknown_image
+from clip_lightning.data.layouts.layout import BadSample, Ids, Layout, digest
 from clip_lightning.data.layouts.tar_index import decoded
 from clip_lightning.errors import DataError
 
@@ -25,11 +26,9 @@ _MOST_NAMED = 3
 class ClassFolders(FileRows):
     """One row per image file. Prompts are kept once per class: 80 templates on a million images would be gigabytes."""
 
-    def __init__(
-        self, folder: Path, paths: list[str], classes: Ids, prompts: list[list[str]], problems: Sequence[Problem]
-    ) -> None:
-        """Args: classes: int64 [n], the class of each path. prompts: of each class."""
-        super().__init__(str(folder), folder, pa.array(paths, pa.string()), None, problems)
+    def __init__(self, folder: Path, table: pa.Table, classes: Ids, prompts: list[list[str]]) -> None:
+        """Args: table: of `file_table`. classes: int64 [n], the class of each path. prompts: of each class."""
+        super().__init__(str(folder), folder, table)
         self.classes, self.prompts = classes, prompts
 
     def captions(self, sample_id: int) -> list[str]:
@@ -59,38 +58,34 @@ def build_class_folders(config: DataConfig, path: str) -> Layout:
     templates = _lines(folder / TEMPLATES) or [_TEMPLATE]
     if without := [template for template in templates if PLACEHOLDER not in template]:
         raise DataError(f"{folder / TEMPLATES}: '{without[0]}' has no {PLACEHOLDER}, the place of the class name.")
-    paths: list[str] = []
-    problems: list[Problem] = []
-    sizes = []
-    for one in classes:
-        images, left = _images(folder / one, config)
-        paths += [f"{one}/{image}" for image in images]
-        problems += [problem._replace(shard=str(folder), name=f"{one}/{problem.name}") for problem in left]
-        sizes.append(len(images))
-    if not paths:
+    keys = ("classes", *config.image_keys)
+    table = kept_listing(config, folder, keys, lambda walk: _list(walk, folder, classes, config))
+    first_parts = pc.list_element(pc.split_pattern(table["path"], "/", max_splits=1), 0)
+    of_paths = pc.index_in(first_parts, pa.array(classes, pa.string())).to_numpy().astype(np.int64)
+    if not len(of_paths):
         raise DataError(
             f"data.path={path} holds no image in its {len(classes)} folders; each class needs a folder of its own with "
             f"files that end in .{' or .'.join(config.image_keys)} (data.image_keys)."
         )
-    if empty := [one for one, size in zip(classes, sizes, strict=True) if not size]:
+    if empty := [classes[k] for k in np.flatnonzero(np.bincount(of_paths, minlength=len(classes)) == 0)]:
         named = ", ".join(empty[:_MOST_NAMED]) + (", ..." if len(empty) > _MOST_NAMED else "")
         raise DataError(f"data.path={path}: {len(empty)} of {len(classes)} class folders hold no image ({named}).")
     prompts = [[template.replace(PLACEHOLDER, names[one]) for template in templates] for one in classes]
-    return ClassFolders(folder, paths, np.repeat(np.arange(len(classes)), sizes), prompts, problems)
+    return ClassFolders(folder, table, of_paths, prompts)
 
 
-def _images(folder: Path, config: DataConfig) -> tuple[list[str], list[Problem]]:
-    """The images below a folder, relative to it, and images of other formats, which are left out."""
+def _list(walk: Walk, folder: Path, classes: list[str], config: DataConfig) -> pa.Table:
+    """The images below each class's folder, and images of other formats, which are left out."""
     images, left = [], []
-    for name in (name for files in files_below(folder) for name in files):
+    for name in (f"{one}/{name}" for one in classes for files in walk(folder / one) for name in files):
         stem, _, extension = name.rpartition(".")
-        if not Path(stem).name:  # hidden, or without extension
+        if not stem or stem.endswith("/"):  # hidden, or without extension
             continue
         if extension.lower() in config.image_keys:
             images.append(name)
         elif extension.lower() in READABLE_SUFFIXES | OTHER_SUFFIXES:
             left.append(unknown_image(stem, extension))
-    return images, left
+    return file_table(images, left)
 
 
 def _names(folder: Path, classes: list[str]) -> dict[str, str]:

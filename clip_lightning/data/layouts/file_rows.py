@@ -1,9 +1,16 @@
-"""Images that are files of their own, with captions from a list or from a text file beside them."""
+"""Images that are files of their own, with captions from a list or from a text file beside them.
+
+Their list is an Arrow table of `path` and, where they are listed, `captions`; what was left out and the fingerprint are
+its metadata. It is made once and kept in the index folder: other ranks and later starts map it.
+"""
 
 import hashlib
+import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,37 +18,33 @@ import numpy as np
 import pyarrow as pa
 
 from clip_lightning.config.schema import DataConfig
-from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, RawSample
+from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, ProblemList, RawSample, lost_by_cause
 from clip_lightning.data.layouts.tar_index import decoded
+from clip_lightning.data.sources import cache_folder
 from clip_lightning.errors import DataError
 
 _FIRST_PATHS = 64  # that are looked for before a table is used
+_PROBLEMS, _FINGERPRINT = b"problems", b"fingerprint"
 
 
 class FileRows(Layout):
     """One row per image file; Arrow holds the table, so that processes share it."""
 
-    def __init__(
-        self,
-        where: str,
-        folder: Path,
-        paths: pa.Array,
-        captions: pa.ListArray | None,
-        problems: Sequence[Problem] = (),
-        caption_extensions: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, where: str, folder: Path, table: pa.Table, caption_extensions: Sequence[str] = ()) -> None:
         """Args:
         where: the file or folder the rows come from, for messages.
         folder: what paths are relative to.
-        paths: strings, one per image.
-        captions: the texts of each; None reads the file beside the image, one caption per line that is not empty.
-        caption_extensions: of the file beside, the first that exists is read.
+        table: of `file_table`.
+        caption_extensions: of the file beside an image; without a column `captions`, the first that exists is read, one
+            caption per line that is not empty.
         """
-        self.where, self.folder, self.paths, self.texts = where, folder, paths, captions
-        self.caption_extensions = caption_extensions
-        self.problems = problems
-        self.num_samples = len(paths)
-        self.shard_sizes = np.array([len(paths)], np.int64)
+        self.where, self.folder, self.caption_extensions = where, folder, caption_extensions
+        self.paths = table["path"].combine_chunks()
+        self.texts = table["captions"].combine_chunks() if "captions" in table.column_names else None
+        self.problems = ListedProblems(where, table)
+        self._fingerprint = table.schema.metadata[_FINGERPRINT].decode()
+        self.num_samples = len(self.paths)
+        self.shard_sizes = np.array([len(self.paths)], np.int64)
 
     def read(self, sample_id: int) -> RawSample:
         """The image file's bytes and its captions."""
@@ -67,15 +70,93 @@ class FileRows(Layout):
 
     def fingerprint(self) -> str:
         """Of the paths below the folder and the captions that are listed."""
-        state = hashlib.sha256()
-        for column in (self.paths, self.texts):
-            if column is not None:
-                for start in range(0, len(column), 1 << 16):
-                    state.update("\0".join(map(str, column.slice(start, 1 << 16).to_pylist())).encode())
-        return state.hexdigest()[:16]
+        return self._fingerprint
 
     def _path(self, sample_id: int) -> Path:
         return self.folder / self.paths[sample_id].as_py()
+
+
+class ListedProblems(ProblemList):
+    """What a list of images left out, read from its table when it is iterated."""
+
+    def __init__(self, where: str, table: pa.Table) -> None:
+        """Args: where: the shard that is named. table: of `file_table`."""
+        self._where, self._schema = where, table.schema
+        problems = self._read()
+        self._num, self._lost = len(problems), lost_by_cause(problems)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._read())
+
+    def _read(self) -> list[Problem]:
+        fields = json.loads(self._schema.metadata[_PROBLEMS])
+        return [Problem(*one)._replace(shard=self._where) for one in fields]
+
+    def lost_by_cause(self) -> Counter[str]:
+        """Lost samples by cause."""
+        return Counter(self._lost)
+
+    def of_shards(self) -> list[Problem]:
+        """None: each problem is that of a row or a file."""
+        return []
+
+
+def file_table(
+    paths: Sequence[str], problems: Sequence[Problem], captions: Sequence[Sequence[str]] | None = None
+) -> pa.Table:
+    """The table of a list of images.
+
+    Args:
+        paths: of the images, relative to their folder.
+        problems: what is left out.
+        captions: the texts of each image; None where they are in files of their own.
+    """
+    columns = {"path": pa.array(paths, pa.string())}
+    if captions is not None:
+        columns["captions"] = pa.array(captions, pa.list_(pa.string()))
+    state = hashlib.sha256()
+    for column in columns.values():
+        for start in range(0, len(column), 1 << 16):
+            state.update("\0".join(map(str, column.slice(start, 1 << 16).to_pylist())).encode())
+    return pa.table(columns).replace_schema_metadata(
+        {_PROBLEMS: json.dumps(problems), _FINGERPRINT: state.hexdigest()[:16]}
+    )
+
+
+def kept_table(
+    config: DataConfig,
+    name: str,
+    make: Callable[[], pa.Table],
+    is_current: Callable[[dict[bytes, bytes]], bool] = lambda _: True,
+) -> pa.Table:
+    """The table of that name in the index folder, memory-mapped; made where it is missing, damaged or out of date.
+
+    Args:
+        make: makes it, with metadata. Where the index folder cannot be written it is made at every start.
+        is_current: whether the metadata of a table belongs to the present state of the data.
+    """
+    kept = cache_folder(config.index_folder) / "index" / f"{name}.arrow"
+    try:
+        table = map_arrow(os.open(kept, os.O_RDONLY))
+        if is_current(table.schema.metadata):
+            return table
+    except (OSError, ValueError):  # missing or damaged
+        pass
+    table = make()
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(kept)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        return table
+    return map_arrow(os.open(kept, os.O_RDONLY))
 
 
 def read_file(path: Path, what: str = "image") -> bytes:

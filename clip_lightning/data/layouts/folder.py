@@ -2,9 +2,10 @@
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import pyarrow as pa
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.images.headers import OTHER_SUFFIXES, READABLE_SUFFIXES
-from clip_lightning.data.layouts.file_rows import FileRows
-from clip_lightning.data.layouts.layout import Layout, Problem, causes
+from clip_lightning.data.layouts.file_rows import FileRows, file_table, kept_table
+from clip_lightning.data.layouts.layout import Layout, Problem, causes, digest
 from clip_lightning.data.layouts.tar_index import texts_of
+from clip_lightning.data.sources import list_sources
 from clip_lightning.errors import DataError
 
+Walk = Callable[[Path], Iterator[list[str]]]
+_VERSION = "1"  # goes up with every change of what is read from folders and JSON files
+_LISTING = b"listing"
+_RECENT = 5_000_000_000  # ns: more than the resolution of any file system's times, and than clocks of a cluster differ
 _FIRST_PATHS = 64  # images of a list that are looked for
 _NO_CAPTIONS = {"readme", "license", "licence", "notice", "changelog", "requirements", "classnames", "labels"}
 _TRAINING_SPLITS = ("train", "restval")  # of Karpathy and Fei-Fei, 2015
@@ -30,23 +36,37 @@ def build_folder(config: DataConfig, path: str) -> Layout:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise DataError(f"data.path={path} is not a folder. {config.how_to_get}".strip())
+    keys = (*config.image_keys, "", *config.caption_keys)
+    return FileRows(
+        str(folder),
+        folder,
+        kept_listing(config, folder, keys, lambda walk: _list(walk(folder), config)),
+        config.caption_keys,
+    )
+
+
+def _list(walk: Iterator[list[str]], config: DataConfig) -> pa.Table:
+    """The images with captions among the files of all folders.
+
+    Raises: DataError where there are none.
+    """
     paths: list[str] = []
     problems: list[Problem] = []
     suffixes = Counter[str]()
-    for files in files_below(folder):
+    for files in walk:
         suffixes.update(Path(name).suffix.lower() for name in files)
         found, left = _pairs(files, config)
         paths += found
-        problems += [problem._replace(shard=str(folder)) for problem in left]
+        problems += left
     if not paths:
         listed = ", ".join(f"{suffix or 'no suffix'}: {count:,}" for suffix, count in suffixes.most_common(5))
         why = f"{causes(problems)}; " if problems else ""
         raise DataError(
-            f"data.path={path} holds no usable sample ({why}its files by suffix: {listed or 'none'}); each image needs "
-            f"a file of the same name that ends in .{' or .'.join(config.caption_keys)} (data.caption_keys); images in "
-            "one folder per class, without captions, are data=class_folders."
+            f"data.path={config.path} holds no usable sample ({why}its files by suffix: {listed or 'none'}); each "
+            f"image needs a file of the same name that ends in .{' or .'.join(config.caption_keys)} "
+            "(data.caption_keys); images in one folder per class, without captions, are data=class_folders."
         )
-    return FileRows(str(folder), folder, pa.array(paths, pa.string()), None, problems, config.caption_keys)
+    return file_table(paths, problems)
 
 
 def _pairs(files: list[str], config: DataConfig) -> tuple[list[str], list[Problem]]:
@@ -88,20 +108,60 @@ def build_coco(config: DataConfig, path: str) -> Layout:
     Raises: DataError where the file or the images are missing, or it is another kind of JSON.
     """
     file = _captions_file(Path(path).expanduser().absolute(), config)
+    (source,) = list_sources(str(file), ".json")
+    table = kept_table(config, digest(_VERSION, "coco", *map(str, source)), lambda: _read_json(file))
+    folder = _image_folder(file, table["path"].slice(0, _FIRST_PATHS).to_pylist(), config)
+    return FileRows(str(file), folder, table)
+
+
+def _read_json(file: Path) -> pa.Table:
+    """The images of a JSON of captions that have any."""
     try:
         document = json.loads(file.read_bytes())
         pairs = dict(_karpathy(document) if "annotations" not in document else _coco(document))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is not a JSON of captions like COCO's ({error!r}).") from error
-    problems = [Problem(str(file), name, "missing caption") for name, texts in pairs.items() if not texts]
+    problems = [Problem("", name, "missing caption") for name, texts in pairs.items() if not texts]
     pairs = {name: texts for name, texts in pairs.items() if texts}
-    folder = _image_folder(file, list(islice(pairs, _FIRST_PATHS)), config)
-    captions = pa.array(list(pairs.values()), pa.list_(pa.string()))
-    return FileRows(str(file), folder, pa.array(list(pairs), pa.string()), captions, problems)
+    return file_table(list(pairs), problems, list(pairs.values()))
 
 
-def files_below(folder: Path) -> Iterator[list[str]]:
-    """The files of each folder below `folder`, relative to it, sorted; links are followed, each folder is read once."""
+def kept_listing(config: DataConfig, folder: Path, keys: Sequence[str], make: Callable[[Walk], pa.Table]) -> pa.Table:
+    """What `make` makes of the files below a folder; kept until one of its folders changes, so that one rank lists it.
+
+    Args:
+        keys: what else the table depends on.
+        make: takes `files_below`.
+    """
+
+    def make_with_stamps() -> pa.Table:
+        begun, stamps = time.time_ns(), {str(folder): _stamp(folder)}
+        table = make(partial(files_below, stamps=stamps))
+        listing = json.dumps({"begun": begun, "stamps": stamps})
+        return table.replace_schema_metadata(table.schema.metadata | {_LISTING: listing})
+
+    def is_current(metadata: dict[bytes, bytes]) -> bool:
+        listing = json.loads(metadata[_LISTING])
+        # A folder that was changed while it was listed, or just before, may have changed again at the same time stamp.
+        newest = listing["begun"] - _RECENT
+        return all(
+            stamp[1] < newest and _stamp(Path(name)) == tuple(stamp) for name, stamp in listing["stamps"].items()
+        )
+
+    return kept_table(config, digest(_VERSION, str(folder), *keys), make_with_stamps, is_current)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Inode and time of the last change of a folder's entries, in nanoseconds."""
+    stat = folder.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def files_below(folder: Path, stamps: dict[str, tuple[int, int]] | None = None) -> Iterator[list[str]]:
+    """The files of each folder below `folder`, relative to it, sorted; links are followed, each folder is read once.
+
+    Args: stamps: gets the inode and the time of the last change of each folder.
+    """
     seen = set[tuple[int, int]]()
     for current, folders, files in os.walk(folder, followlinks=True):
         here = Path(current).stat()
@@ -111,6 +171,8 @@ def files_below(folder: Path) -> Iterator[list[str]]:
         seen.add((here.st_dev, here.st_ino))
         folders.sort()
         below = Path(current).relative_to(folder)
+        if stamps is not None:
+            stamps[current] = (here.st_ino, here.st_mtime_ns)
         yield [str(below / name) for name in sorted(files)]
 
 

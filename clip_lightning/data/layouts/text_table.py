@@ -7,7 +7,6 @@ an error with its line.
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,13 +16,13 @@ import pyarrow as pa
 
 from clip_lightning.config.schema import DataConfig
 from clip_lightning.data.images.headers import OTHER_SUFFIXES, READABLE_SUFFIXES
-from clip_lightning.data.layouts.file_rows import FileRows, check_paths, columns_of, map_arrow
+from clip_lightning.data.layouts.file_rows import FileRows, check_paths, columns_of, file_table, kept_table
 from clip_lightning.data.layouts.layout import BadSample, Layout, Problem, digest
 from clip_lightning.data.layouts.tar_index import texts_of
-from clip_lightning.data.sources import Source, cache_folder, list_sources
+from clip_lightning.data.sources import Source, list_sources
 from clip_lightning.errors import DataError
 
-_VERSION = "2"  # goes up with every change of what is read from a table
+_VERSION = "3"  # goes up with every change of what is read from a table
 _END = "\x00end of the table\x00"  # a line after the last: a quote that is still open swallows it
 _IMAGE_SUFFIXES = READABLE_SUFFIXES | OTHER_SUFFIXES
 
@@ -47,24 +46,14 @@ def build_table(config: DataConfig, path: str) -> Layout:
         raise DataError(f"data.path={path} must be one local file for data.kind=table.")
     (source,) = sources
     keys = digest(_VERSION, str(config.quotes), *config.image_keys, "", *config.caption_keys)
-    kept = cache_folder(config.index_folder) / "index" / f"{digest(*map(str, source), keys)}.arrow"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-        table = parse(source, config)
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        temporary.replace(kept)
-    table = map_arrow(os.open(kept, os.O_RDONLY))
-    problems = [Problem(source.url, *problem[1:]) for problem in json.loads(table.schema.metadata[b"problems"])]
-    paths, captions = (table[name].combine_chunks() for name in ("path", "captions"))
+    table = kept_table(config, digest(*map(str, source), keys), lambda: parse(source, config))
     folder = Path(source.url).parent
-    check_paths(source.url, folder, paths)
-    return FileRows(source.url, folder, paths, captions, problems)
+    check_paths(source.url, folder, table["path"])
+    return FileRows(source.url, folder, table)
 
 
 def parse(source: Source, config: DataConfig) -> pa.Table:
-    """The rows of a text table as columns `path` and `captions`, and what was left out as metadata `problems`.
+    """The rows of a text table, with their captions.
 
     Raises: DataError where a quote is never closed, or a column is missing.
     """
@@ -84,8 +73,7 @@ def parse(source: Source, config: DataConfig) -> pa.Table:
             continue
         paths.append(image)
         captions.append(texts)
-    table = pa.table({"path": pa.array(paths, pa.string()), "captions": pa.array(captions, pa.list_(pa.string()))})
-    return table.replace_schema_metadata({"problems": json.dumps(problems)})
+    return file_table(paths, problems, captions)
 
 
 def _valid(value: Any) -> Any:
