@@ -237,6 +237,7 @@ def test_torchrun_must_start_what_the_cluster_has(base: Config, monkeypatch: pyt
     assert not problems_of(base, cluster__strategy="ddp", cluster__devices=2, cluster__nodes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "nodes"), [(48, 3), (64, 4)])
 def test_torchrun_may_start_fewer_nodes_where_they_divide_the_batch(
     monkeypatch: pytest.MonkeyPatch, batch: int, nodes: int

@@ -243,6 +243,7 @@ def test_a_sweep_with_a_mistake_starts_nothing(tmp_path: Path, root: Path) -> No
     assert "compute.global_batch=0 must be above 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_rank_of_a_sweeps_run_composes_that_run(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     point = json.dumps([*MINE, "compute.seed=4", "loss=other"])
@@ -271,6 +272,7 @@ def test_flags_answer_without_running(arguments: list[str], expected: str, tmp_p
     assert "???" not in done.stdout or "hydra" in " ".join(arguments)
 
 
+@pytest.mark.slow
 def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
     command = [sys.executable, "train.py", "logger=wandbb", "evall=none"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -279,6 +281,7 @@ def test_near_option_names_come_from_the_real_entry_file(root: Path) -> None:
     assert "did you mean eval" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_preset_leaves_open_is_required(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/open.yaml").write_text("defaults: [mine]\nname: open\ntext: {pool: '???'}\n", encoding="utf-8")
@@ -365,6 +368,7 @@ def test_own_data_has_defaults_that_run_anywhere() -> None:
         assert (config.model.name, config.compute.name, config.compute.global_batch) == ("tiny", "cpu_minutes", 128)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_has_the_papers_crop() -> None:
     assert load("compute=paper", "model=vit_b32").data.augment.crop == "square"
     assert load("compute=paper", "model=vit_b32", "data.augment.crop=area").data.augment.crop == "area"
@@ -377,6 +381,7 @@ def test_evaluate_takes_a_directory_and_explains_what_a_run_is(tmp_path: Path) -
         compose.load("evaluate", [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argv", "most"), [([], 2), (["model=vit_l14", "data=yfcc"], 2), (["model=siglip_b16"], 3)])
 def test_a_command_is_composed_at_most_three_times(argv: list[str], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once to learn which model and recipe the data names, once with these, once more for a loss but the default."""

@@ -12,6 +12,7 @@ from tests.support.small_data import jpeg
 OTHERS = ["data=mixture", "model=vit_b32", "compute=openclip_cc12m"]
 
 
+@pytest.mark.slow
 def test_a_part_may_be_the_users_own_option_and_have_any_path(tmp_path: Path) -> None:
     folder = tmp_path / "dé, {1}'s"
     folder.mkdir()

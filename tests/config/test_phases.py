@@ -58,6 +58,7 @@ def test_phases_are_science(base: Config) -> None:
     )[0].startswith("compute.phases: [] -> ")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "small"), [("flip_b16", (224, 32, 0.5)), ("clipa_b16", (112, 16, 0.0))])
 def test_the_published_recipes_end_in_full(name: str, small: tuple[int, int, float]) -> None:
     config: Config = compose.load("train", [f"experiment={name}"], check=False)
@@ -70,6 +71,7 @@ def test_the_published_recipes_end_in_full(name: str, small: tuple[int, int, flo
     assert total - last.start == pytest.approx(131e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_command_line_names_phases() -> None:
     config: Config = compose.load("train", ["compute.phases=[{start:400 steps,image_size:16},{start:80%}]"])
     assert config.compute.phases == [PhaseConfig("400 steps", 16), PhaseConfig("80%")]

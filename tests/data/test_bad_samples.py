@@ -40,6 +40,7 @@ def test_whoever_meets_a_bad_sample_takes_the_same_other_one(module: MakeModule,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_are_counted_once_by_cause_and_written_down(
     module: MakeModule, damaged: Path, tmp_path: Path, workers: int

@@ -66,6 +66,7 @@ def test_the_help_and_a_closed_pipe_need_no_torch(root: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_ends_a_command_silently(root: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(0, 2))
     for command in (["-m", "clip_lightning.data.index", str(tmp_path)], ["train.py", "--help"]):

@@ -1,8 +1,6 @@
 """Records for figures: the probe's search, the sources of labels, and a run that gets all of them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,8 @@ from clip_lightning.errors import UserError
 from clip_lightning.evaluation.tasks import build_task
 from clip_lightning.records import read_records
 from experiments.figures import measure
+from tests.support.commands import exit_code
+from tests.support.runner import Runner
 
 
 def test_labels_are_those_of_the_training_scenes() -> None:
@@ -31,35 +31,27 @@ def test_nothing_to_measure_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
-def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path) -> None:
-    def run(*words: object) -> str:
-        done = subprocess.run([sys.executable, *map(str, words)], cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+def test_a_real_run_gets_every_record_and_its_figures(
+    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed_by(module: str, *words: object) -> str:
+        capsys.readouterr()
+        assert exit_code(module, list(map(str, words))) == 0
+        return capsys.readouterr().out
 
-    short = ["compute.duration=40 steps", "compute.global_batch=32", "logger=none", "eval.tasks=[shape]"]
-    run("train.py", f"runs={tmp_path}", *short, "data.validation.num_samples=32")
+    short = ["compute.duration=40 steps", "compute.global_batch=32", "data.validation.num_samples=32"]
+    runner.train(tmp_path, *short, "eval.tasks=[shape]")
     trained = (tmp_path / "latest").resolve()
-    words = [
-        "--probe",
-        "--shots",
-        1,
-        2,
-        4,
-        "--prompts",
-        "--supervised",
-        "--tasks",
-        "shape",
-        "shape_sketch",
-        "--images",
-        120,
-    ]
-    run("-m", "experiments.figures.measure", trained, *words)
+    tasks = ["--tasks", "shape", "shape_sketch"]
+    shots = ["--shots", 1, 2, 4]
+    printed_by(
+        "experiments.figures.measure", trained, "--probe", *shots, "--prompts", "--supervised", *tasks, "--images", 120
+    )
     found = {(record.what, record.task) for record in read_records(trained / "evaluation.jsonl")}
     for what in ("acc1", "linear_probe_acc1", "few_shot_1_acc1", "few_shot_4_acc1", "supervised_acc1"):
         assert {(what, "shape"), (what, "shape_sketch")} <= found
     probed = [trained, "--train", "shape", "--test", "shape", "--scenes", 200, "--shots", 1, 2, "--seeds", 2]
-    printed = run("-m", "clip_lightning.run.probe", *probed, "--features", tmp_path / "features")
+    printed = printed_by("clip_lightning.run.probe", *probed, "--features", tmp_path / "features")
     assert "few_shot_2_acc1" in printed
     lines = [json.loads(line) for line in (trained / "probes.jsonl").read_text().splitlines()]
     assert [(line["shots"], line["num_rows"]) for line in lines] == [
@@ -67,20 +59,11 @@ def test_a_real_run_gets_every_record_and_its_figures(root: Path, tmp_path: Path
     ]  # fmt: skip
     matched = [r for r in read_records(trained / "evaluation.jsonl") if r.what == "shots_to_match_zero_shot"]
     assert (matched[0].task, len(list((tmp_path / "features").iterdir()))) == ("shape", 2)
-    run("evaluate.py", f"run={trained}", "eval.keep_predictions=true", "eval.tasks=[shape]")
-    compared = run("-m", "clip_lightning.evaluation.compare", trained, trained, "--out", tmp_path / "compared")
+    child = runner.start("evaluate.py", f"run={trained}", "eval.keep_predictions=true", "eval.tasks=[shape]")
+    assert child.wait() == 0, child.text()
+    compared = printed_by("clip_lightning.evaluation.compare", trained, trained, "--out", tmp_path / "compared")
     assert "+0.00 [" in compared
     assert "they disagree on 0 of" in compared
     for module in ("fig06_fewshot", "fig05_probe", "fig14_adaptation"):
-        printed = run(
-            "-m",
-            f"experiments.figures.{module}",
-            trained,
-            "--tasks",
-            "shape",
-            "--prompts",
-            "scenes",
-            "--out",
-            tmp_path / "out",
-        )
-        assert f"{module}.png" in printed
+        words = [trained, *tasks[:2], "--prompts", "scenes", "--out", tmp_path / "out"]
+        assert f"{module}.png" in printed_by(f"experiments.figures.{module}", *words)

@@ -193,6 +193,7 @@ def test_the_interval_of_the_best_is_clopper_and_pearsons() -> None:
 # The files
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write("fig07_efficiency", drawn(fig07_efficiency.COMMAND), tmp_path / folder)

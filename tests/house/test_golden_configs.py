@@ -146,6 +146,7 @@ def test_the_command_in_a_header_composes(command: str, source: Path) -> None:
     load(words.removeprefix("python train.py").strip())
 
 
+@pytest.mark.slow
 def test_a_wrong_model_names_a_near_one_and_exits_with_2() -> None:
     command = [sys.executable, "train.py", "model=vit_l14x", "data=yfcc", "data.path=nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,8 +1,6 @@
 """The commands of all pages are true: each is run here, or composed and checked where it needs data, a GPU or hours."""
 
 import re
-import runpy
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from clip_lightning.config import compose
 from clip_lightning.config.command_line import with_scheduler
 from tests.house.pages import PAGES, ROOT, Shown, anchors, block_lines, links, shown
+from tests.support.commands import exit_code
 from tests.support.runner import Runner
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,15 +43,6 @@ def settings_of(command: Shown) -> tuple[str, list[str]] | None:
 def modules(command: Shown) -> list[str] | None:
     """The words behind `python -m`, its module first; None of another command."""
     return command.words[2:] if command.words[:2] == ["python", "-m"] else None
-
-
-def exit_code(module: str, words: list[str]) -> int:
-    """Runs `python -m module words` in this process, which has imported torch already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [module, *words])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    return int(ended.value.code or 0)
 
 
 SETTINGS = [

@@ -26,7 +26,9 @@ PEERS: dict[str, Callable[..., Tensor]] = {
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module", params=(1, 2, 3, pytest.param(4, marks=pytest.mark.slow)))
+@pytest.fixture(
+    scope="module", params=(1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow))
+)
 def ranks(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("loss_ranks.py")

@@ -18,6 +18,7 @@ def model_of(*settings: str) -> ModelConfig:
     return compose.load("train", ["data=scenes", *settings], check=False).model
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "settings",
     [

@@ -30,6 +30,7 @@ def same_numbers(found: Sequence[Record], expected: Sequence[Record]) -> None:
             assert getattr(one, name) == getattr(other, name), name
 
 
+@pytest.mark.ci
 def test_every_evaluation_is_repeated_by_evaluate_py(runner: Any, tmp_path: Path) -> None:
     settings = [*EVERY, "eval=default", "eval.tasks=[shape,color]", "eval.keep_predictions=true"]
     runner.train(tmp_path, *settings, "compute.ema_decay=0.9")

@@ -45,6 +45,7 @@ def test_a_rank_that_does_not_answer_is_named_with_its_node(runner: Any, tmp_pat
     assert_bit_equal(final_state(runs), final_state(tmp_path / "whole"))
 
 
+@pytest.mark.ci
 def test_a_rank_whose_weights_differ_is_named_before_anything_is_saved(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:

@@ -33,6 +33,7 @@ def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return runs, runner.train(runs, *VIT, PHASES, *SCORED)
 
 
+@pytest.mark.ci
 def test_banner_and_records_follow_the_phases(uninterrupted: tuple[Path, str]) -> None:
     runs, printed = uninterrupted
     assert (

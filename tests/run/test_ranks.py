@@ -101,6 +101,7 @@ def worker(parent: int, rank: int) -> int:
     raise AssertionError(f"process {parent} has no rank {rank}")
 
 
+@pytest.mark.ci
 def test_the_death_of_a_rank_is_one_line_and_the_status(runner: Any, tmp_path: Path, small: list[str]) -> None:
     child = runner.start("train.py", f"runs={tmp_path}", *small, "cluster=ddp", "compute.duration=4000 steps")
     child.wait_for("sample 64/")
@@ -175,6 +176,7 @@ def test_a_disk_that_fills_up_later_is_an_error_at_the_end_and_the_same_command_
     assert torch.is_tensor(final_state(tmp_path)["/weights/model.log_logit_scale"])
 
 
+@pytest.mark.ci
 def test_checkpoints_are_written_by_the_clock_of_rank_0(runner: Any, tmp_path: Path) -> None:
     """The flag is read one step after it was sent, so that each second step saves."""
     by_time = ["cluster.checkpoint_every=0 samples", "cluster.checkpoint_minutes=1e-6", "cluster.keep_last=9"]

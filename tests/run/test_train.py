@@ -148,6 +148,7 @@ def test_evaluate_refuses_what_it_cannot_trust_or_read(runner: Any, finished: tu
         assert "Traceback" not in child.text()
 
 
+@pytest.mark.ci
 def test_fresh_starts_over_and_keeps_the_earlier_run(runner: Any, tmp_path: Path) -> None:
     short = "compute.duration=2 steps"
     runner.train(tmp_path, short)

@@ -44,6 +44,7 @@ def test_of_several_differences_the_first_in_order_is_the_answer(tmp_path: Path)
     assert show(a, b).splitlines()[0] == "first difference: versions: torch: 2.14.1 -> 2.14.2"
 
 
+@pytest.mark.slow
 def test_equal_runs_have_no_difference_and_where_they_lie_is_none(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", "runs=here"), write_run(tmp_path / "b", "runs=there")
     assert show(a, b).startswith("no difference was found")

@@ -89,6 +89,7 @@ def test_file_that_is_not_a_fit_is_refused(tmp_path: Path, text: str) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_check_back_tests_and_leaves_groups_out(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_teacher_stays_on_the_device(micro_batch: int | None, tmp_path: Path) 
     assert step(config, module=built(config)).syncs == {}  # a file is read on the host alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 12])
 def test_grouped_batch_norm_stays_on_the_device(micro_batch: int | None) -> None:
     assert step(config_with_batch_norm(12, micro_batch)).syncs == {}

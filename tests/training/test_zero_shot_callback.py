@@ -141,6 +141,7 @@ def test_evaluates_past_each_multiple_and_once_at_the_end(
     assert all([record.what for record in records] == ["runs", "evaluation_seconds"] for records in sink)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_evaluates_where_the_uninterrupted_one_does(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     train(lambda _: counting(tokenizer, sink, 40, recorded=[48]), steps=STEPS - 3, seen=3 * BATCH)

@@ -45,6 +45,7 @@ def test_names_and_templates_come_from_files(folder: Path) -> None:
     assert layout.fingerprint() != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [

@@ -17,6 +17,7 @@ def ids_of(order: Order, epoch: int) -> np.ndarray:
     return order.locate(np.arange(epoch * order.num_samples, (epoch + 1) * order.num_samples)).sample_ids
 
 
+@pytest.mark.slow
 @given(sizes, st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 15), st.integers(0, 3))
 def test_each_training_sample_comes_once_an_epoch_and_held_out_ones_never(
     shard_sizes: list[int], seed: int, held: int, window: int, epoch: int
@@ -75,7 +76,7 @@ def test_all_permutations_of_a_few_are_equally_likely(size: int) -> None:
     assert len(found) == 1 or stats.chisquare(counts).pvalue > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("window", [None, 3])
 def test_the_shuffle_is_as_even_as_chance(window: int | None) -> None:
     """Over many epochs each sample is at each place as often as any other, and so do neighbours' distances."""
@@ -111,6 +112,7 @@ def test_resampling_draws_with_replacement_from_all() -> None:
     assert stats.chisquare(np.bincount(drawn, minlength=100)).pvalue > 1e-4
 
 
+@pytest.mark.slow
 @given(sizes.filter(lambda found: sum(found) > 1), st.integers(0, 100), st.integers(0, 20))
 def test_a_substitute_is_a_training_sample_and_always_the_same(shard_sizes: list[int], seed: int, attempt: int) -> None:
     order = Order(np.array(shard_sizes), seed=seed, num_held_out=5)

@@ -100,6 +100,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name.partition("-")[2] for path in (folder / "shards").glob("*.tar"))
 
 
+@pytest.mark.slow
 def test_a_remote_run_is_the_local_run(module: MakeModule, shards: Path, remote: str, tmp_path: Path) -> None:
     here = steps(module(shards, window_shards=2), 0, 10, 1, 0)
     there = module(remote, window_shards=2, cache=cache_config(tmp_path / "cache"))

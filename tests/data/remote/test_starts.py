@@ -55,7 +55,7 @@ def test_two_jobs_at_once_read_the_same_pairs_through_a_cold_cache(
     assert not list((tmp_path / "shards").glob("*.part"))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_loader_processes_end_with_a_parent_that_is_killed(root: Path, data: dict[str, Path], tmp_path: Path) -> None:
     job = start(root, data["parquet"], tmp_path, "local", 2, "--hold")
     assert job.stdout is not None

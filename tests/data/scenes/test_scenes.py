@@ -39,6 +39,7 @@ digest = hashlib.sha256(b"".join(s.image.tobytes() + s.captions[0].encode() for 
 """
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_integer_only() -> None:
     code = f"order = range(99, -1, -1){DIGEST}print(digest)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -47,6 +47,7 @@ def counted_flops(run: Path) -> list[float]:
     return steps
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("pad_to_context", [False, True])
 def test_recorded_operations_are_those_of_the_captions(runner: Any, tmp_path: Path, pad_to_context: bool) -> None:
     runner.train(tmp_path, "model=tiny", f"model.text.pad_to_context={pad_to_context}")

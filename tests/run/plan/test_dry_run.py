@@ -100,6 +100,7 @@ def test_data_whose_number_is_published_need_not_be_there(runner: Any, tmp_path:
     assert "data.path=nowhere does not exist" in printed
 
 
+@pytest.mark.ci
 def test_a_sweeps_dry_run_is_one_table_with_its_sum(runner: Any, tmp_path: Path) -> None:
     printed = runner.train(tmp_path, "-m", "dry_run=true", "compute.duration=8 steps,16 steps", "model=tiny,tiny_half")
     lines = [re.split(r"  +", line) for line in printed.splitlines()]

@@ -100,7 +100,7 @@ def test_the_cells_of_a_sweep_are_one_group_in_wandb(
 def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:
-    seeds = f"compute.seed={','.join(map(str, range(6)))}"
+    seeds = f"compute.seed={','.join(map(str, range(4)))}"
     child = runner.start("train.py", "-m", f"runs={tmp_path}", *small, *SHORT, seeds)
 
     def killed_a_cell() -> bool:
@@ -110,17 +110,17 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
                     os.kill(int(cell), signal.SIGKILL)
         return "failed" in states(tmp_path)
 
-    until(lambda: [*tmp_path.glob("sweeps/*/sweep.json")] and states(tmp_path).count("finished") >= 2)
+    until(lambda: [*tmp_path.glob("sweeps/*/sweep.json")] and states(tmp_path).count("finished") >= 1)
     until(killed_a_cell)
-    until(lambda: states(tmp_path).count("finished") >= 3)
+    until(lambda: states(tmp_path).count("finished") >= 2)
     assert child.kill(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: "running" not in states(tmp_path))  # the running cell gets a signal from the kernel, and exits
     record = sweep_of(tmp_path)
-    assert len(record.cells) == 6
+    assert len(record.cells) == 4
     finished = [cell for cell in record.cells if record.standing(cell)[0] == "finished"]
-    assert 3 <= len(finished) < 6
+    assert 2 <= len(finished) < 4
     shown = status(record.path)
-    assert f"6 runs: {len(finished)} finished" in shown
+    assert f"4 runs: {len(finished)} finished" in shown
     assert re.search(r"^failed .*\(killed by SIGKILL; the kernel does so when memory runs out\)$", shown, re.M)
     before = {cell.run: untouched(record.run_of(cell)) for cell in finished}
 
@@ -128,13 +128,13 @@ def test_a_sweep_killed_half_way_and_repeated_runs_only_what_is_missing(
     for cell in finished:
         assert untouched(record.run_of(cell)) == before[cell.run]
         assert f"{cell.run} is finished: {cell.settings[0]}" in printed
-    assert printed.count("checks   ") == 6 - len(finished)
-    assert "6 runs: 6 finished" in printed
+    assert printed.count("checks   ") == 4 - len(finished)
+    assert "4 runs: 4 finished" in printed
     rows = json.loads(status(record.path, "--json"))["rows"]
-    assert [row["settings"] for row in rows] == [[f"compute.seed={seed}"] for seed in range(6)]
+    assert [row["settings"] for row in rows] == [[f"compute.seed={seed}"] for seed in range(4)]
     assert all((row["state"], row["samples_seen"]) == ("finished", 32) for row in rows)
     assert all(row["metric"] > 0 for row in rows)
-    assert "6 runs: 6 finished" in status(tmp_path), "a folder of runs has the same rows"
+    assert "4 runs: 4 finished" in status(tmp_path), "a folder of runs has the same rows"
 
 
 @pytest.mark.ci
