@@ -24,6 +24,7 @@ from experiments.figures import (
     fig11_probe_difference,
     fig13_robustness,
     fig14_adaptation,
+    fig17_overlap,
     fig21_predictions,
 )
 from experiments.figures.command import Command, Drawn, write
@@ -41,6 +42,7 @@ COMMANDS: list[Command] = [
         fig11_probe_difference,
         fig13_robustness,
         fig14_adaptation,
+        fig17_overlap,
         fig21_predictions,
         appendix_tables,
     )
