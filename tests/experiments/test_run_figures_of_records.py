@@ -229,6 +229,41 @@ def test_fewer_than_three_models_have_no_fit() -> None:
         fig09_scaling.fit_error(pd.DataFrame({"gflops": [1.0, 2.0], "error": [0.4, 0.3]}))
 
 
+def adapted_run(folder: Path) -> Path:
+    """A run with zero-shot scores and a probe on `shape` and a shifted set."""
+    records = [score(value, task, what) for what, task, value in (
+        ("acc1", "shape", 0.7), ("acc1", "sketch", 0.5), ("acc1", "blurred", 0.3),
+        ("linear_probe_acc1", "shape", 0.9), ("linear_probe_acc1", "sketch", 0.6), ("linear_probe_acc1", "blurred", 0.2),
+    )]  # fmt: skip
+    return run_directory(folder, "tiny", records, "adapted")
+
+
+def test_adaptation_is_shown_among_standard_models(tmp_path: Path) -> None:
+    standard = [
+        run_directory(
+            tmp_path, "tiny",
+            [score(value - drop, task, "supervised_acc1") for task, drop in (("shape", 0), ("sketch", 0.3), ("blurred", 0.5))],
+            f"standard{k}",
+        )
+        for k, value in enumerate((0.6, 0.7, 0.9))
+    ]  # fmt: skip
+    run = adapted_run(tmp_path)
+    words = ["--reference", "shape", "--shifts", "sketch", "blurred"]
+    found = draw(fig14_adaptation.COMMAND, run, *words, "--standard", *standard)
+    text = "\n".join(found.numbers)
+    assert "zero-shot: 70.0 on shape, 40.0 under the shifts" in text
+    assert "linear probe: 90.0 on shape, 40.0 under the shifts" in text
+    assert "3 standard models" in text
+    assert "adapt to shape" in text
+    two = draw(fig14_adaptation.COMMAND, run, *words, "--standard", *standard[:2])
+    assert not any("slope" in line for line in two.numbers)  # too few for a fit
+    assert two.caption.endswith("Left: 2 standard models, trained on labels.")
+    with pytest.raises(UserError, match="needs both --reference TASK and --shifts"):
+        draw(fig14_adaptation.COMMAND, run, "--reference", "shape")
+    with pytest.raises(UserError, match="--standard needs models trained on labels; .* --supervised --tasks shape"):
+        draw(fig14_adaptation.COMMAND, run, *words, "--standard", run)
+
+
 @pytest.mark.parametrize(
     ("column", "fields"),
     [("split", {"split": "train"}), ("prompts", {"prompts": "contextless"}), ("prompts_hash", {"prompts_hash": "x"})],
