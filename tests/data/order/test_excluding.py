@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_lightning.config import compose, exclusion, identity
@@ -47,6 +47,7 @@ def test_all_samples_but_those_left_out_come_once_an_epoch_or_are_held_out(
 
 
 @given(sizes_with_excluded(), st.integers(0, 9), st.data())
+@settings(deadline=None)
 def test_a_position_holds_one_sample_however_positions_are_split(
     case: tuple[np.ndarray, np.ndarray], seed: int, data: st.DataObject
 ) -> None:
