@@ -1,5 +1,6 @@
 """The drawing functions of the paper's figures: what is drawn where, and labels that do not cover each other."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_the_error_is_drawn_with_its_fit() -> None:
     assert y == pytest.approx(0.4 * x**-0.1)
     assert points.get_ydata().tolist() == means.error.to_list()
     assert axes.yaxis.get_major_formatter()(0.35) == "35"
+
+
+def test_labels_of_small_models_do_not_touch() -> None:
+    gflops = [0.000809984, 0.00312934, 0.00695808, 0.0122962, 0.0275005]
+    means = pd.DataFrame({"model": list("abcde"), "gflops": gflops, "error": [0.54, 0.43, 0.42, 0.44, 0.46]})
+    drawn = error_over_compute(means, means.assign(task="x"), -0.05, -0.4)
+    (axes,) = drawn.axes
+    drawn.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.00081", "0.0031", "0.007", "0.012", "0.028"]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_families_have_a_line_each_and_no_two_the_same_look() -> None:
