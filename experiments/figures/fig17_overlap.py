@@ -41,7 +41,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folders", nargs="+", default=[], metavar="DIR", help="data sets in CLIP_benchmark's layout")
     parser.add_argument("--data", metavar="PATH", help="training data to search instead of the run's; kind detected")
     parser.add_argument("--samples", type=int, help="search only so many samples, the first of training's order")
-    parser.add_argument("--distance", type=int, default=8, help="most bits of 63 in which hashes differ (default: 8)")
+    parser.add_argument("--distance", type=int, default=6, help="most bits of 63 in which hashes differ (default: 6)")
     parser.add_argument("--cosine", type=float, default=0.9, help="least cosine of the embeddings (default: 0.9)")
 
 
@@ -172,6 +172,11 @@ def _data(frozen: "Config", path: str | None) -> "ContrastiveDataModule":
     if path is not None:
         data = compose.load("train", [f"data={data_option(path)}"], check=False).data
         data.path = path
+    if data.kind == "scenes" and data._target_ is None:
+        raise UserError(
+            "Figure 17 searches images that are stored, and the embedded scenes are drawn as they are read; name "
+            "stored ones with --data PATH."
+        )
     data.exclude = None  # ids count all samples
     return ContrastiveDataModule(data, image_size=frozen.model.vision.image_size, seed=frozen.compute.seed)
 

@@ -26,7 +26,7 @@ from clip_lightning.model.clip import CLIP
 
 SIDE, LOW = 32, 8  # pixels that are transformed, coefficients that are kept, on a side
 NUM_BITS = LOW * LOW - 1
-DISTANCE, COSINE = 8, 0.9  # defaults: most differing bits, least cosine
+DISTANCE, COSINE = 6, 0.9  # defaults: most differing bits, least cosine
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _PIECE, _THREADS = 512, 4
 _PAIRS_AT_ONCE = 20_000_000  # hashes that are compared at a time, 160 MB
