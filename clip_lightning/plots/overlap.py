@@ -42,9 +42,9 @@ def overlap_effect(rows: pd.DataFrame, caption: str = "") -> Figure:
             below, above = value - 100 * row.low, 100 * row.high - value
             left.errorbar(at, value, yerr=[[below], [above]], color=_KINDS[row.kind][0], linewidth=0.8, capsize=2)
         _points(left, known, "difference")
-        left.set_ylabel("accuracy on Overlap minus Clean (points)")
+        left.set_ylabel("top-1, Overlap minus Clean (points)")
         _points(right, rows, "gain")
-        right.set_ylabel("accuracy on All minus Clean (points)")
+        right.set_ylabel("top-1, All minus Clean (points)")
         for kind, (color, marker, meaning) in _KINDS.items():
             if (rows.kind == kind).any():
                 right.plot([], [], marker, color=color, markersize=4, label=meaning)
@@ -61,7 +61,9 @@ def _points(axes: Axes, rows: pd.DataFrame, column: str) -> None:
         some = rows[rows.kind == kind]
         axes.plot(100 * some.share, 100 * some[column], marker, color=color, markersize=4, zorder=3)
     axes.set_xlabel("images of the data set in Overlap (%)")
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.3, y=0.15)
+    right = max(axes.get_xlim()[1], 1.0)
+    axes.set_xlim(-0.03 * right, right)
     low, high = axes.get_ylim()
     if high - low < 0.2:  # points that are all at 0 would be drawn on an axis of thousandths
         axes.set_ylim(min(low, -0.1), max(high, 0.1))

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.errors import UserError, run_command
-from clip_lightning.formatting import aligned
+from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.overlap import overlap_effect
 from experiments.figures.command import Command, Drawn
+from experiments.figures.scores import number_range
 
 if TYPE_CHECKING:
     from clip_lightning.config.schema import Config
@@ -212,10 +213,11 @@ def _draw(
         f"{excluded:,} training samples are near-duplicates: data.exclude={arguments.out}/fig17_overlap_exclude.txt",
     ]
     caption = (
-        f"Zero-shot top-1 of {run.resolve().name} on {len(shown)} data sets; split: test; n = {rows.n.min():,} to "
-        f"{rows.n.max():,} images. Overlap: near-duplicates among {searched} (at most {arguments.distance} of 63 bits "
-        f"of a perceptual hash differ, mirrored or not, and cosine of embeddings at least {arguments.cosine:g}). Bars: "
-        f"99.5 % interval (Clopper-Pearson). One-sided binomial test against Clean, corrected for {tested} data sets."
+        f"Zero-shot top-1 of {run.resolve().name} on {listed(shown.task, 6)}; split: test; n = "
+        f"{number_range(rows.n.min(), rows.n.max())} images. Overlap: near-duplicates among {searched} (at most "
+        f"{arguments.distance} of 63 bits of a perceptual hash differ, mirrored or not, and cosine of embeddings at least "
+        f"{arguments.cosine:g}). Bars: 99.5 % interval (Clopper-Pearson). One-sided binomial test against Clean, "
+        f"corrected for the {tested} with overlap."
     )
     comment = f"training samples with a near-duplicate in {', '.join(shown.task)}"
     texts = {

@@ -85,7 +85,7 @@ def perceptual_hash(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _packed(bits: np.ndarray) -> np.ndarray:
     """bool [n, 8, 8] as uint64 [n]; the constant coefficient, which is brightness, is left out."""
-    flat = bits.reshape(len(bits), -1).copy()
+    flat = bits.reshape(len(bits), LOW * LOW).copy()
     flat[:, 0] = False
     return np.packbits(flat, axis=1).view(np.uint64)[:, 0]
 

@@ -189,7 +189,14 @@ def test_the_overlap_of_each_data_set_has_a_point_and_its_interval() -> None:
             "kind": ["none", "corrected", "none"],
         }
     )
-    left, right = overlap_effect(rows).axes
+    drawn = overlap_effect(rows, "A caption.")
+    left, right = drawn.axes
+    drawn.draw_without_rendering()
+    for axes in (left, right):
+        label = axes.yaxis.label.get_window_extent()
+        assert drawn.bbox.y0 <= label.y0
+        assert label.y1 <= drawn.bbox.y1
+        assert axes.get_xlim()[0] < 0  # points at 0 are whole
     assert len(left.collections) == 2  # intervals; a data set without overlap has none
     shown = sorted(float(x) for line in right.lines if line.get_marker() in "oD" for x in line.get_xdata())
     assert shown == pytest.approx([0, 2, 20])
