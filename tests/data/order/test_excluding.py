@@ -33,6 +33,7 @@ def order_of(shard_sizes: np.ndarray, excluded: np.ndarray, **settings: int) -> 
     return Excluding(Order(remaining(shard_sizes, excluded), **{"seed": 0, **settings}), excluded)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(sizes_with_excluded(), st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 15), st.integers(0, 3))
 def test_all_samples_but_those_left_out_come_once_an_epoch_or_are_held_out(
     case: tuple[np.ndarray, np.ndarray], seed: int, held: int, window: int, epoch: int
@@ -46,8 +47,8 @@ def test_all_samples_but_those_left_out_come_once_an_epoch_or_are_held_out(
     assert sorted(order.training_ids(np.arange(order.num_samples)).tolist()) == sorted(seen)
 
 
-@given(sizes_with_excluded(), st.integers(0, 9), st.data())
 @settings(deadline=None)
+@given(sizes_with_excluded(), st.integers(0, 9), st.data())
 def test_a_position_holds_one_sample_however_positions_are_split(
     case: tuple[np.ndarray, np.ndarray], seed: int, data: st.DataObject
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_position_holds_one_sample_however_positions_are_split(
     assert order_of(*case, seed=seed).locate(np.array(some)).sample_ids.tolist() == whole[some].tolist()
 
 
+@settings(deadline=None)
 @given(sizes_with_excluded(), st.integers(0, 20))
 def test_a_substitute_is_a_sample_that_is_trained_on(case: tuple[np.ndarray, np.ndarray], attempt: int) -> None:
     order = order_of(*case)
@@ -65,6 +67,7 @@ def test_a_substitute_is_a_sample_that_is_trained_on(case: tuple[np.ndarray, np.
         assert order.substitute(sample_id, 0, attempt) in training
 
 
+@settings(deadline=None)
 @given(sizes_with_excluded())
 def test_shards_of_which_nothing_remains_are_not_needed(case: tuple[np.ndarray, np.ndarray]) -> None:
     shard_sizes, excluded = case
