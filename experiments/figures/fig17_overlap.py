@@ -215,8 +215,8 @@ def _draw(
     caption = (
         f"Zero-shot top-1 of {run.resolve().name} on {listed(shown.task, 6)}; split: test; n = "
         f"{number_range(rows.n.min(), rows.n.max())} images. Overlap: near-duplicates among {searched} (at most "
-        f"{arguments.distance} of 63 bits of a perceptual hash differ, mirrored or not, and embeddings have a cosine of "
-        f"{arguments.cosine:g} or more). Bars: 99.5 % interval (Clopper-Pearson). One-sided binomial test against "
+        f"{arguments.distance} of 63 bits of a perceptual hash differ, mirrored or not, and the cosine of embeddings "
+        f"is {arguments.cosine:g} or more). Bars: 99.5 % interval (Clopper-Pearson). One-sided binomial test against "
         f"Clean, corrected for the {tested} with overlap."
     )
     comment = f"training samples with a near-duplicate in {', '.join(shown.task)}"
