@@ -12,7 +12,7 @@ its V2 weights and timm's newer ones a lot.
 
 import argparse
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +101,9 @@ def _scores(model: "torch.nn.Module", task: "ZeroShotTask", arguments: argparse.
     from experiments.figures.measure import hits_record, labelled_images
 
     columns = imagenet_columns(task)
-    try:
+    labelled: LabelledImages | None = None
+    with suppress(UserError):  # without labelled images there is no probe
         labelled = labelled_images(task, arguments.folders, arguments.images)
-    except UserError:
-        labelled = None
     if labelled is None and columns is None:
         return []
     features, kept = pooled(model, task, arguments.batch)
