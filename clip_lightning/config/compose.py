@@ -26,6 +26,7 @@ from yaml import YAMLError
 
 from clip_lightning.config import checks, command_line, grid, identity, keys, overrides, parts, presets, recipes
 from clip_lightning.config.checks.cluster import take_torchrun_world
+from clip_lightning.config.exclusion import digest_of
 from clip_lightning.config.foreign.auto import fill
 from clip_lightning.config.frozen import parse
 from clip_lightning.config.grid import Cell
@@ -53,9 +54,7 @@ for _name, _schema in SCHEMAS.items():
 
 
 class Composition(NamedTuple):
-    """A composed config, still with interpolations; which option each group has; an experiment's grid of values; which
-    keys presets leave open.
-    """
+    """A composed config with interpolations, the option of each group, an experiment's grid, and keys left open."""
 
     config: DictConfig
     choices: dict[str, str | None]
@@ -91,6 +90,7 @@ def load(config_name: str, argv: Sequence[str], *, check: bool = True) -> Any:
         if isinstance(config, Config):
             fill(config.model)
             config.data.parts = parts.resolve(config.data, grammar.groups["data"], partial(_data_option, grammar))
+            config.data.excluded = digest_of(config.data)
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     if check:

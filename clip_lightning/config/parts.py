@@ -44,6 +44,8 @@ def problems(data: DataConfig) -> Iterator[str]:
     """Parts that cannot be read as parts."""
     for name, part in data.parts.items():
         key = f"data.mixture_paths.{name}"
+        if part["exclude"] is not None:
+            yield f"data.mixture names {name}, which sets data.exclude; name one list for the whole mixture instead"
         if part["kind"] == "mixture":
             yield f"data.mixture names {name}, which is a mixture itself; name its parts instead"
         elif part["path"] is None and part["kind"] != "scenes" and not part["_target_"]:

@@ -19,9 +19,10 @@ from clip_lightning.config.schema import Config, DataConfig
 from clip_lightning.data.bad_samples import BadSampleLog, write_bad_samples
 from clip_lightning.data.batches import Batch, BatchMaker
 from clip_lightning.data.images.decode import SHORTEST, Resize
-from clip_lightning.data.layouts.layout import build_layout, damaged_shards
+from clip_lightning.data.layouts.layout import build_layout, damaged_shards, digest
 from clip_lightning.data.layouts.mixture import build_order
 from clip_lightning.data.loader import TrainingLoader, TrainingPieces, ValidationPieces
+from clip_lightning.data.order.excluding import excluded_ids
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.distributed import rank_and_world
 from clip_lightning.errors import DataError
@@ -45,7 +46,8 @@ class ContrastiveDataModule(LightningDataModule):
         order: which sample is at which position.
         num_samples: training pairs in an epoch.
         held_out: int64 [n], ids of the pairs that are never trained on.
-        fingerprint: 16 hex digits that change when the data changes.
+        num_excluded: pairs that `data.exclude` leaves out; they are neither trained on nor held out.
+        fingerprint: 16 hex digits that change when the data changes, or which of it is left out.
         tokenizer: of the run; made at the first loader where a whole config was given, else to be set before it.
         samples_seen: where the training loader begins; set it to resume.
         phases: sizes of training images and texts by samples seen; set it where a run has any.
@@ -91,13 +93,19 @@ class ContrastiveDataModule(LightningDataModule):
         self.skip_windows: tuple[SkipWindow, ...] = ()
         self.layout = build_layout(data)
         held_out = data.validation.num_samples if data.validation.path is None else 0
-        order = build_order(self.layout, data, seed=seed, num_held_out=held_out, limit=overfit_samples)
+        excluded = excluded_ids(self.layout, data)
+        order = build_order(
+            self.layout, data, seed=seed, num_held_out=held_out, limit=overfit_samples, excluded=excluded
+        )
+        self.num_excluded = len(excluded)
         self.held_out = order.held_out()
         if not order.num_samples:
             raise DataError(f"data.path={data.path} holds no sample to train on.")
         self.order = order
         self.num_samples = order.num_samples
         self.fingerprint = self.layout.fingerprint()
+        if self.num_excluded:
+            self.fingerprint = digest(self.fingerprint, excluded.astype("<i8").tobytes())
         self._set_validation()
         if config is not None:
             self.total_samples = lengths.total_samples(config, self.num_samples)
@@ -204,6 +212,8 @@ class ContrastiveDataModule(LightningDataModule):
     def notes(self) -> list[str]:
         """What the data lacks, one sentence each: damaged shards with their lost samples, missing validation pairs."""
         notes = damaged_shards(self.layout.problems)
+        if self.data.exclude is not None:
+            notes.append(f"data.exclude leaves out {self.num_excluded:,} of {self.layout.num_samples:,} pairs")
         if self.data.validation.num_samples and not self.num_validation:
             notes.append(f"no validation: a tenth of {self.layout.num_samples} pairs is too few to hold out")
         return notes

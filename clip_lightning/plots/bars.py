@@ -24,13 +24,14 @@ def difference_bars(panels: Sequence[tuple[str, pd.DataFrame]], xlabel: str, cap
         draw_caption(drawn, caption)
         axes_of_panels = drawn.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, rows) in zip(axes_of_panels, panels, strict=True):
-            _draw_differences(axes, rows.sort_values("value", ascending=False, kind="stable"))
+            draw_differences(axes, rows.sort_values("value", ascending=False, kind="stable"))
             axes.set_title(title)
             axes.set_xlabel(xlabel)
     return drawn
 
 
-def _draw_differences(axes: Axes, rows: pd.DataFrame) -> None:
+def draw_differences(axes: Axes, rows: pd.DataFrame) -> None:
+    """One panel of `difference_bars`: rows in their order, from the top."""
     points = 100 * rows.value
     colors = [BLUE if value > 0 else ORANGE for value in points]
     axes.barh(range(len(rows)), points, color=colors, height=0.75)

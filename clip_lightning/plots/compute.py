@@ -132,13 +132,16 @@ def prompt_gain(means: pd.DataFrame, baseline: str, better: str, factor: float |
 
 
 def log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic x axis has its ticks at the values where these are few, and at 1, 2, 5 times powers of ten else."""
+    """A logarithmic x axis has its ticks at the values where these are few, and at 1, 2, 5 times powers of ten else.
+
+    Values below 1 have two digits, since four of them would touch.
+    """
     few = sorted(set(values))
     apart = all(after / before > 1.25 for before, after in itertools.pairwise(few))
     places = few if len(few) <= 6 and apart else nice_steps(*axes.get_xlim())
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}" if value >= 1 else f"{value:.2g}"))
 
 
 def nice_steps(low: float, high: float) -> list[float]:

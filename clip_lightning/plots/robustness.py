@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from clip_lightning.plots.bars import draw_differences
 from clip_lightning.plots.style import (
     BLUE,
     COLUMN,
@@ -16,6 +17,7 @@ from clip_lightning.plots.style import (
     ORANGE,
     PAGE,
     PURPLE,
+    RED,
     SMALL,
     draw_caption,
     figure,
@@ -24,7 +26,14 @@ from clip_lightning.plots.style import (
 )
 
 STANDARD, ROBUST, MORE_DATA, ZERO_SHOT = "standard", "robustness intervention", "trained with more data", "zero-shot"
-_STYLES = {STANDARD: (GREY, "o"), ROBUST: (ORANGE, "^"), MORE_DATA: (GREEN, "s"), ZERO_SHOT: (PURPLE, "*")}
+ADAPTED = "adapted"
+_STYLES = {
+    STANDARD: (GREY, "o"),
+    ROBUST: (ORANGE, "^"),
+    MORE_DATA: (GREEN, "s"),
+    ZERO_SHOT: (PURPLE, "*"),
+    ADAPTED: (RED, "D"),
+}
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
@@ -54,7 +63,7 @@ def robustness(
         else:
             left, right = drawn.subplots(1, 2, width_ratios=(1.15, 1))
             _draw_pairs(right, paired)
-        _draw_scatter(left, points, curve, labelled)
+        _draw_scatter(left, points, curve)
         left.set_xlabel(f"{reference} (%)")
         left.set_ylabel(f"{shifted} (%)")
         if labelled:
@@ -68,6 +77,37 @@ def robustness(
     return drawn
 
 
+def adaptation(
+    points: pd.DataFrame,
+    curve: pd.DataFrame | None,
+    reference: str,
+    shifted: str,
+    panels: Sequence[tuple[str, pd.DataFrame]],
+    caption: str = "",
+) -> Figure:
+    """Figure 14: left the ways of adapting one model among standard models, right what each changes by data set.
+
+    Args:
+        points, reference, shifted: as in `robustness`; zero-shot models and adapted ones have their names beside them.
+        curve: None where there are too few standard models for a fit.
+        panels: title and rows: task, value (fractions of 1).
+    """
+    with figure(PAGE + 0.4, 3.6, 8) as drawn:
+        draw_caption(drawn, caption)
+        left, *bars = drawn.subplots(1, 1 + len(panels), width_ratios=[1.4] + [1.0] * len(panels))
+        _draw_scatter(left, points, curve)
+        left.set_xlabel(f"{reference} (%)")
+        left.set_ylabel(f"{shifted} (%)")
+        named = points[points.group.isin([ZERO_SHOT, ADAPTED])]
+        others = points[["accuracy", "shifted"]].to_numpy()
+        label_points(left, named.accuracy.to_list(), named.shifted.to_list(), named.model.to_list(), line=others)
+        for axes, (title, rows) in zip(bars, panels, strict=True):
+            draw_differences(axes, rows.sort_values("value", ascending=False, kind="stable"))
+            axes.set_title(title)
+            axes.set_xlabel("change (points)")
+    return drawn
+
+
 def paired_scores(paired: pd.DataFrame, caption: str = "") -> Figure:
     """Two models data set by data set, without the panel of all models; see `robustness`."""
     with figure(COLUMN, 0.3 * len(paired) + 1.1, 8) as drawn:
@@ -76,7 +116,7 @@ def paired_scores(paired: pd.DataFrame, caption: str = "") -> Figure:
     return drawn
 
 
-def _draw_scatter(axes: Axes, points: pd.DataFrame, curve: pd.DataFrame, labelled: Sequence[str]) -> None:
+def _draw_scatter(axes: Axes, points: pd.DataFrame, curve: pd.DataFrame | None) -> None:
     axes.set_xscale("logit")
     axes.set_yscale("logit")
     low_x, high_x = _ends(points.accuracy)
@@ -84,12 +124,13 @@ def _draw_scatter(axes: Axes, points: pd.DataFrame, curve: pd.DataFrame, labelle
     high_y = max(high_y, min(0.96, high_x))
     ends = np.array([max(low_x, low_y), min(high_x, high_y)])
     axes.plot(ends, ends, color="black", linestyle="--", linewidth=1, label="ideal: y = x")
-    axes.fill_between(curve.accuracy, curve.low, curve.high, color=BLUE, alpha=0.25, linewidth=0)
-    axes.plot(curve.accuracy, curve.shifted, color=BLUE, linewidth=1, label="fit over standard, 95 % band")
+    if curve is not None:
+        axes.fill_between(curve.accuracy, curve.low, curve.high, color=BLUE, alpha=0.25, linewidth=0)
+        axes.plot(curve.accuracy, curve.shifted, color=BLUE, linewidth=1, label="fit over standard, 95 % band")
     for group, (color, marker) in _STYLES.items():
         rows = points[points.group == group]
         if len(rows):
-            size = 9 if marker == "*" else 3
+            size = {"*": 9, "D": 5}.get(marker, 3)
             axes.plot(rows.accuracy, rows.shifted, marker, color=color, markersize=size, alpha=0.8, linestyle="none",
                       markeredgewidth=0, label=f"{group} ({len(rows)})")  # fmt: skip
     axes.set_xlim(low_x, high_x)

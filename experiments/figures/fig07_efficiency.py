@@ -17,7 +17,7 @@ from clip_lightning.formatting import aligned
 from clip_lightning.plots.bars import shots_bars
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, measured_by, scores_of_one_run
-from experiments.figures.scores import describe, select
+from experiments.figures.scores import describe, refuse_mixtures, select
 
 
 def from_paper(arguments: argparse.Namespace) -> Drawn:
@@ -38,6 +38,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     needed = f"Figure 7 needs few-shot probes; {measured_by(arguments.runs, '--shots 1 2 4 8 16')}"
     few = select(scores, "few_shot", needed)
     zero = select(scores, "zero_shot", "Figure 7 needs zero-shot scores; make them: python evaluate.py run=DIR")
+    refuse_mixtures(zero)
     rows = []
     for task, of_task in few.groupby("task", sort=False):
         of_task = of_task.groupby("shots").value.mean()

@@ -71,7 +71,7 @@ def from_others(arguments: argparse.Namespace) -> Drawn:
 def from_testbed(path: Path) -> Drawn:
     """The standard models of imagenet-testbed with their fit, its CLIP models, ResNet-101 beside the ideal model."""
     points = read_testbed(path)
-    fit, numbers = _fit(points)
+    fit, numbers = fit_standard(points)
     resnet = points[points.model == RESNET101]
     if len(resnet):
         accuracy, shifted = float(resnet.accuracy.iloc[0]), float(resnet.shifted.iloc[0])
@@ -88,7 +88,7 @@ def from_testbed(path: Path) -> Drawn:
         "logits, 95 % band of a bootstrap over models. Right: as printed in Figure 13 of Radford et al. 2021."
     )
     drawn = robustness(
-        points, _curve(points, fit), "ImageNet, classes of the shifted sets", "mean of 7 natural shifts",
+        points, curve_of(points, fit), "ImageNet, classes of the shifted sets", "mean of 7 natural shifts",
         _printed_pairs(), [*zero_shot.model, "ResNet-101"], caption,
     )  # fmt: skip
     return Drawn(drawn, points, numbers, caption)
@@ -107,13 +107,13 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     needed = f"Figure 13 needs standard models, trained on labels, for its fit; {made}"
     standard = select(scores, "supervised", needed)
     zero_shot = select(scores, "zero_shot", "Figure 13 needs zero-shot scores; make them: python evaluate.py run=DIR")
-    parts = [_points(rows, reference, group) for rows, group in ((standard, STANDARD), (zero_shot, ZERO_SHOT))]
+    parts = [points_of(rows, reference, group) for rows, group in ((standard, STANDARD), (zero_shot, ZERO_SHOT))]
     points = pd.concat(parts, ignore_index=True)
     inside = points[["accuracy", "shifted"]].gt(0).all(axis=1) & points[["accuracy", "shifted"]].lt(1).all(axis=1)
     outside = points[~inside]
     left_out = [f"left out, since 0 and 1 have no logit: {row.model} ({row.group})" for row in outside.itertuples()]
     points = points[inside].reset_index(drop=True)
-    fit, numbers = _fit(points)
+    fit, numbers = fit_standard(points)
     numbers += [*_robust(points[points.group == ZERO_SHOT], fit), *left_out]
     caption = (
         f"{describe(zero_shot)} Over {reference}. Fit: {fit.num_models} supervised models, logits, 95 % band of a "
@@ -121,12 +121,12 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     )
     labelled = list(points[points.group == ZERO_SHOT].model) if (points.group == ZERO_SHOT).sum() <= 6 else []
     drawn = robustness(
-        points, _curve(points, fit), reference, f"mean of {len(shifts)} shifted sets", None, labelled, caption
+        points, curve_of(points, fit), reference, f"mean of {len(shifts)} shifted sets", None, labelled, caption
     )
     return Drawn(drawn, points, numbers, caption)
 
 
-def _points(scores: pd.DataFrame, reference: str, group: str) -> pd.DataFrame:
+def points_of(scores: pd.DataFrame, reference: str, group: str) -> pd.DataFrame:
     """model, group, accuracy on the reference, shifted: the mean over the other data sets."""
     accuracy = averages(scores[scores.task == reference]).set_index("model").value
     shifted = averages(scores[scores.task != reference]).set_index("model").value
@@ -134,7 +134,8 @@ def _points(scores: pd.DataFrame, reference: str, group: str) -> pd.DataFrame:
     return both.assign(group=group)[["model", "group", "accuracy", "shifted"]]
 
 
-def _fit(points: pd.DataFrame) -> tuple[LogitFit, list[str]]:
+def fit_standard(points: pd.DataFrame) -> tuple[LogitFit, list[str]]:
+    """The fit over the standard models, and a line about it. Raises UserError for fewer than three."""
     standard = points[points.group == STANDARD]
     fit = fit_logits(standard.accuracy.to_numpy(), standard.shifted.to_numpy())
     (low, high), (below, above) = fit.slope_interval, fit.intercept_interval
@@ -154,7 +155,7 @@ def _robust(points: pd.DataFrame, fit: LogitFit) -> list[str]:
     ]
 
 
-def _curve(points: pd.DataFrame, fit: LogitFit) -> pd.DataFrame:
+def curve_of(points: pd.DataFrame, fit: LogitFit) -> pd.DataFrame:
     """The fit with its band over the range of all models."""
     accuracy = np.linspace(points.accuracy.min(), points.accuracy.max(), 200)
     low, high = fit.band(accuracy)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from clip_lightning.errors import UserError, run_command
+from clip_lightning.formatting import listed
 from clip_lightning.plots.predictions import NUM_BARS, Prediction, prediction_panels
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn
@@ -55,21 +56,23 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         raise UserError(f"Figure 21 is of one run, and there are {len(arguments.runs)}; name one.")
     if arguments.images < 1:
         raise UserError(f"--images={arguments.images} must be at least 1, the number of images of each data set.")
-    from experiments.figures.run_figures import examples  # needs torch
+    from experiments.figures.run_figures import examples, tasks_of  # needs torch
 
     (run,) = arguments.runs
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not the directory of a run: it has no config.yaml.")
     panels = examples(run, arguments.tasks, arguments.folders, arguments.images)
-    return _draw(panels, f"Predictions of {run.resolve().name}", "the first of each data set")
+    _, tasks = tasks_of(run, arguments.tasks, arguments.folders)
+    splits = listed(dict.fromkeys(task.split for task in tasks))
+    return _draw(panels, f"Predictions of {run.resolve().name}", "the first of each data set", splits)
 
 
-def _draw(panels: list[Prediction], origin: str, prompts: str) -> Drawn:
+def _draw(panels: list[Prediction], origin: str, prompts: str, splits: str = "test") -> Drawn:
     tasks = dict.fromkeys(row.task for row in panels)
     best = sum(row.rank == 1 for row in panels)
     caption = (
         f"{origin}: {len(tasks)} data sets, n = {len(panels)} images, chosen at random; softmax over all classes; "
-        f"split: test; prompts: {prompts}. Green: the correct class, orange: others."
+        f"split: {splits}; prompts: {prompts}. Green: the correct class, orange: others."
     )
     columns = ["task", "label", "rank", "num_classes", "probability"]
     rows = pd.DataFrame([{name: getattr(row, name) for name in columns} for row in panels])

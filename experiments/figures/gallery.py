@@ -24,6 +24,7 @@ from experiments.figures import (
     fig11_probe_difference,
     fig13_robustness,
     fig14_adaptation,
+    fig17_overlap,
     fig21_predictions,
 )
 from experiments.figures.command import Command, Drawn, write
@@ -41,10 +42,12 @@ COMMANDS: list[Command] = [
         fig11_probe_difference,
         fig13_robustness,
         fig14_adaptation,
+        fig17_overlap,
         fig21_predictions,
         appendix_tables,
     )
 ]
+_SEARCHED = 20_000  # training samples, by Figure 17: all of them may take hours
 _STYLE = "body{font:15px/1.4 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
 _STYLE += "pre{overflow-x:auto;font-size:12px;background:#f6f6f6;padding:.6em}figcaption{color:#555}"
 
@@ -90,6 +93,8 @@ def _arguments(command: Command, shared: argparse.Namespace) -> argparse.Namespa
         raise UserError("the paper printed no numbers of this figure.")
     words = ["--paper"] if shared.paper else [str(run) for run in shared.runs]
     arguments = command.parser().parse_args(words)
+    if command is fig17_overlap.COMMAND:
+        arguments.samples = _SEARCHED
     for name in ("reference", "shifts", "testbed"):
         if getattr(shared, name) and hasattr(arguments, name):
             setattr(arguments, name, getattr(shared, name))

@@ -181,28 +181,20 @@ def _supervised(
             for task in tasks:
                 tested = torch.stack([task.image(k, size) for k in range(task.num_samples)])
                 found = torch.cat([model(part).argmax(1) for part in tested.split(config.eval.batch)]).numpy()
-                records += _records("supervised_acc1", found == task.labels, task)
+                records.append(hits_record("supervised_acc1", found == task.labels, task))
     return records
 
 
-def _records(what: str, hits: np.ndarray, task: "ZeroShotTask") -> "list[Record]":
+def hits_record(what: str, hits: np.ndarray, task: "ZeroShotTask") -> "Record":
+    """A share of hits, bool [n], as a record with its interval."""
     from clip_lightning.evaluation.metrics import wilson
     from clip_lightning.records import Record
 
     low, high = wilson(float(hits.sum()), len(hits))
-    chance = 1 / len(task.classnames)
-    return [
-        Record(
-            what=what,
-            value=float(hits.mean()),
-            low=low,
-            high=high,
-            n=len(hits),
-            chance=chance,
-            task=task.name,
-            split=task.split,
-        )
-    ]
+    return Record(
+        what=what, value=float(hits.mean()), low=low, high=high, n=len(hits), chance=1 / len(task.classnames),
+        task=task.name, split=task.split,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from clip_lightning.config import compose
+from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.predictions import Prediction, example_indices, predictions
-from clip_lightning.evaluation.tasks import build_tasks
+from clip_lightning.evaluation.tasks import ZeroShotTask, build_tasks
 from clip_lightning.records import read_records
 from clip_lightning.run.figures import write_figures
 from clip_lightning.tokenizer import load_tokenizer
@@ -51,12 +52,7 @@ def examples(run: Path, names: Sequence[str] | None, folders: Sequence[str], num
         names: registered tasks; None with no folders: the run's own.
     Raises: UserError for what the user can fix.
     """
-    config = compose.read(run / "config.yaml")
-    refuse_targets(config, [])
-    config = config_of_saved(config, run)
-    if names is None and not folders:
-        names, folders = config.eval.tasks, config.eval.folders
-    tasks = build_tasks(names or [], folders)
+    config, tasks = tasks_of(run, names, folders)
     tokenizer = load_tokenizer(config.model.text, run / "tokenizer")
     model = load_model(config, find_checkpoint(run, "last"))
     return [
@@ -71,6 +67,16 @@ def examples(run: Path, names: Sequence[str] | None, folders: Sequence[str], num
             image_size=config.model.vision.image_size,
         )
     ]
+
+
+def tasks_of(run: Path, names: Sequence[str] | None, folders: Sequence[str]) -> tuple[Config, list[ZeroShotTask]]:
+    """The config of a run, and the tasks that are named, or its own. Raises UserError for what the user can fix."""
+    config = compose.read(run / "config.yaml")
+    refuse_targets(config, [])
+    config = config_of_saved(config, run)
+    if names is None and not folders:
+        names, folders = config.eval.tasks, config.eval.folders
+    return config, build_tasks(names or [], folders)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def describe(scores: pd.DataFrame) -> str:
     metrics = list(dict.fromkeys(scores.metric))
     metric = METRIC_NAMES.get(metrics[0], metrics[0]) if len(metrics) == 1 else "each by its metric of Table 9"
     counted = scores.n.dropna().astype(int)
-    n = f"n = {_range(int(counted.min()), int(counted.max()))} images" if len(counted) else "n not recorded"
+    n = f"n = {number_range(int(counted.min()), int(counted.max()))} images" if len(counted) else "n not recorded"
     splits, prompts = (
         listed(dict.fromkeys(scores.split)),
         listed(name for name in dict.fromkeys(scores.prompts) if name),
@@ -122,7 +122,8 @@ def describe(scores: pd.DataFrame) -> str:
     return f"{title}; {metric}; split: {splits}; {f'prompts: {prompts}; ' if prompts else ''}{n}."
 
 
-def _range(low: int, high: int) -> str:
+def number_range(low: int, high: int) -> str:
+    """1797, 10000 -> '1,797 to 10,000'; one number where both are equal."""
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 

@@ -71,6 +71,18 @@ def test_workers_ranks_and_stops_change_nothing(
     assert rows == whole
 
 
+@pytest.mark.slow
+def test_pairs_that_are_left_out_stay_out_on_every_rank_and_after_a_stop(
+    module: MakeModule, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("0\n7\n19\n58\n")
+    changes = {"exclude": str(tmp_path / "list.txt")}
+    whole = steps(module(shards, **changes), 0, 16, 1, 0)
+    assert {row[1] for row in whole} == set(range(59)) - {0, 7, 19, 58}
+    again = steps(module(shards, **changes), 0, 5, 2, 0) + steps(module(shards, **changes), 5, 16, 4, 1)
+    assert again == whole
+
+
 def test_each_pair_comes_once_an_epoch(module: MakeModule, shards: Path) -> None:
     made = module(shards, total_samples=59 * 8)
     rows = [row for batch in made.train_dataloader() for row in rows_of(batch)]

@@ -140,6 +140,10 @@ def test_figure_6_and_7_of_a_run(tmp_path: Path) -> None:
     never = run_directory(tmp_path, "tiny", [score(0.9), *few], "never")
     with pytest.raises(UserError, match="no number of labelled images matched"):
         draw(fig07_efficiency.COMMAND, never)
+    twice = run_directory(tmp_path, "tiny", [score(0.425), score(0.2, prompts="contextless"), *few], "twice")
+    with pytest.raises(UserError, match="one average would mix the prompts of shape"):
+        draw(fig07_efficiency.COMMAND, twice)
+    assert draw(fig07_efficiency.COMMAND, twice, "--prompts", "scenes").table.shots.to_list() == pytest.approx([2**2.5])
 
 
 def test_figures_5_8_10_11_of_runs_with_probes(tmp_path: Path) -> None:
@@ -227,6 +231,37 @@ def test_a_path_that_is_not_a_run_and_a_run_without_scores_are_refused(tmp_path:
 def test_fewer_than_three_models_have_no_fit() -> None:
     with pytest.raises(UserError, match="at least 3 models, and there are 2"):
         fig09_scaling.fit_error(pd.DataFrame({"gflops": [1.0, 2.0], "error": [0.4, 0.3]}))
+
+
+def adapted_run(folder: Path) -> Path:
+    """A run with zero-shot scores and a probe on `shape` and a shifted set."""
+    zero, probe = {"shape": 0.7, "sketch": 0.5, "blurred": 0.3}, {"shape": 0.9, "sketch": 0.6, "blurred": 0.2}
+    records = [score(value, task) for task, value in zero.items()]
+    records += [score(value, task, "linear_probe_acc1") for task, value in probe.items()]
+    return run_directory(folder, "tiny", records, "adapted")
+
+
+def test_adaptation_is_shown_among_standard_models(tmp_path: Path) -> None:
+    drops = {"shape": 0.0, "sketch": 0.3, "blurred": 0.5}
+    standard = []
+    for value in (0.6, 0.7, 0.9):
+        records = [score(value - drop, task, "supervised_acc1") for task, drop in drops.items()]
+        standard.append(run_directory(tmp_path, "tiny", records, f"standard{value}"))
+    run = adapted_run(tmp_path)
+    words = ["--reference", "shape", "--shifts", "sketch", "blurred"]
+    found = draw(fig14_adaptation.COMMAND, run, *words, "--standard", *standard)
+    text = "\n".join(found.numbers)
+    assert "zero-shot: 70.0 on shape, 40.0 under the shifts" in text
+    assert "linear probe: 90.0 on shape, 40.0 under the shifts" in text
+    assert "3 standard models" in text
+    assert "adapt to shape" in text
+    two = draw(fig14_adaptation.COMMAND, run, *words, "--standard", *standard[:2])
+    assert not any("slope" in line for line in two.numbers)  # too few for a fit
+    assert two.caption.endswith("Left: 2 standard models, trained on labels.")
+    with pytest.raises(UserError, match="needs both --reference TASK and --shifts"):
+        draw(fig14_adaptation.COMMAND, run, "--reference", "shape")
+    with pytest.raises(UserError, match=r"--standard needs models trained on labels; .* --supervised --tasks shape"):
+        draw(fig14_adaptation.COMMAND, run, *words, "--standard", run)
 
 
 @pytest.mark.parametrize(

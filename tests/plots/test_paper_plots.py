@@ -1,5 +1,6 @@
 """The drawing functions of the paper's figures: what is drawn where, and labels that do not cover each other."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,17 @@ from matplotlib.colors import to_rgb
 
 from clip_lightning.plots.bars import difference_bars, shots_bars
 from clip_lightning.plots.compute import error_over_compute, nice_steps, prompt_gain, score_over_compute
+from clip_lightning.plots.overlap import overlap_effect
 from clip_lightning.plots.probe import few_shot_curves, zero_shot_over_probe
-from clip_lightning.plots.robustness import STANDARD, ZERO_SHOT, class_gallery, paired_scores, robustness
+from clip_lightning.plots.robustness import (
+    ADAPTED,
+    STANDARD,
+    ZERO_SHOT,
+    adaptation,
+    class_gallery,
+    paired_scores,
+    robustness,
+)
 from clip_lightning.plots.style import BLUE, ORANGE, draw_caption, figure, label_points
 
 
@@ -41,6 +51,17 @@ def test_the_error_is_drawn_with_its_fit() -> None:
     assert y == pytest.approx(0.4 * x**-0.1)
     assert points.get_ydata().tolist() == means.error.to_list()
     assert axes.yaxis.get_major_formatter()(0.35) == "35"
+
+
+def test_labels_of_small_models_do_not_touch() -> None:
+    gflops = [0.000809984, 0.00312934, 0.00695808, 0.0122962, 0.0275005]
+    means = pd.DataFrame({"model": list("abcde"), "gflops": gflops, "error": [0.54, 0.43, 0.42, 0.44, 0.46]})
+    drawn = error_over_compute(means, means.assign(task="x"), -0.05, -0.4)
+    (axes,) = drawn.axes
+    drawn.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.00081", "0.0031", "0.007", "0.012", "0.028"]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_families_have_a_line_each_and_no_two_the_same_look() -> None:
@@ -154,3 +175,57 @@ def test_the_drawing_functions_need_no_display_and_no_torch() -> None:
     code = f"import sys; {'; '.join(f'import clip_lightning.plots.{name}' for name in names)}; "
     code += "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_the_overlap_of_each_data_set_has_a_point_and_its_interval() -> None:
+    rows = pd.DataFrame(
+        {
+            "task": ["a", "b", "c"],
+            "share": [0.0, 0.02, 0.2],
+            "difference": [np.nan, 0.05, -0.01],
+            "low": [np.nan, -0.02, -0.05],
+            "high": [np.nan, 0.1, 0.03],
+            "gain": [0.0, 0.001, -0.002],
+            "kind": ["none", "corrected", "none"],
+        }
+    )
+    drawn = overlap_effect(rows, "A caption.")
+    left, right = drawn.axes
+    drawn.draw_without_rendering()
+    for axes in (left, right):
+        label = axes.yaxis.label.get_window_extent()
+        assert drawn.bbox.y0 <= label.y0
+        assert label.y1 <= drawn.bbox.y1
+        assert axes.get_xlim()[0] < 0  # points at 0 are whole
+    assert len(left.collections) == 2  # intervals; a data set without overlap has none
+    shown = sorted(float(x) for line in right.lines if line.get_marker() in "oD" for x in line.get_xdata())
+    assert shown == pytest.approx([0, 2, 20])
+    assert {text.get_text() for text in right.texts} == {"a", "b", "c"}
+    low, high = right.get_ylim()
+    assert low < -0.2
+    assert high > 0.1
+
+
+def test_no_overlap_is_said_and_drawn_on_an_axis_of_tenths() -> None:
+    rows = pd.DataFrame({"task": ["a"], "share": 0.0, "difference": np.nan, "low": np.nan, "high": np.nan, "gain": 0.0})
+    left, right = overlap_effect(rows.assign(kind="none")).axes
+    assert [text.get_text() for text in left.texts] == ["no overlap found"]
+    assert np.ptp(right.get_ylim()) >= 0.2
+
+
+@pytest.mark.parametrize("with_fit", [True, False])
+def test_adaptations_are_named_among_standard_models(with_fit: bool) -> None:
+    points = pd.DataFrame(
+        {
+            "model": ["zero-shot", "linear probe", "a", "b"],
+            "group": [ZERO_SHOT, ADAPTED, STANDARD, STANDARD],
+            "accuracy": [0.6, 0.8, 0.7, 0.9],
+            "shifted": [0.5, 0.45, 0.3, 0.5],
+        }
+    )
+    curve = pd.DataFrame({"accuracy": [0.6, 0.9], "shifted": [0.2, 0.5], "low": [0.1, 0.4], "high": [0.3, 0.6]})
+    rows = pd.DataFrame({"task": ["x", "y"], "value": [0.1, -0.2]})
+    left, right = adaptation(points, curve if with_fit else None, "shape", "shifted", [("adapt", rows)]).axes
+    assert {text.get_text() for text in left.texts} == {"zero-shot", "linear probe"}
+    assert len(left.collections) == int(with_fit)
+    assert [label.get_text() for label in right.get_yticklabels()] == ["x", "y"]

@@ -82,6 +82,10 @@ class DataConfig:
     max_pixels: int = key(178_956_970, "larger images are refused from their header", above=0)
     max_bad_share: float = key(0.01, "more bad samples than this stop the run", minimum=0, maximum=1)
     index_folder: str | None = key(None, "where sidecars go when the data's folder is read-only", science=False)
+    exclude: str | None = key(
+        None, "file of samples that are left out: on each line a sample id, or sha256:HASH of an image", science=False
+    )
+    excluded: str = key("", "hash of that list, filled in by the composition", hash_default=False)
     mixture: dict[str, float] = key({}, "data option: weight per sample")
     mixture_paths: dict[str, str] = key({}, "data option: path", science=False)
     parts: dict[str, Any] = key({}, "the data options of `mixture`, filled in by the composition", science=False)

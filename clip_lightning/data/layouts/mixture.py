@@ -24,6 +24,7 @@ from clip_lightning.data.layouts.layout import (
     digest,
 )
 from clip_lightning.data.order.counter_rng import MIXTURE, hashed, permuted
+from clip_lightning.data.order.excluding import Excluding, remaining
 from clip_lightning.data.order.order import Located, Order, TrainingOrder, most_held_out
 from clip_lightning.errors import DataError
 
@@ -189,17 +190,31 @@ def build_mixture(config: DataConfig) -> Mixture:
     return Mixture(parts, list(config.mixture.values()))
 
 
-def build_order(layout: Layout, config: DataConfig, *, seed: int, num_held_out: int, limit: int) -> TrainingOrder:
+def build_order(
+    layout: Layout, config: DataConfig, *, seed: int, num_held_out: int, limit: int, excluded: Ids | None = None
+) -> TrainingOrder:
     """The order of a layout, or of a mixture of layouts.
 
     Args:
         num_held_out: samples kept from training; of a mixture, shared by the parts by their sizes.
         limit: if > 0, only the first so many training samples of each part.
+        excluded: ids of samples that are left out, int64 [n], ascending, each once.
     """
+    if excluded is not None and len(excluded):
+        sizes = remaining(layout.shard_sizes, excluded)
+        rest = _build_order(layout, sizes, config, seed=seed, num_held_out=num_held_out, limit=limit)
+        return Excluding(rest, excluded)
+    return _build_order(layout, layout.shard_sizes, config, seed=seed, num_held_out=num_held_out, limit=limit)
 
-    def order(one: Layout, own_seed: int, held: int) -> Order:
+
+def _build_order(
+    layout: Layout, shard_sizes: Ids, config: DataConfig, *, seed: int, num_held_out: int, limit: int
+) -> Order | MixtureOrder:
+    """The order of samples in shards of these sizes, which are those of the layout or smaller."""
+
+    def order(one: Layout, sizes: Ids, own_seed: int, held: int) -> Order:
         return Order(
-            one.shard_sizes,
+            sizes,
             seed=own_seed,
             num_held_out=held,
             window_shards=config.window_shards or one.window_shards,
@@ -209,13 +224,18 @@ def build_order(layout: Layout, config: DataConfig, *, seed: int, num_held_out: 
         )
 
     if not isinstance(layout, Mixture):
-        return order(layout, seed, num_held_out)
-    held = held_out_of_parts([part.num_samples for part in layout.parts.values()], num_held_out)
+        return order(layout, shard_sizes, seed, num_held_out)
+    ends = np.cumsum([len(part.shard_sizes) for part in layout.parts.values()])
+    sizes = np.split(shard_sizes, ends[:-1])
+    if empty := [name for name, own in zip(layout.parts, sizes, strict=True) if not own.sum()]:
+        raise DataError(f"data.exclude leaves no sample of {', '.join(empty)}; remove it from data.mixture.")
+    totals = [int(own.sum()) for own in sizes]
+    held = held_out_of_parts(totals, num_held_out)
     orders = [
-        order(part, int(hashed(MIXTURE, seed, number)[0] >> np.uint64(1)), held[number])
+        order(part, sizes[number], int(hashed(MIXTURE, seed, number)[0] >> np.uint64(1)), held[number])
         for number, part in enumerate(layout.parts.values())
     ]
-    return MixtureOrder(orders, layout.starts[:-1], layout.weights, seed)
+    return MixtureOrder(orders, np.cumsum([0, *totals[:-1]]), layout.weights, seed)
 
 
 def _shifted(shards: Iterator[tuple[int, int]], first_shard: int, stretch: float) -> Iterator[tuple[int, int]]:
