@@ -131,7 +131,7 @@ def _fit_stage(
     both = np.concatenate([draws.coefficients, draws.theta], axis=1)
     verdicts = _verdicts(form, z, y, w, solution, held, both, settings)
     both[:, : len(form.coefficients)] *= size
-    stage = Stage(form.name, scales, solution.coefficients[0] * size, solution.theta[0], both, sigma)
+    stage = Stage(form.name, scales, solution.coefficients[0] * size, solution.theta[0], both, sigma, freedom)
     return stage, verdicts, share
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from clip_lightning.config import duration, identity
@@ -136,10 +137,14 @@ def _cost(config: Config, run: Path, count: bool) -> Cost | None:
 
 
 def _metrics(run: Path) -> dict[str, float | int | None]:
-    """The newest value of everything that was counted over images or pairs, with its n; and the training loss."""
+    """The newest value of everything that was counted over images or pairs, with its n; and the training loss.
+
+    `acc1` is the mean of all tasks' own top-1 accuracies, `acc1_n` the sum of their images.
+    """
     path = run / "metrics.jsonl"
     records = complete_records(path) if path.exists() else []
     found: dict[str, float | int | None] = {}
+    tasks: dict[str, tuple[float, int]] = {}
     for record in sorted(records, key=lambda one: one.samples_seen):
         if record.what == "loss" and not record.task:
             found["train_loss"] = record.value
@@ -147,6 +152,10 @@ def _metrics(run: Path) -> dict[str, float | int | None]:
             is_loss = record.what.startswith("val_loss_") and not record.weights
             name = record.what if is_loss else metric_name(record)
             found[name], found[f"{name}_n"] = record.value, record.n
+            if record.what == "acc1" and not (record.weights or record.variant or record.group):
+                tasks[record.task] = record.value, record.n
+    if tasks:
+        found["acc1"], found["acc1_n"] = fmean(value for value, _ in tasks.values()), sum(n for _, n in tasks.values())
     return found
 
 
