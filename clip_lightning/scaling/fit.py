@@ -76,7 +76,8 @@ def fit(points: Points, form: str, settings: Settings | None = None, **data: str
     forms, answers = _stages_of(points, form)
     for one in forms:
         check_design(points, one)
-    factors = resample(settings.resample, points.clusters, settings.draws, np.random.default_rng(settings.seed))
+    freedom, rng = max(len(points) - forms[0].num_parameters, 1), np.random.default_rng(settings.seed)
+    factors = resample(settings.resample, points.clusters, settings.draws, freedom, rng)
     verdicts: dict[str, str] = {}
     stages, shares = [], []
     for one, y in zip(forms, answers, strict=True):

@@ -17,16 +17,20 @@ from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned, percent
 from experiments.studies.commands import cells_of, collect, run_steps, scaling, sweeps
 
-# The ladder moves up with the budget, so that the optimum stays inside it and no run has fewer than 50 steps.
+# The ladder moves up with the budget, so that the optimum stays inside it and no run is too short.
 LADDERS = {
     "smaller": ("tiny_eighth", "tiny_quarter", "tiny_three_eighths", "tiny_half"),
     "larger": ("tiny_quarter", "tiny_three_eighths", "tiny_half", "tiny_three_quarters"),
 }
-BUDGETS = {"smaller": ("1e11", "2.52e11"), "larger": ("6.35e11", "1.6e12")}
+BUDGETS = {"smaller": ("4e10", "1e11"), "larger": ("2.52e11", "6.35e11")}
 SEEDS = (0, 1)
-CUT = 1e12  # FLOPs; the largest budget is above
+CUT = 4e11  # FLOPs; the largest budget is above
 # Guessing among 1,024 candidates has a loss of ln 1024 = 6.931, which the bounded form is given.
-FORMS: Mapping[str, tuple[str, ...]] = {"surface": (), "bounded": ("--chance", "6.931")}
+LAWS = {
+    "surface": ("--form", "surface"),
+    "bounded": ("--form", "bounded", "--chance", "6.931"),
+    "accuracy": ("--form", "surface", "--y", "acc1"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,9 +62,9 @@ def predict(arguments: argparse.Namespace) -> None:
         for one in _cells(arguments.runs)
         if one["budget"] > CUT
     ]
-    for form in FORMS:
-        _fit(table, form, arguments.out / f"prediction_{form}.json", "--predict", *places)
-        scaling("check", *_rows(table, form))
+    for law in LAWS:
+        _fit(table, law, arguments.out / f"prediction_{law}.json", "--predict", *places)
+        scaling("check", *_rows(table, law))
 
 
 def train_largest(arguments: argparse.Namespace) -> None:
@@ -71,8 +75,8 @@ def train_largest(arguments: argparse.Namespace) -> None:
 def test(arguments: argparse.Namespace) -> None:
     """Compares the largest budget with what was predicted."""
     table = collect(arguments.runs, arguments.out / "runs.csv")
-    for form in FORMS:
-        file = arguments.out / f"prediction_{form}.json"
+    for law in LAWS:
+        file = arguments.out / f"prediction_{law}.json"
         print(compared(json.loads(file.read_text(encoding="utf-8")), _held_out(table)))
 
 
@@ -80,10 +84,10 @@ def fit(arguments: argparse.Namespace) -> None:
     """All budgets: every estimator with intervals and verdicts, back-tests, simulated coverage, one page."""
     out = arguments.out
     table = collect(arguments.runs, out / "runs.csv")
-    for form in FORMS:
-        _fit(table, form, out / f"fit_{form}.json")
-        scaling("check", *_rows(table, form), "--leave-out", "model", "seed", "--studies", "200",
-                "--json", out / f"check_{form}.json")  # fmt: skip
+    for law in LAWS:
+        _fit(table, law, out / f"fit_{law}.json")
+        scaling("check", *_rows(table, law), "--leave-out", "model", "seed", "--studies", "200",
+                "--json", out / f"check_{law}.json")  # fmt: skip
     _fit(table, "surface", out / "fit_huber.json", "--estimator", "huber", "--huber-delta", "1e-2")
     scaling("show", *_rows(table, "surface"), "--x", "model_flops", "--out", out / "page.png")
 
@@ -101,19 +105,20 @@ def compared(prediction: Mapping[str, Any], rows: pd.DataFrame) -> str:
         prediction: the content of a fit's file, with predictions.
         rows: of the collected table.
     """
+    metric = prediction["columns"]["y"]
     lines = [("model", "seed", "predicted", "95 % of a run", "observed", "error", "inside")]
     errors, inside = [], []
-    for row in rows.itertuples():
-        one = min(prediction["predictions"], key=lambda found: abs(found["at"]["n"] / row.flops_per_sample - 1))
-        seen = row.val_loss_1024
+    for row in rows.to_dict("records"):
+        one = min(prediction["predictions"], key=lambda found: abs(found["at"]["n"] / row["flops_per_sample"] - 1))
+        seen = row[metric]
         errors.append(one["value"] / seen - 1)
         inside.append(one["run_low"] <= seen <= one["run_high"])
         ends = f"[{one['run_low']:.3f}, {one['run_high']:.3f}]"
-        lines.append((row.model, str(row.seed), f"{one['value']:.3f}", ends, f"{seen:.3f}", percent(errors[-1]),
+        lines.append((row["model"], str(row["seed"]), f"{one['value']:.3f}", ends, f"{seen:.3f}", percent(errors[-1]),
                       "yes" if inside[-1] else "no"))  # fmt: skip
     mean = sum(map(abs, errors)) / len(errors)
     return (
-        f"\n{prediction['form']}, as predicted before\n{aligned(lines)}\n"
+        f"\n{metric} by {prediction['form']}, as predicted before\n{aligned(lines)}\n"
         f"mean absolute error {percent(mean, 2)}; {sum(inside)} of {len(inside)} inside the 95 % interval of a run"
     )
 
@@ -133,12 +138,12 @@ def _held_out(table: Path) -> pd.DataFrame:
     return found[found.model_flops > CUT].sort_values(["flops_per_sample", "seed"])
 
 
-def _rows(table: Path, form: str) -> list[object]:
-    return ["--table", table, "--where", "state=finished", "--form", form, *FORMS[form]]
+def _rows(table: Path, law: str) -> list[object]:
+    return ["--table", table, "--where", "state=finished", *LAWS[law]]
 
 
-def _fit(table: Path, form: str, path: Path, *more: str) -> None:
-    scaling("fit", *_rows(table, form), *more, "--json", path)
+def _fit(table: Path, law: str, path: Path, *more: str) -> None:
+    scaling("fit", *_rows(table, law), *more, "--json", path)
 
 
 if __name__ == "__main__":

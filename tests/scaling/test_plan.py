@@ -73,7 +73,8 @@ def test_ladders_of_the_paper_and_of_laion_are_planned(capsys: pytest.CaptureFix
 
 def test_ladder_that_does_not_bracket_the_optimum_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"expects vit_b16, the largest of the ladder, to be the best.*add larger models"
+        UserError,
+        match=r"expects vit_b16, the largest of the ladder, to be the best, 0\.\d+ ahead of vit_b32.*add larger models",
     ):
         main(["plan", "--models", "vit_s32", "vit_b32", "vit_b16", "--budgets", "1e22"])
     with pytest.raises(UserError, match=r"the smallest of the ladder.*add smaller models"):
@@ -162,6 +163,14 @@ def test_rung_of_a_fit_is_where_its_model_is_the_best() -> None:
         float(law.values({"n": [one.towers()], "d": [budgets[1] / one.towers()]})[0]) for one in near
     ]  # fmt: skip
     assert max(values) == values[1]
+
+
+def test_rung_of_a_budget_is_its_best_model() -> None:
+    law, costs = load(plan.PRIOR), of_models(["vit_s32", "vit_b32", "vit_l14"])
+    low, _, high = plan.rung_budgets(costs, law)
+    cells = plan.best_cells(costs, [low, high], ANCHORS["laion"], plan.Hardware(1e15, 0.4), law)
+    assert [one.model for one in cells] == ["vit_s32", "vit_l14"]
+    assert [one.flops for one in cells] == pytest.approx([low, high], rel=0.01)
 
 
 def replace_flops(cost: Cost, factor: float) -> Cost:
