@@ -64,7 +64,7 @@ def test_noise_of_a_new_run_follows_students_distribution() -> None:
 
 @pytest.mark.ci
 def test_intervals_of_runs_at_the_next_budget_cover_what_they_state() -> None:
-    """Ten runs in two budgets have five residuals more than parameters; with normal factors and noise 0.81 were inside."""
+    """Ten runs in two budgets leave five degrees of freedom; with normal factors and noise 0.81 were inside."""
     shares = []
     for random in range(60):
         found = points(grid(np.geomspace(1e18, 1e20, 3), 6, 5, noise=0.005, random=random))
