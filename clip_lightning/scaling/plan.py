@@ -19,7 +19,15 @@ LADDERS = {
     "paper": ("rn50", "rn101", "vit_b32", "vit_b16", "rn50x4", "rn50x16", "vit_l14", "rn50x64"),
     # "Robust comparison" (2506.04598) and Cherti et al. 2023 (2212.07143), the sizes that conf/model has.
     "laion": ("vit_s32", "vit_m32", "vit_s16", "vit_b32", "vit_m16", "vit_b16", "vit_l14", "vit_h14", "vit_g14"),
-    "cpu": ("tiny_eighth", "tiny_quarter", "tiny_three_eighths", "tiny_half", "tiny_three_quarters", "tiny"),
+    "cpu": (
+        "tiny_eighth",
+        "tiny_quarter",
+        "tiny_three_eighths",
+        "tiny_half",
+        "tiny_three_quarters",
+        "tiny",
+        "tiny_double",
+    ),
 }
 PRIOR = Path(__file__).parent / "priors" / "laion_clip_imagenet.json"
 DESIGNS = ("isoflop", "trunk")

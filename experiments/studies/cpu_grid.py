@@ -77,7 +77,9 @@ def test(arguments: argparse.Namespace) -> None:
     table = collect(arguments.runs, arguments.out / "runs.csv")
     for law in LAWS:
         file = arguments.out / f"prediction_{law}.json"
-        print(compared(json.loads(file.read_text(encoding="utf-8")), _held_out(table)))
+        prediction = json.loads(file.read_text(encoding="utf-8"))
+        print(compared(prediction, _held_out(table)))
+        draw(prediction, _held_out(table), arguments.out / f"prediction_{law}.png")
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -121,6 +123,28 @@ def compared(prediction: Mapping[str, Any], rows: pd.DataFrame) -> str:
         f"\n{metric} by {prediction['form']}, as predicted before\n{aligned(lines)}\n"
         f"mean absolute error {percent(mean, 2)}; {sum(inside)} of {len(inside)} inside the 95 % interval of a run"
     )
+
+
+def draw(prediction: Mapping[str, Any], rows: pd.DataFrame, path: Path) -> None:
+    """Every cell of the largest budget: the interval of a run as it was predicted, and the runs."""
+    from clip_lightning.plots.style import BLUE, ORANGE, figure
+
+    metric, cells = prediction["columns"]["y"], prediction["predictions"]
+    sizes, values = [one["at"]["n"] for one in cells], [one["value"] for one in cells]
+    ends = [
+        [one["value"] - one["run_low"] for one in cells],
+        [one["run_high"] - one["value"] for one in cells],
+    ]
+    with figure(4.6, 3.2) as drawn:
+        axes = drawn.subplots()
+        axes.errorbar(sizes, values, ends, fmt="o", color=BLUE, capsize=3, label="predicted, 95 % of runs")
+        axes.scatter(rows.flops_per_sample, rows[metric], color=ORANGE, marker="x", zorder=3, label="run later")
+        axes.set_xscale("log")
+        axes.set_xlabel("FLOPs of a training sample, at equal FLOPs of a run")
+        axes.set_ylabel(metric)
+        axes.set_title(f"{prediction['form']} fitted to smaller budgets", fontsize=9)
+        axes.legend()
+    drawn.savefig(path)
 
 
 def _cells(runs: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def test_held_out_runs_are_compared_with_the_prediction_of_their_cell() -> None:
     rows = pd.DataFrame([run_row("tiny_quarter", 1e-3, 0, 0.5, 4.0), run_row("tiny_quarter", 1e-3, 1, 0.5, 5.0)])
     text = cpu_grid.compared(prediction, rows)
     assert "1 of 2 inside" in text
-    assert "mean absolute error 12.50 %" in text  # 5 / 4 - 1, and 0
+    assert "mean absolute error 12.50%" in text  # 5 / 4 - 1, and 0
 
 
 def test_prediction_after_the_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,22 @@ def test_torn_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
+def test_flops_of_a_run_with_phases_are_the_sum_over_its_phases(tmp_path: Path) -> None:
+    phases = "compute.phases=[{start:0 samples,image_size:16},{start:1280 samples}]"
+    runs = [
+        write_run(tmp_path / "phases", phases, seen=1920, status="stopped"),
+        write_run(tmp_path / "small", "model.vision.image_size=16", status="stopped"),
+        write_run(tmp_path / "whole"),
+    ]
+    main(["collect", *map(str, runs), "--out", str(tmp_path / "t.csv")])
+    found = pd.read_csv(tmp_path / "t.csv").set_index("run")
+    small, whole = found.flops_per_sample["small"], found.flops_per_sample["whole"]
+    assert small < 0.5 * whole
+    assert found.model_flops["phases"] == pytest.approx(1280 * small + 640 * whole)
+    assert found.flops_per_sample["phases"] == pytest.approx(found.model_flops["phases"] / 1920)
+
+
+@pytest.mark.ci
 def test_model_that_was_changed_is_counted_from_its_config(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "a", "model.text.config.hidden_size=48", "model.text.config.intermediate_size=192", status="stopped"

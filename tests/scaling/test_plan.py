@@ -127,7 +127,7 @@ def test_experiment_files_compose_to_the_cells(tmp_path: Path) -> None:
     ]
     assert main([*words, "--design", "trunk"]) == 0
     cells = json.loads((tmp_path / "p.json").read_text())
-    assert len(cells) == 8
+    assert len(cells) == 2 * len(plan.LADDERS["cpu"])
     cell = cells[2]
     config = compose.load("train", [f"--config-dir={tmp_path}", f"experiment={cell['name']}"])
     assert (config.model.name, config.data.name) == (cell["model"], "scenes")
