@@ -13,7 +13,9 @@ from typing import Any
 from clip_lightning.errors import UserError
 
 # A run on one core, evaluated at its end only; nothing of this changes what it learns.
-_ALONE = ("logger=none", "eval.every=0 samples", "cluster.threads=1", "cluster.workers=1")
+_ALONE = (
+    "logger=none", "eval.every=0 samples", "cluster.threads=1", "cluster.workers=1", "cluster.checkpoint_every=50%",
+)  # fmt: skip
 Step = Callable[[argparse.Namespace], None]
 
 
