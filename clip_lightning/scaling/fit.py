@@ -176,10 +176,10 @@ def _verdicts(
     return verdicts
 
 
-def side_by_side(points: Points, form: str, settings: Settings) -> list[Law]:
-    """The same form by every estimator, without intervals: what the choice of the estimator changes."""
+def others(points: Points, law: Law, settings: Settings) -> list[Law]:
+    """The form of a law by the other estimators, without intervals: what the choice of the estimator changes."""
     quick = replace(settings, draws=0, with_profiles=False)
-    return [fit(points, form, replace(quick, estimator=name)) for name in ESTIMATORS]
+    return [fit(points, law.form, replace(quick, estimator=name)) for name in ESTIMATORS if name != law.estimator]
 
 
 def split(points: Points, held_out: Sequence[bool] | Array) -> tuple[Points, Points]:
