@@ -153,10 +153,12 @@ def _write_dial(
     cells = cells or [
         plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)
     ]
+    answer = law.columns["y"] if law else ""
     for number, one in enumerate(cells, 1):
-        text = rung(number, one, of_models([one.model])[0], compute=anchor.name, source=source)
+        cost = of_models([one.model])[0]
+        text = rung(number, one, cost, compute=anchor.name, source=source, answer=answer)
         write_complete(folder / f"r{number}.yaml", text)
-    print(plan.table(cells, law.columns["y"] if law else "expected"))
+    print(plan.table(cells, answer or "expected"))
     print(f"written    {folder}/r1.yaml to r{len(cells)}.yaml: python train.py scale=r1")
     return 0
 
