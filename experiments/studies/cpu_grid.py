@@ -64,7 +64,6 @@ def predict(arguments: argparse.Namespace) -> None:
     ]
     for law in LAWS:
         _fit(table, law, arguments.out / f"prediction_{law}.json", "--predict", *places)
-        scaling("check", *_rows(table, law))
 
 
 def train_largest(arguments: argparse.Namespace) -> None:
