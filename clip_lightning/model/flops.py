@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip_lightning.config.compose import read
-from clip_lightning.config.phases import Phase
+from clip_lightning.config.phases import Phase, phase_sizes
 from clip_lightning.config.schema import LossConfig, ModelConfig
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.model.clip import build_clip
@@ -115,19 +115,30 @@ def main() -> None:
     """Prints the operations of named models, or of those of runs' configs."""
     parser = argparse.ArgumentParser(description="Forward GFLOPs of named models, an image and a text apart.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names below conf/model (default: all)")
-    parser.add_argument("--config", nargs="+", type=Path, default=[], help="config.yaml of runs instead of names")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="config.yaml of runs instead of names; each phase is a row FILE@0, FILE@1, ...",
+    )
     parser.add_argument(
         "--csv", action="store_true", help="exact numbers, with parameters and width, for other programs"
     )
     arguments = parser.parse_args()
-    found = [(str(path), config.model, config.loss) for path in arguments.config for config in [read(path)]]
-    found = found or [(name, *load(name)) for name in arguments.models or names()]
+    found: list[tuple[str, ModelConfig, LossConfig, Phase | None]] = []
+    for path in arguments.config:
+        config = read(path)
+        found.append((str(path), config.model, config.loss, None))
+        phases = phase_sizes(config)[1:]  # a run's phases after the model's own sizes
+        found += [(f"{path}@{k}", config.model, config.loss, phase) for k, phase in enumerate(phases)]
+    found = found or [(name, *load(name), None) for name in arguments.models or names()]
     if arguments.csv:
         print("model,image_flops,text_flops,parameters,embed_dim")
     else:
         print(f"{'model':16}{'image':>10}{'text':>10}{'pair':>10}  GFLOPs")
-    for name, model, loss in found:
-        flops = count_flops(model, loss)
+    for name, model, loss, phase in found:
+        flops = count_flops(model, loss, phase)
         if arguments.csv:
             total = count_parameters(model, loss).total
             print(f"{name},{flops.image:.0f},{flops.text:.0f},{total},{model.embed_dim}", flush=True)

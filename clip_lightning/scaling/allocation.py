@@ -187,11 +187,23 @@ def parabola_bias(points: Points, parameters: dict[str, float], k: float = 1.0) 
 
 
 def frontier(budget: Array, y: Array) -> Array:
-    """Indices of the points that no other point beats with the same or a smaller budget, by budget."""
-    order = np.lexsort((y, budget))
-    best = np.minimum.accumulate(y[order])
-    keep = np.concatenate([[True], y[order][1:] < best[:-1]])
-    return order[keep]
+    """Indices of the points that no other point beats with the same or a smaller budget, by budget.
+
+    Budgets up to 2 % above the least of them are one: runs of an isoFLOP budget differ by the rounding of steps, and
+    that order of theirs is no order of cost.
+    """
+    order = np.argsort(budget)
+    best: list[int] = []
+    start = -np.inf
+    for k in order:
+        if budget[k] > start * (1 + SAME_VALUE):
+            start = budget[k]
+            best.append(int(k))
+        elif y[k] < y[best[-1]]:
+            best[-1] = int(k)
+    found = np.array(best)
+    least = np.minimum.accumulate(y[found])
+    return found[np.concatenate([[True], y[found][1:] < least[:-1]])]
 
 
 def pareto_allocation(points: Points, k: float = 1.0) -> Allocation:

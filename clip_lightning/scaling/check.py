@@ -190,10 +190,11 @@ def simulate(
     solution = found.take(best)
     fitted = np.einsum("mnk,mk->mn", form.features(z, solution.theta)[0], solution.coefficients)
     num = settings.draws
-    factors = np.stack([resample(settings.resample, points.clusters, num, rng) for _ in range(num_studies)])
+    freedom = max(len(y0) - form.num_parameters, 1)
+    factors = np.stack([resample(settings.resample, points.clusters, num, freedom, rng) for _ in range(num_studies)])
     each = np.repeat(np.arange(num_studies), num)
     factors = factors.reshape(len(each), -1)
-    inflation = np.sqrt(len(y0) / max(len(y0) - form.num_parameters, 1))
+    inflation = np.sqrt(len(y0) / freedom)
     if settings.resample == "residuals":
         answers, weights = fitted[each] + (y - fitted)[each] * inflation * factors, w[each]
     else:

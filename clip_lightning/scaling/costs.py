@@ -68,6 +68,11 @@ def of_config(path: Path) -> Cost:
     return _count(["--config", str(path)])[str(path)]
 
 
+def of_phases(path: Path) -> list[Cost]:
+    """The costs of the model in a run's config.yaml: at its own sizes, then in each phase. Raises: UserError."""
+    return list(_count(["--config", str(path)]).values())
+
+
 def _count(arguments: Sequence[str]) -> dict[str, Cost]:
     command = [sys.executable, "-m", "clip_lightning.model.flops", "--csv", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -76,7 +76,8 @@ def fit(points: Points, form: str, settings: Settings | None = None, **data: str
     forms, answers = _stages_of(points, form)
     for one in forms:
         check_design(points, one)
-    factors = resample(settings.resample, points.clusters, settings.draws, np.random.default_rng(settings.seed))
+    freedom, rng = max(len(points) - forms[0].num_parameters, 1), np.random.default_rng(settings.seed)
+    factors = resample(settings.resample, points.clusters, settings.draws, freedom, rng)
     verdicts: dict[str, str] = {}
     stages, shares = [], []
     for one, y in zip(forms, answers, strict=True):
@@ -131,7 +132,7 @@ def _fit_stage(
     both = np.concatenate([draws.coefficients, draws.theta], axis=1)
     verdicts = _verdicts(form, z, y, w, solution, held, both, settings)
     both[:, : len(form.coefficients)] *= size
-    stage = Stage(form.name, scales, solution.coefficients[0] * size, solution.theta[0], both, sigma)
+    stage = Stage(form.name, scales, solution.coefficients[0] * size, solution.theta[0], both, sigma, freedom)
     return stage, verdicts, share
 
 
@@ -175,10 +176,10 @@ def _verdicts(
     return verdicts
 
 
-def side_by_side(points: Points, form: str, settings: Settings) -> list[Law]:
-    """The same form by every estimator, without intervals: what the choice of the estimator changes."""
+def others(points: Points, law: Law, settings: Settings) -> list[Law]:
+    """The form of a law by the other estimators, without intervals: what the choice of the estimator changes."""
     quick = replace(settings, draws=0, with_profiles=False)
-    return [fit(points, form, replace(quick, estimator=name)) for name in ESTIMATORS]
+    return [fit(points, law.form, replace(quick, estimator=name)) for name in ESTIMATORS if name != law.estimator]
 
 
 def split(points: Points, held_out: Sequence[bool] | Array) -> tuple[Points, Points]:

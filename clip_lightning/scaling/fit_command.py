@@ -12,7 +12,7 @@ import pandas as pd
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, percent
 from clip_lightning.scaling import allocation
-from clip_lightning.scaling.fit import ESTIMATORS, NAMES, RESIDUALS, Settings, fit, side_by_side, split
+from clip_lightning.scaling.fit import ESTIMATORS, NAMES, RESIDUALS, Settings, fit, others, split
 from clip_lightning.scaling.forms import FORMS, Array
 from clip_lightning.scaling.huber import DELTA
 from clip_lightning.scaling.law import REACH_LIMIT, Law, Prediction
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept, held_out = split(points, mask.loc[points.rows].to_numpy())
     law = fit(kept, arguments.form, settings_of(arguments, k), file=arguments.table.name)
     print(describe(law))
-    print(f"\n{_side_by_side(kept, arguments.form, settings_of(arguments, k))}")
+    print(f"\n{_side_by_side(kept, law, settings_of(arguments, k))}")
     found: dict[str, Any] = {}
     if arguments.form == "surface":
         allocations, lines = allocate(kept, law, k)
@@ -161,13 +161,13 @@ def describe(law: Law) -> str:
     return "\n".join(head) + "\n" + aligned(lines)
 
 
-def _side_by_side(points: Points, form: str, settings: Settings) -> str:
-    laws = side_by_side(points, form, replace(settings, starts=25))
-    names = list(laws[0].parameters)
+def _side_by_side(points: Points, law: Law, settings: Settings) -> str:
+    laws = [law, *others(points, law, replace(settings, starts=25))]
+    names = list(law.parameters)
     lines = [("estimator", *names, "starts at the optimum")]
-    for law in laws:
-        share = percent(law.settings["share_of_starts_at_optimum"], 0)
-        lines.append((law.estimator.replace("_", " "), *(f"{law.parameters[name]:.5g}" for name in names), share))
+    for one in laws:
+        share = percent(one.settings["share_of_starts_at_optimum"], 0)
+        lines.append((one.estimator.replace("_", " "), *(f"{one.parameters[name]:.5g}" for name in names), share))
     return aligned(lines)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import count
 from clip_lightning.scaling.forms import FORMS, Array, normalise
-from clip_lightning.scaling.resampling import percentiles
+from clip_lightning.scaling.resampling import LEVEL, percentiles
 
-VERSION = 1
+VERSION = 2  # 2: the degrees of freedom of the noise
 # Past ten times the largest budget the best form changes, and beyond a hundred times every form errs by 1 to 11 points:
 # measured on the public runs of "robust comparison" (2506.04598) by fits below a cut and tests above it.
 REACH_LIMIT = 10.0
@@ -32,7 +32,7 @@ class Stage:
         scales: of the inputs.
         coefficients, theta: the estimate, [K] and [P].
         draws: the bootstrap's [B, K + P]; B is 0 without one.
-        sigma: standard deviation of a run's weighted residual.
+        sigma: standard deviation of a run's weighted residual, estimated with `freedom` degrees of freedom.
     """
 
     form: str
@@ -41,6 +41,7 @@ class Stage:
     theta: Array
     draws: Array
     sigma: float
+    freedom: int
 
     def predict(self, inputs: Array, draws: bool = False) -> Array:
         """The law at inputs [N, I]: [N], or [B, N] for each draw."""
@@ -65,8 +66,8 @@ class Prediction:
     Attributes:
         at: role -> value of the inputs.
         value: as the column y has it: a loss, an error or an accuracy.
-        low, high: 95 % interval of the law; None without draws.
-        run_low, run_high: 95 % interval of a new run, whose own noise is added.
+        low, high: 95 % interval of the law (or of another level that was requested); None without draws.
+        run_low, run_high: that interval of a new run, whose own noise is added.
         reach: budget or, without one, the farthest input, as a factor of the largest in the data; 1 or less: inside.
     """
 
@@ -157,12 +158,15 @@ class Law:
         """k in the budget C = k n d."""
         return float(self.settings.get("flops_per_nd", 1.0))
 
-    def predict(self, inputs: Mapping[str, Array], *, beyond_reach: bool = False) -> list[Prediction]:
+    def predict(
+        self, inputs: Mapping[str, Array], *, beyond_reach: bool = False, level: float = LEVEL
+    ) -> list[Prediction]:
         """The law with intervals.
 
         Args:
             inputs: role -> [N].
             beyond_reach: also where the reach limit of the fit is exceeded.
+            level: of the intervals.
         Raises: UserError: a place is beyond the reach limit.
         """
         inputs = self.complete(inputs)
@@ -178,7 +182,7 @@ class Law:
         ends: list[Any] = [[None] * len(values)] * 4
         if len(self.stages[0].draws):
             law = self.values(inputs, draws=True)
-            ends = [*percentiles(law), *percentiles(self._with_noise(law))]
+            ends = [*percentiles(law, level), *percentiles(self._with_noise(law), level)]
         return [
             Prediction(
                 {role: float(inputs[role][k]) for role in self.roles},
@@ -202,8 +206,12 @@ class Law:
         return {role: found[role] for role in self.roles}
 
     def _with_noise(self, law: Array) -> Array:
-        """Draws of a new run: the law's [B, N] with noise of one run, whose size is that of the residuals."""
-        noise = np.random.default_rng(self.settings.get("seed", 0)).standard_normal(law.shape) * self.stages[-1].sigma
+        """Draws of a new run: the law's [B, N] with noise of one run, whose size is that of the residuals.
+
+        The size is estimated from few residuals, so that the noise follows Student's distribution, not the normal one.
+        """
+        last = self.stages[-1]
+        noise = np.random.default_rng(self.settings.get("seed", 0)).standard_t(last.freedom, law.shape) * last.sigma
         flipped = self.kind == "accuracy" and self.form != "two_step"
         scale = 1.0 if self.settings.get("residual") == "absolute" or self.form == "two_step" else law
         return law + noise * (1 - law if flipped else scale)

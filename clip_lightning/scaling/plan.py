@@ -19,7 +19,15 @@ LADDERS = {
     "paper": ("rn50", "rn101", "vit_b32", "vit_b16", "rn50x4", "rn50x16", "vit_l14", "rn50x64"),
     # "Robust comparison" (2506.04598) and Cherti et al. 2023 (2212.07143), the sizes that conf/model has.
     "laion": ("vit_s32", "vit_m32", "vit_s16", "vit_b32", "vit_m16", "vit_b16", "vit_l14", "vit_h14", "vit_g14"),
-    "cpu": ("tiny_quarter", "tiny_half", "tiny", "tiny_double"),
+    "cpu": (
+        "tiny_eighth",
+        "tiny_quarter",
+        "tiny_three_eighths",
+        "tiny_half",
+        "tiny_three_quarters",
+        "tiny",
+        "tiny_double",
+    ),
 }
 PRIOR = Path(__file__).parent / "priors" / "laion_clip_imagenet.json"
 DESIGNS = ("isoflop", "trunk")
@@ -159,10 +167,12 @@ def check_bracket(cells: Sequence[Cell], rising: bool = False) -> None:
         best = int(np.argmax(values) if rising else np.argmin(values))
         if best in (0, len(row) - 1):
             end, wanted = ("smallest", "smaller") if best == 0 else ("largest", "larger")
+            second = 1 if best == 0 else best - 1
+            margin = abs(values[best] - values[second])
             problems.append(
                 f"budget {budget:.3g}: the prior expects {row[best].model}, the {end} of the ladder, to be the best, "
-                f"so the ladder does not bracket the optimum; add {wanted} models, or drop the {end} budgets "
-                "(--unbracketed plans it anyway)"
+                f"{margin:.2g} ahead of {row[second].model}, so the ladder does not bracket the optimum; add {wanted} "
+                f"models, or drop the {end} budgets (--unbracketed plans it anyway)"
             )
     if problems:
         raise UserError(*problems)
@@ -205,6 +215,20 @@ def rung_budgets(costs: Sequence[Cost], law: Law) -> list[float]:
         raise UserError(f"a dial needs a fit of --form surface, and this is {law.form}")
     exponent, intercept = of_surface({k: np.array([v]) for k, v in law.parameters.items()}, law.flops_per_nd)
     return [float(10 ** ((np.log10(one.towers()) - intercept[0]) / exponent[0])) for one in costs]
+
+
+def best_of(cells: Sequence[Cell], law: Law) -> int:
+    """The index of the cell with the best expected answer."""
+    values = np.array([one.expected for one in cells], float)
+    return int(np.argmax(values) if law.kind == "accuracy" else np.argmin(values))
+
+
+def best_cells(
+    costs: Sequence[Cost], budgets: Sequence[float], anchor: Anchor, hardware: Hardware, law: Law
+) -> list[Cell]:
+    """For each budget the run of the model that a fit makes the best of the ladder."""
+    rows = [grid(costs, [budget], anchor, hardware, law=law) for budget in budgets]
+    return [row[best_of(row, law)] for row in rows]
 
 
 def tied_budgets(costs: Sequence[Cost], model: str, samples: float) -> list[float]:

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="config folder for the experiment files")
     parser.add_argument(
-        "--dial", type=Path, metavar="DIR", help="write the group scale= instead: a rung for each model"
+        "--dial",
+        type=Path,
+        metavar="DIR",
+        help="write the group scale= instead: a rung for each budget with its best model, or without --budgets a rung "
+        "for each model at the budget where it is the best",
     )
     parser.add_argument("--tie", metavar="MODEL=SAMPLES", help="of a dial without a fit: one run that is known")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -131,7 +135,10 @@ def _write_dial(
     source: str,
 ) -> int:  # fmt: skip
     costs = sorted(costs, key=lambda one: one.towers())
-    if law is not None:
+    budgets, cells = [], []
+    if law is not None and arguments.budgets:
+        cells = plan.best_cells(costs, budgets_of(arguments.budgets), anchor, hardware, law)
+    elif law is not None:
         budgets = plan.rung_budgets(costs, law)
     elif arguments.tie:
         model, _, samples = arguments.tie.partition("=")
@@ -143,10 +150,15 @@ def _write_dial(
         raise UserError("--dial needs a fit (--prior FIT.json), or a run that is known (--tie tiny=256000)")
     folder = arguments.dial / "scale"
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)]
-    for number, (one, cost) in enumerate(zip(cells, costs, strict=True), 1):
-        write_complete(folder / f"r{number}.yaml", rung(number, one, cost, compute=anchor.name, source=source))
-    print(plan.table(cells, law.columns["y"] if law else "expected"))
+    cells = cells or [
+        plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)
+    ]
+    answer = law.columns["y"] if law else ""
+    for number, one in enumerate(cells, 1):
+        cost = of_models([one.model])[0]
+        text = rung(number, one, cost, compute=anchor.name, source=source, answer=answer)
+        write_complete(folder / f"r{number}.yaml", text)
+    print(plan.table(cells, answer or "expected"))
     print(f"written    {folder}/r1.yaml to r{len(cells)}.yaml: python train.py scale=r1")
     return 0
 
@@ -166,6 +178,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     words = ["plan", "--ladder", arguments.ladder] if not arguments.models else ["plan", "--models", *arguments.models]
     if arguments.budgets:
         words += ["--budgets", *arguments.budgets]
-    if arguments.tie and arguments.dial:
-        words += ["--tie", arguments.tie, "--dial", "conf"]
+    if arguments.dial:
+        words += ["--tie", arguments.tie] if arguments.tie else ["--prior", arguments.prior]
+        words += ["--dial", "conf"]
     return [*words, "--design", arguments.design] if arguments.design != "isoflop" else words

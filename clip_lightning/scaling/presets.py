@@ -31,9 +31,9 @@ def experiment(one: Cell, *, data: str, compute: str, source: str, design: str =
     return _preset(head, one, [f"override /data: {data}", f"override /model: {one.model}"], compute, one.name, design)
 
 
-def rung(number: int, one: Cell, cost: Cost, *, compute: str, source: str) -> str:
-    """The YAML of `scale=r<number>`."""
-    expected = "not run here" if one.expected is None else f"{one.expected:.4g} by the study's fit"
+def rung(number: int, one: Cell, cost: Cost, *, compute: str, source: str, answer: str = "") -> str:
+    """The YAML of `scale=r<number>`. Args: answer: the column that the fit predicts."""
+    expected = "not run here" if one.expected is None else f"{answer} {one.expected:.4g} by the fit of the source"
     head = [
         f"Rung {number} of the dial: {one.model}, {cost.parameters:,} parameters, {one.recipe.samples:,} samples.",
         f"source: {source}",

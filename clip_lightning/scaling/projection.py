@@ -60,7 +60,7 @@ def solve_linear(form: Form, phi: Array, y: Array, w: Array, held: Held) -> tupl
         Coefficients [M, K], the sums of squares [M], and which coefficients are inside their bounds [M, K].
     """
     num_fits, _, num_coefficients = phi.shape
-    cap = np.where(w > 0, y, np.inf).min(axis=1)
+    cap = np.maximum(np.where(w > 0, y, np.inf).min(axis=1), 0)  # a bootstrap's answer may be below 0
     weighted, answers = phi * w[:, :, None], y * w
     gram = np.einsum("mnk,mnl->mkl", weighted, weighted, optimize=True)
     right = np.einsum("mnk,mn->mk", weighted, answers, optimize=True)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, count, hours
 from clip_lightning.scaling import plan, plan_command
@@ -46,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     cells = [
         replace(one, name=f"recommended_{one.model}_{budget:.2g}".replace("+", "").replace(".", "p")) for one in cells
     ]
-    best = best_of(cells, law)
+    best = plan.best_of(cells, law)
     print(plan.table(cells, law.columns["y"]))
     for line in describe(law, cells, best, budget, unique):
         print(line)
@@ -89,12 +87,6 @@ def check_reach(law: Law, budget: float, beyond_reach: bool) -> None:
             f"({law.ranges['budget'][1]:.3g}), and the reach limit is {limit:g} times: add larger runs, or "
             "write --beyond-reach"
         )
-
-
-def best_of(cells: Sequence[plan.Cell], law: Law) -> int:
-    """The index of the cell with the best expected answer."""
-    values = np.array([one.expected for one in cells], float)
-    return int(np.argmax(values) if law.kind == "accuracy" else np.argmin(values))
 
 
 def describe(law: Law, cells: Sequence[plan.Cell], best: int, budget: float, unique: float | None) -> list[str]:

@@ -1,17 +1,19 @@
 """Directories of this project's runs as rows. What a directory holds: `clip_lightning/run/directory.py`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from clip_lightning.config import duration, identity
 from clip_lightning.config.compose import read
+from clip_lightning.config.phases import phases_of
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
 from clip_lightning.records import Record, metric_name, read_records
 from clip_lightning.run_folders import run_folders
-from clip_lightning.scaling.costs import Cost, of_config, of_models
+from clip_lightning.scaling.costs import Cost, of_config, of_models, of_phases
 
 SWEEP = "sweep.json"
 _PHASES = {"constant": "trunk", "constant_cooldown": "cooldown", "cosine": "whole"}
@@ -95,31 +97,46 @@ def row_from(run: Path, config: Config, science: str, *, count_flops: bool) -> d
     }
     if (run / "divergence.jsonl").exists() and row["state"] != "finished":
         row["reason"] = row["reason"] or "the loss diverged; see divergence.jsonl"
-    return row | flops(config, _cost(config, run, count_flops), seen) | _metrics(run)
+    return row | flops(config, _parts(config, run, row, count_flops)) | _metrics(run)
 
 
-def flops(config: Config, cost: Cost | None, samples: int) -> dict[str, float | str]:
+def flops(config: Config, parts: Sequence[tuple[Cost, int]]) -> dict[str, float | str]:
     """FLOPs of a training sample and of the run: of the model (what laws are fitted to), and of the hardware.
 
-    The hardware computes the forward pass again for activation checkpointing and for gradients in pieces. Runs with
-    phases have no FLOPs here, since their samples differ; neither have models that were not counted.
+    The hardware computes the forward pass again for activation checkpointing and for gradients in pieces.
+
+    Args: parts: the cost of a sample and the number of samples, of the run or of each of its phases, over which the
+        FLOPs of a sample are the mean; empty where they were not counted.
     """
-    if cost is None or config.compute.phases:
+    if not parts:
         return {}
-    model, batch = config.model, config.compute.global_batch
-    towers = cost.towers(model.vision.locked, model.text.locked)
-    forward = cost.image_flops + cost.text_flops
-    per_sample = towers + 6 * batch * cost.embed_dim
-    again = forward * (config.cluster.activation_checkpointing == "full")
-    ranks = config.cluster.nodes * config.cluster.devices
-    if config.cluster.micro_batch is not None and config.cluster.micro_batch < batch // ranks:
-        again += forward
-    hardware = per_sample + again + 2 * batch * cost.embed_dim  # the loss computes its logits twice
-    return {
-        "flops_per_sample": per_sample,
-        "model_flops": per_sample * samples,
-        "hardware_flops": hardware * samples,
-    }
+    model, batch, cluster = config.model, config.compute.global_batch, config.cluster
+    micro_batch = cluster.micro_batch or batch
+    times = (cluster.activation_checkpointing == "full") + (micro_batch < batch // (cluster.nodes * cluster.devices))
+    of_model, hardware, per_sample = 0.0, 0.0, 0.0
+    for cost, samples in parts:
+        per_sample = cost.towers(model.vision.locked, model.text.locked) + 6 * batch * cost.embed_dim
+        again = times * (cost.image_flops + cost.text_flops)
+        of_model += per_sample * samples
+        hardware += (per_sample + again + 2 * batch * cost.embed_dim) * samples  # the loss computes its logits twice
+    if len(parts) > 1:
+        per_sample = of_model / max(1, sum(samples for _, samples in parts))
+    return {"flops_per_sample": per_sample, "model_flops": of_model, "hardware_flops": hardware}
+
+
+def _parts(config: Config, run: Path, row: Mapping[str, Any], count: bool) -> list[tuple[Cost, int]]:
+    """The cost of a sample and the samples seen, of each phase; empty where they are not to be counted."""
+    seen, total = int(row["samples_seen"]), row["total_samples"]
+    if not config.compute.phases:
+        cost = _cost(config, run, count)
+        return [(cost, seen)] if cost else []
+    if not (count and total):
+        return []
+    unique = _json(run / "data.json").get("num_samples")
+    phases = phases_of(config, total_samples=total, epoch_samples=unique)
+    costs = of_phases(run / "config.yaml")[-len(phases) :]  # the model's own sizes hold in none of them, or at first
+    ends = [*(phase.start for phase in phases[1:]), total]
+    return [(cost, max(0, min(seen, end) - phase.start)) for cost, phase, end in zip(costs, phases, ends, strict=True)]
 
 
 def _cost(config: Config, run: Path, count: bool) -> Cost | None:
@@ -136,10 +153,14 @@ def _cost(config: Config, run: Path, count: bool) -> Cost | None:
 
 
 def _metrics(run: Path) -> dict[str, float | int | None]:
-    """The newest value of everything that was counted over images or pairs, with its n; and the training loss."""
+    """The newest value of everything that was counted over images or pairs, with its n; and the training loss.
+
+    `acc1` is the mean of all tasks' own top-1 accuracies, `acc1_n` the sum of their images.
+    """
     path = run / "metrics.jsonl"
     records = complete_records(path) if path.exists() else []
     found: dict[str, float | int | None] = {}
+    tasks: dict[str, tuple[float, int]] = {}
     for record in sorted(records, key=lambda one: one.samples_seen):
         if record.what == "loss" and not record.task:
             found["train_loss"] = record.value
@@ -147,6 +168,10 @@ def _metrics(run: Path) -> dict[str, float | int | None]:
             is_loss = record.what.startswith("val_loss_") and not record.weights
             name = record.what if is_loss else metric_name(record)
             found[name], found[f"{name}_n"] = record.value, record.n
+            if record.what == "acc1" and not (record.weights or record.variant or record.group):
+                tasks[record.task] = record.value, record.n
+    if tasks:
+        found["acc1"], found["acc1_n"] = fmean(value for value, _ in tasks.values()), sum(n for _, n in tasks.values())
     return found
 
 

@@ -182,8 +182,19 @@ def check_design(points: Points, form: Form) -> None:
             f"all rows ({points.rows[0]} to {points.rows[-1]}) have one budget, n x d; a surface needs two or more, "
             "so add runs at another budget"
         )
+    if not problems and (num := num_places(points.matrix(form))) < form.num_parameters:
+        problems.append(
+            f"{form.name} has {form.num_parameters} parameters and the {len(points)} rows, {points.rows[0]} to "
+            f"{points.rows[-1]}, are at {num} places of {', '.join(form.inputs)}: further seeds of one place determine "
+            "none; add runs at others, or use a form with fewer parameters"
+        )
     if problems:
         raise UserError(*problems)
+
+
+def num_places(inputs: Array) -> int:
+    """How many different rows inputs [N, I] have, where values that differ by about `SAME_VALUE` are one."""
+    return len(np.unique(np.round(np.log(inputs) / np.log1p(SAME_VALUE)), axis=0))
 
 
 def num_distinct(values: Array) -> int:

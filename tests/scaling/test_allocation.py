@@ -68,3 +68,12 @@ def test_outlier_is_named_with_its_row() -> None:
     residuals[6] = 0.05
     (sentence,) = outliers(points(table), residuals)
     assert sentence.startswith("row 7: ")
+
+
+def test_runs_of_one_budget_are_one_step_of_the_frontier() -> None:
+    """Whole steps make budgets of one isoFLOP curve differ by up to 2 %, in any order of the sizes."""
+    budget = np.array([1e11, 0.99e11, 1.005e11, 2.5e11, 2.52e11, 6.3e11])
+    y = np.array([5.6, 6.4, 5.3, 5.5, 5.1, 5.2])
+    assert frontier(budget, y).tolist() == [2, 4]
+    dense = np.geomspace(1, 1000, 500)  # a learning curve keeps a point for every 2 %
+    assert len(frontier(dense, 1 / dense)) > 150

@@ -34,6 +34,12 @@ def test_fewer_points_than_parameters() -> None:
     assert "has 4 parameters (E, a, alpha, log_b) and the table only 3 points, row 3 the last" in message
 
 
+def test_seeds_of_too_few_places() -> None:
+    table = grid(np.array([1e18, 1e19]), 4, 2, noise=0.01, seeds=4)
+    with pytest.raises(UserError, match=r"surface has 5 parameters and the 16 rows, 1 to 16, are at 4 places of n, d"):
+        fit(points(table), "surface", QUICK)
+
+
 def test_one_budget_only() -> None:
     losses = np.linspace(2, 3, 6)
     assert "1 budget in flops, and power_floor needs 3" in refusal(power_table(flops=1e18, val_loss_1024=losses))

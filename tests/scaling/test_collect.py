@@ -33,6 +33,8 @@ def write_run(folder: Path, *settings: str, status: str = "finished", reason: st
             Record(what="acc1", value=0.1, task="shape", n=960, samples_seen=1280),
             Record(what="loss", value=4.7, split="train", samples_seen=2560),
             Record(what="acc1", value=0.2, task="shape", n=960, samples_seen=2560),
+            Record(what="acc1", value=0.6, task="digits", n=1797, samples_seen=2560),
+            Record(what="acc1", value=0.7, task="digits", n=1797, samples_seen=2560, variant="contextless"),
             Record(what="acc1", value=0.9, task="shape", n=960, samples_seen=2560, weights="ema"),
             Record(what="val_loss_1024", value=6.5, task="validation", n=1024, samples_seen=2560),
         ]
@@ -61,6 +63,11 @@ def test_row_of_a_run_says_what_it_was_and_what_was_measured(table: pd.DataFrame
     assert row.epochs == pytest.approx(2560 / 1047552)
     assert (row.val_loss_1024, row.val_loss_1024_n, row["shape/acc1"], row["shape/acc1_n"]) == (6.5, 1024, 0.2, 960)
     assert (row["ema/shape/acc1"], row.train_loss) == (0.9, 4.7)
+
+
+def test_mean_accuracy_is_of_the_tasks_own_prompts_and_of_the_weights_that_were_trained(table: pd.DataFrame) -> None:
+    assert table.loc["a"].acc1 == pytest.approx((0.2 + 0.6) / 2)
+    assert table.loc["a"].acc1_n == 960 + 1797
 
 
 def test_flops_of_a_run_are_of_towers_and_loss_and_the_hardware_does_more(table: pd.DataFrame) -> None:
@@ -98,6 +105,22 @@ def test_torn_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
         stream.write('{"what": "acc1", "val')
     main(["collect", str(run), "--without-flops", "--out", str(tmp_path / "t.csv")])
     assert pd.read_csv(tmp_path / "t.csv")["shape/acc1"].tolist() == [0.2]
+
+
+@pytest.mark.ci
+def test_flops_of_a_run_with_phases_are_the_sum_over_its_phases(tmp_path: Path) -> None:
+    phases = "compute.phases=[{start:0 samples,image_size:16},{start:1280 samples}]"
+    runs = [
+        write_run(tmp_path / "phases", phases, seen=1920, status="stopped"),
+        write_run(tmp_path / "small", "model.vision.image_size=16", status="stopped"),
+        write_run(tmp_path / "whole"),
+    ]
+    main(["collect", *map(str, runs), "--out", str(tmp_path / "t.csv")])
+    found = pd.read_csv(tmp_path / "t.csv").set_index("run")
+    small, whole = found.flops_per_sample["small"], found.flops_per_sample["whole"]
+    assert small < 0.5 * whole
+    assert found.model_flops["phases"] == pytest.approx(1280 * small + 640 * whole)
+    assert found.flops_per_sample["phases"] == pytest.approx(found.model_flops["phases"] / 1920)
 
 
 @pytest.mark.ci

@@ -81,7 +81,7 @@ def test_holding_out_everything_is_refused(study: Path) -> None:
         main(["fit", "--table", str(study), *SURFACE, "--holdout", "flops>1"])
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "no JSON", '{"version": 1, "stages": 3}'])
+@pytest.mark.parametrize("text", ["{}", "[1]", "no JSON", '{"version": 2, "stages": 3}'])
 def test_file_that_is_not_a_fit_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "fit.json"
     path.write_text(text)

@@ -1,12 +1,16 @@
 """Bootstrap, profiles, verdicts: they say what the data can determine, and their coverage is what they state."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from clip_lightning.errors import UserError
 from clip_lightning.scaling.check import simulate
 from clip_lightning.scaling.fit import Settings, fit
+from clip_lightning.scaling.fit_command import test as run_coverage
 from clip_lightning.scaling.table import Points, points_of
 from tests.scaling.studies import CHINCHILLA, grid, points
 
@@ -42,6 +46,43 @@ def test_without_noise_intervals_are_points() -> None:
         assert low == pytest.approx(CHINCHILLA[name], rel=1e-5)
         assert high == pytest.approx(CHINCHILLA[name], rel=1e-5)
     assert law.verdict == "identified"
+
+
+def test_noise_of_a_new_run_follows_students_distribution() -> None:
+    law = fit(short_power_law(0.01), "power_floor", Settings(draws=100, with_profiles=False, starts=16))
+    (stage,) = law.stages
+    assert stage.freedom == 12 - 3
+    estimate = np.concatenate([stage.coefficients, stage.theta])
+    certain = replace(law, stages=(replace(stage, draws=np.tile(estimate, (20_000, 1)), freedom=3),))
+    (one,) = certain.predict({"x": np.array([10.0])})
+    assert (one.low, one.high) == pytest.approx((one.value, one.value))
+    assert one.run_low is not None
+    assert one.run_high is not None
+    half = float(stats.t.ppf(0.975, 3)) * stage.sigma * one.value
+    assert (one.value - one.run_low, one.run_high - one.value) == pytest.approx((half, half), rel=0.1)
+
+
+@pytest.mark.ci
+def test_intervals_of_runs_at_the_next_budget_cover_what_they_state() -> None:
+    """Ten runs in two budgets leave five degrees of freedom; with normal factors and noise 0.81 were inside."""
+    shares = []
+    for random in range(60):
+        found = points(grid(np.geomspace(1e18, 1e20, 3), 6, 5, noise=0.005, random=random))
+        budget = found.inputs["n"] * found.inputs["d"]
+        largest = budget > 0.9 * budget.max()
+        fitted = fit(found.take(~largest), "surface", Settings(draws=100, with_profiles=False, starts=9))
+        shares.append(run_coverage(fitted, found.take(largest))[1]["coverage"])
+    assert 0.85 <= np.mean(shares) <= 1.0
+
+
+def test_floor_of_a_draw_is_not_below_zero() -> None:
+    """Residuals that are as large as the answers give answers of draws below 0."""
+    x = np.geomspace(1, 100, 8)
+    y = x**-1.0 * np.exp(np.random.default_rng(0).standard_normal(8))
+    table = pd.DataFrame({"flops": x, "loss": y}, index=pd.RangeIndex(1, 9))
+    noisy = points_of(table, {"x": "flops", "y": "loss"}, "power_floor")
+    law = fit(noisy, "power_floor", Settings(draws=200, with_profiles=False, starts=16))
+    assert law.draws_of("E").min() >= 0
 
 
 def test_as_many_points_as_parameters_identify_nothing() -> None:

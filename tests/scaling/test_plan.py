@@ -73,7 +73,8 @@ def test_ladders_of_the_paper_and_of_laion_are_planned(capsys: pytest.CaptureFix
 
 def test_ladder_that_does_not_bracket_the_optimum_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"expects vit_b16, the largest of the ladder, to be the best.*add larger models"
+        UserError,
+        match=r"expects vit_b16, the largest of the ladder, to be the best, 0\.\d+ ahead of vit_b32.*add larger models",
     ):
         main(["plan", "--models", "vit_s32", "vit_b32", "vit_b16", "--budgets", "1e22"])
     with pytest.raises(UserError, match=r"the smallest of the ladder.*add smaller models"):
@@ -126,7 +127,7 @@ def test_experiment_files_compose_to_the_cells(tmp_path: Path) -> None:
     ]
     assert main([*words, "--design", "trunk"]) == 0
     cells = json.loads((tmp_path / "p.json").read_text())
-    assert len(cells) == 8
+    assert len(cells) == 2 * len(plan.LADDERS["cpu"])
     cell = cells[2]
     config = compose.load("train", [f"--config-dir={tmp_path}", f"experiment={cell['name']}"])
     assert (config.model.name, config.data.name) == (cell["model"], "scenes")
@@ -138,19 +139,22 @@ def test_experiment_files_compose_to_the_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rungs_of_the_dial_are_what_plan_writes_and_they_compose(tmp_path: Path) -> None:
+def test_rungs_of_the_dial_are_what_plan_writes_and_they_compose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # the source names the study's fit from there
     source = (ROOT / "conf/scale/r1.yaml").read_text().split("# source: ")[1].split("\n")[0]
-    words = (
-        source.removeprefix("python -m clip_lightning.scaling ").replace("--dial conf", f"--dial {tmp_path}").split()
-    )
-    assert main(words) == 0
-    for number, model in enumerate(plan.LADDERS["cpu"], 1):
-        file = f"scale/r{number}.yaml"
-        assert (tmp_path / file).read_text() == (ROOT / "conf" / file).read_text(), "plan --dial conf writes it again"
-        assert yaml.safe_load((ROOT / "conf" / file).read_text())["compute"]["name"] == f"scale_r{number}"
-        if number in (1, 4):
-            config = compose.load("train", [f"scale=r{number}", "data=scenes"])
-            assert (config.model.name, config.compute.name) == (model, f"scale_r{number}")
+    words = source.removeprefix("python -m clip_lightning.scaling ").split()
+    assert words[-1] == "conf"
+    assert main([*words[:-1], str(tmp_path)]) == 0
+    files = sorted((ROOT / "conf/scale").glob("*.yaml"))
+    assert [file.name for file in files] == ["r1.yaml", "r2.yaml", "r3.yaml", "r4.yaml"]
+    for file in files:
+        assert (tmp_path / "scale" / file.name).read_text() == file.read_text(), "plan --dial conf writes it again"
+        content = yaml.safe_load(file.read_text())
+        config = compose.load("train", [f"scale={file.stem}", "data=scenes"])
+        assert content["compute"]["name"] == config.compute.name == f"scale_{file.stem}"
+        assert {"override /model": config.model.name} in content["defaults"]
 
 
 def test_rung_of_a_fit_is_where_its_model_is_the_best() -> None:
@@ -162,6 +166,14 @@ def test_rung_of_a_fit_is_where_its_model_is_the_best() -> None:
         float(law.values({"n": [one.towers()], "d": [budgets[1] / one.towers()]})[0]) for one in near
     ]  # fmt: skip
     assert max(values) == values[1]
+
+
+def test_rung_of_a_budget_is_its_best_model() -> None:
+    law, costs = load(plan.PRIOR), of_models(["vit_s32", "vit_b32", "vit_l14"])
+    low, _, high = plan.rung_budgets(costs, law)
+    cells = plan.best_cells(costs, [low, high], ANCHORS["laion"], plan.Hardware(1e15, 0.4), law)
+    assert [one.model for one in cells] == ["vit_s32", "vit_l14"]
+    assert [one.flops for one in cells] == pytest.approx([low, high], rel=0.01)
 
 
 def replace_flops(cost: Cost, factor: float) -> Cost:
