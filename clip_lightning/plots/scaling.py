@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from clip_lightning.errors import UserError
 from clip_lightning.plots.style import BLUE, GREY, ORANGE, RED, figure
@@ -62,6 +63,7 @@ def _isoflop(axes: Axes, tables: dict[str, pd.DataFrame], answer: str) -> None:
     good = vertices[vertices.reason == ""]
     axes.scatter(good.n, good.value, marker="*", s=60, color="black", zorder=3, label="minimum inside the ladder")
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # labels of less than a decade would overlap
     axes.set_xlabel("size n")
     axes.set_ylabel(answer)
     axes.legend(fontsize=6, title="FLOPs", title_fontsize=6)

@@ -158,7 +158,7 @@ def _train(runs: Path, cells: Sequence[dict[str, Any]]) -> None:
 
 def _held_out(table: Path) -> pd.DataFrame:
     found = pd.read_csv(table)
-    return found[found.model_flops > CUT].sort_values(["flops_per_sample", "seed"])
+    return found[(found.model_flops > CUT) & (found.state == "finished")].sort_values(["flops_per_sample", "seed"])
 
 
 def _rows(table: Path, law: str) -> list[object]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clip_lightning import load_config
+from clip_lightning.config import compose
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError, run_command
 from clip_lightning.formatting import aligned
@@ -87,7 +87,7 @@ STEPS = {"predict": predict, "train": train, "regret": regret, "test": test}
 
 def rung_of(number: int) -> dict[str, Any]:
     """A rung of conf/scale: model, n (FLOPs of a training sample), d (samples), flops, learning_rate."""
-    config: Config = load_config(f"scale=r{number}", "data=scenes")
+    config: Config = compose.load("train", [f"scale=r{number}", "data=scenes"])
     cost = of_models([config.model.name])[0]
     n, d = cost.per_sample(config.compute.global_batch), float(config.compute.duration.split()[0])
     return {"model": cost.name, "n": n, "d": d, "flops": n * d, "learning_rate": config.compute.learning_rate}
