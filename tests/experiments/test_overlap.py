@@ -178,7 +178,7 @@ def test_planted_copies_are_found_and_left_out_of_the_next_run(root: Path, tmp_p
     assert "3 (12.50 %)" in printed
     pairs = pd.read_csv(out / "fig17_overlap_pairs.csv")
     assert sorted(zip(pairs.image, pairs.sample_id, strict=True)) == [(3, 5), (7, 50), (7, 51), (20, 95)]
-    assert pairs.name.tolist() == [f"{k:03d}" for k in pairs.sample_id]
+    assert pairs.name.tolist() == [f"{k:03d}.jpg" for k in pairs.sample_id]
     exclude = f"data.exclude={out / 'fig17_overlap_exclude.txt'}"
     printed = run("train.py", f"runs={tmp_path / 'runs'}", *data, *short, *evaluated, exclude)
     assert "data.exclude leaves out 4 of 96 pairs" in printed

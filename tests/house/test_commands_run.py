@@ -57,6 +57,7 @@ HERE: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"--flops 1e14": "--flops 1e12",  # within the reach of the study that is carried
     r"pretrained=DIR|export runs/DIR": lambda found: found[0].replace("runs/", "").replace("DIR", "./weights"),
     r"\bPATH\b": "./data",
+    r"data\.exclude=\S+": "data.exclude=./exclude.txt",
     r"run=DIR|runs/latest": lambda found: found[0].replace("DIR", "runs/latest").replace("runs/", "./runs/"),
     r"\bRUN_B\b": "./runs/B",
     r"\b(RUN|RUN_A|SOURCE)\b": "./runs/A",
@@ -113,6 +114,7 @@ def folder(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for file in (place / "images" / f"{k}.png", place / "classes" / f"class_{k % 4}" / f"{k}.png"):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), (k * 10, 255 - k * 10, 99)).save(file)
+    (place / "exclude.txt").write_text("3\n")
     (place / "captions.txt").write_text("a photo of a cat\na photo of a dog\n")
     (place / "my_package").mkdir()
     (place / "my_package/__init__.py").write_text(MINE)

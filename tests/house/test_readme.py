@@ -25,6 +25,7 @@ STAND_INS = {
     r"\bruns/[A-Z_]+\b|\bruns/latest\b|\bRUN\b": "{run}",
     r"\bSMALLER\b": "tiny_half",
     r"\bstudy\b": "{data}",
+    r"\bruns/figures/fig17_overlap_exclude\.txt": "{data}/exclude.txt",
 }
 HELP: dict[tuple[str, ...], str] = {}
 
@@ -71,6 +72,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.
     from tests.export.models import KINDS, opened
 
     export(opened(KINDS["ViT, GELU"][0](folder)), places["weights"])
+    (places["data"] / "exclude.txt").write_text("3\n", encoding="utf-8")
     (folder / "my_package").mkdir()
     (folder / "my_package/__init__.py").write_text("class MyCallback:\n    pass\n", encoding="utf-8")
     (folder / "my_package/losses.py").write_text("class Mine:\n    pass\n", encoding="utf-8")

@@ -118,7 +118,7 @@ def test_flops_of_a_run_with_phases_are_the_sum_over_its_phases(tmp_path: Path) 
     main(["collect", *map(str, runs), "--out", str(tmp_path / "t.csv")])
     found = pd.read_csv(tmp_path / "t.csv").set_index("run")
     small, whole = found.flops_per_sample["small"], found.flops_per_sample["whole"]
-    assert small < 0.5 * whole
+    assert small < 0.6 * whole
     assert found.model_flops["phases"] == pytest.approx(1280 * small + 640 * whole)
     assert found.flops_per_sample["phases"] == pytest.approx(found.model_flops["phases"] / 1920)
 
