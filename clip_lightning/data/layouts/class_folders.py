@@ -58,7 +58,7 @@ def build_class_folders(config: DataConfig, path: str) -> Layout:
     templates = _lines(folder / TEMPLATES) or [_TEMPLATE]
     if without := [template for template in templates if PLACEHOLDER not in template]:
         raise DataError(f"{folder / TEMPLATES}: '{without[0]}' has no {PLACEHOLDER}, the place of the class name.")
-    keys = ("classes", *config.image_keys)
+    keys = ("classes", *classes, "", *config.image_keys)  # a link may have become a class without a change of time
     table = kept_listing(config, folder, keys, lambda walk: _list(walk, folder, classes, config))
     first_parts = pc.list_element(pc.split_pattern(table["path"], "/", max_splits=1), 0)
     of_paths = pc.index_in(first_parts, pa.array(classes, pa.string())).to_numpy().astype(np.int64)

@@ -23,6 +23,7 @@ Walk = Callable[[Path], Iterator[list[str]]]
 _VERSION = "1"  # goes up with every change of what is read from folders and JSON files
 _LISTING = b"listing"
 _RECENT = 5_000_000_000  # ns: more than the resolution of any file system's times, and than clocks of a cluster differ
+_NEVER = 1 << 62  # a time after which no list is made
 _FIRST_PATHS = 64  # images of a list that are looked for
 _NO_CAPTIONS = {"readme", "license", "licence", "notice", "changelog", "requirements", "classnames", "labels"}
 _TRAINING_SPLITS = ("train", "restval")  # of Karpathy and Fei-Fei, 2015
@@ -172,7 +173,10 @@ def files_below(folder: Path, stamps: dict[str, tuple[int, int]] | None = None) 
         folders.sort()
         below = Path(current).relative_to(folder)
         if stamps is not None:
-            stamps[current] = (here.st_ino, here.st_mtime_ns)
+            # A link that leads nowhere may lead to a folder later, and changes no time here: such a list is not kept.
+            with os.scandir(current) as entries:
+                is_open = any(one.is_symlink() and not Path(one.path).exists() for one in entries)
+            stamps[current] = (here.st_ino, _NEVER if is_open else here.st_mtime_ns)
         yield [str(below / name) for name in sorted(files)]
 
 

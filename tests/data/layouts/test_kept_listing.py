@@ -115,3 +115,16 @@ def test_classes_that_are_links_to_one_folder_each_have_its_images(photographs: 
     (photographs / "c").symlink_to("a")
     layout = opened("class_folders", photographs)
     assert [name for name in names(layout) if name.startswith("c/")] == ["c/0.jpg", "c/2.jpg", "c/4.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "class_folders"])
+def test_a_folder_that_is_mounted_later_behind_a_link_is_found(photographs: Path, kind: str) -> None:
+    behind = photographs.parent / "mount"
+    (photographs / "c").symlink_to(behind)
+    age(photographs)
+    before = names(opened(kind, photographs))
+    behind.mkdir()
+    (behind / "9.jpg").write_bytes(jpeg(9))
+    (behind / "9.txt").write_text("number 9")
+    os.utime(behind, ns=(OLD, OLD))
+    assert names(opened(kind, photographs)) == [*before, "c/9.jpg"]
