@@ -66,7 +66,7 @@ class Child:
 
 
 class Runner:
-    """Starts train.py and evaluate.py."""
+    """Starts train.py, evaluate.py and modules."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder, self.count = folder, 0
@@ -78,22 +78,28 @@ class Runner:
             stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
 
-    def start(self, entry: str, *argv: str, env: dict[str, str] | None = None, ranks: int = 1) -> Child:
+    def start(
+        self, entry: str, *argv: str, env: dict[str, str] | None = None, ranks: int = 1, cwd: Path = ROOT
+    ) -> Child:
         """A run in the background; one at a time.
 
-        Args: ranks: more than 1: they are started here with the variables that torchrun sets, which is fast.
+        Args:
+            entry: a file of the checkout, or "-m MODULE".
+            ranks: more than 1: they are started here with the variables that torchrun sets, which is fast.
         """
         if self.last is not None and self.last.code is None:  # left behind by a test that failed
             self.last.kill()
         self.count += 1
         variables = [{**(env or {}), **place} for place in _places(ranks)]
-        job = {"entry": entry, "argv": argv, "out": str(self.folder / f"out{self.count}.txt"), "env": variables}
+        entry = entry if entry.startswith("-m ") else str(ROOT / entry)
+        out = self.folder / f"out{self.count}.txt"
+        job = {"entry": entry, "argv": argv, "out": str(out), "cwd": str(cwd), "env": variables}
         assert self.program.stdin is not None
         assert self.program.stdout is not None
         self.program.stdin.write(json.dumps(job) + "\n")
         self.program.stdin.flush()
         first, *others = map(int, self.program.stdout.readline().split())
-        self.last = Child(first, Path(str(job["out"])), self.program, others=tuple(others))
+        self.last = Child(first, out, self.program, others=tuple(others))
         return self.last
 
     def train(self, runs: Path, *argv: str, code: int = 0, ranks: int = 1) -> str:

@@ -1,11 +1,12 @@
-"""Runs the entry files in forked children: importing torch and Lightning once instead of in every test's process.
+"""Runs entry files and modules in forked children: importing torch and Lightning once, not in every test's process.
 
-Reads lines of JSON {"entry", "argv", "out", "env"}, where "env" has the variables of each rank; answers with the
-children's process ids, and with the first one's exit status when all are gone. Nothing but imports happens here before
-a fork, so a child begins as a fresh process would.
+Reads lines of JSON {"entry", "argv", "out", "cwd", "env"}, where "entry" is a file or "-m MODULE" and "env" has the
+variables of each rank; answers with the children's process ids, and with the first one's exit status when all are
+gone. Nothing but imports happens here before a fork, so a child begins as a fresh process would.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -25,14 +26,20 @@ def child(job: dict, variables: dict[str, str]) -> NoReturn:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(job["cwd"])
     os.environ.update(variables)
+    faulthandler.enable()  # a crash prints where it was
     if largest := int(variables.get("LARGEST_FILE", 0)):  # as on a disk that is full
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.path += variables.get("PYTHONPATH", "").split(os.pathsep)
-    sys.argv = [job["entry"], *job["argv"]]
+    module = job["entry"].removeprefix("-m ")
+    sys.argv = [module, *job["argv"]]
     code: object = 1
     try:
-        runpy.run_path(job["entry"], run_name="__main__")
+        if module != job["entry"]:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(module, run_name="__main__")
     except SystemExit as leaving:
         code = leaving.code
     except BaseException:
