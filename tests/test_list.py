@@ -30,6 +30,7 @@ def test_names_of_a_part_and_of_ones_own_folder(tmp_path: Path, capsys: pytest.C
     assert "fgvc_aircraft" in shown
 
 
+@pytest.mark.slow
 def test_the_summary_does_not_wait_for_torch() -> None:
     program = "import sys; from clip_lightning.list import main; main([]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

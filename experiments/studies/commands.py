@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clip_lightning.child_process import end_with_parent
 from clip_lightning.errors import UserError
 
 # A run on one core, evaluated at its end only; nothing of this changes what it learns.
@@ -72,4 +75,5 @@ def cells_of(file: Path) -> list[dict[str, Any]]:
 def _start(*words: object, **environment: str) -> subprocess.Popen[bytes]:
     command = [str(word) for word in words]
     print(f"\n$ python {shlex.join(command)}", flush=True)
-    return subprocess.Popen([sys.executable, *command], env={**os.environ, **environment})
+    ends_with_this = partial(end_with_parent, os.getpid(), signal.SIGTERM)  # otherwise sweeps outlive a killed study
+    return subprocess.Popen([sys.executable, *command], env={**os.environ, **environment}, preexec_fn=ends_with_this)

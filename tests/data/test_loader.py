@@ -105,6 +105,7 @@ def test_a_loader_resumes_at_samples_seen_and_knows_its_length(module: MakeModul
     assert list(made.train_dataloader()) == []
 
 
+@pytest.mark.slow
 def test_global_generators_are_not_touched(module: MakeModule, shards: Path) -> None:
     torch.manual_seed(0)
     np.random.seed(0)

@@ -119,6 +119,7 @@ def test_predictions_of_other_images_are_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from clip_lightning.evaluation.tasks import build_task
 

@@ -77,6 +77,7 @@ def test_a_probe_is_scikit_learns_classifier_at_that_lambda() -> None:
     assert probe.score(correct, test.labels, "mean_per_class") == pytest.approx(np.mean(recalls))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 4), min_size=30, max_size=80), st.integers(1, 3), st.integers(0, 5))
 def test_shots_are_of_every_class_and_nested(labels: list[int], shots: int, seed: int) -> None:
     found = np.array([*labels, *(k for k in range(5) for _ in range(6))])
@@ -87,6 +88,7 @@ def test_shots_are_of_every_class_and_nested(labels: list[int], shots: int, seed
     assert np.array_equal(rows, probe.draw_shots(found, shots, seed))
 
 
+@pytest.mark.slow
 def test_few_shots_of_digits_fit_exactly_shots_times_classes_rows() -> None:
     train, validation, test = digits()
     scores = {}

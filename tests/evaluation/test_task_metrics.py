@@ -228,6 +228,7 @@ def test_rows_of_a_batch_without_images() -> None:
     assert rows["probability"][0] == pytest.approx(math.e / (math.e**2 + 2 * math.e))
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_at_its_rate() -> None:
     draw, covered = np.random.default_rng(3), 0
     for _ in range(60):

@@ -1,6 +1,11 @@
 """The studies on a CPU: predictions are compared run by run, regrets are those of the cells, none is predicted late."""
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +68,26 @@ def test_last_rung_is_inside_or_outside_of_its_interval() -> None:
     lines = dial.compared(prediction, rows).splitlines()
     assert [line.split()[-1] for line in lines] == ["inside", "yes", "no"]
     assert np.isclose(float(lines[1].split()[-2]), 4.4)
+
+
+@pytest.mark.slow
+def test_the_sweeps_of_a_study_that_is_terminated_end_with_it(root: Path) -> None:
+    sweep = "import os, time; print('sweep', os.getpid(), flush=True); time.sleep(60)"
+    study = f"from experiments.studies import commands; commands._start('-c', {sweep!r}).wait()"
+    with subprocess.Popen([sys.executable, "-c", study], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = next(int(line.split()[1]) for line in process.stdout if line.startswith("sweep "))
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    end = time.monotonic() + 10
+    while _is_running(child):
+        assert time.monotonic() < end, "the sweep outlives its study"
+        time.sleep(0.05)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

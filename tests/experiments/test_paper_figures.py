@@ -157,6 +157,7 @@ def test_figure_14_agrees_with_table_16() -> None:
     assert "Table 16: zero-shot 78.97 with own class names, linear probe 72.58" in text
 
 
+@pytest.mark.slow
 def test_figure_21_has_36_panels_with_the_bar_at_its_rank() -> None:
     found = drawn(fig21_predictions.COMMAND)
     assert found.figure is not None
@@ -205,6 +206,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/fig07_efficiency.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in gallery.COMMANDS if command.paper], ids=lambda c: c.name)
 def test_the_committed_numbers_are_current(command: Command, root: Path) -> None:
     """`make figures` draws them again."""
@@ -213,6 +215,7 @@ def test_the_committed_numbers_are_current(command: Command, root: Path) -> None
     assert committed == "\n".join([*found.numbers, found.caption, ""])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", gallery.COMMANDS, ids=lambda command: command.name)
 def test_every_caption_states_list_metric_split_and_n(command: Command) -> None:
     if command.paper is None:

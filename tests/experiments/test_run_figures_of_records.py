@@ -82,6 +82,7 @@ def test_the_name_of_a_record_has_its_method(what: str, parsed: tuple[str, int |
     assert parse(what) == parsed
 
 
+@pytest.mark.slow
 def test_the_last_measurement_counts_and_that_of_evaluate_replaces_it(tmp_path: Path) -> None:
     run = run_directory(tmp_path, "tiny", [score(0.2, samples_seen=500), score(0.4), score(0.9, weights="ema")])
     assert read_runs([run]).value.to_list() == [0.4]
@@ -103,6 +104,7 @@ def test_runs_of_one_model_have_names_that_differ(tmp_path: Path) -> None:
 # What is drawn
 
 
+@pytest.mark.slow
 def test_figure_9_of_runs_counts_their_own_operations(tmp_path: Path) -> None:
     found = draw(fig09_scaling.COMMAND, *three_runs(tmp_path))
     means = found.table[found.table.task == "mean"]
@@ -112,6 +114,7 @@ def test_figure_9_of_runs_counts_their_own_operations(tmp_path: Path) -> None:
     assert "shape, color; top-1; split: test; prompts: scenes; n = 960 images." in found.caption
 
 
+@pytest.mark.slow
 def test_figure_4_has_the_gain_of_prompts_and_its_compute(tmp_path: Path) -> None:
     runs = []
     for model, value in MODELS.items():
@@ -146,6 +149,7 @@ def test_figure_6_and_7_of_a_run(tmp_path: Path) -> None:
     assert draw(fig07_efficiency.COMMAND, twice, "--prompts", "scenes").table.shots.to_list() == pytest.approx([2**2.5])
 
 
+@pytest.mark.slow
 def test_figures_5_8_10_11_of_runs_with_probes(tmp_path: Path) -> None:
     runs = []
     for model, value in MODELS.items():
@@ -241,6 +245,7 @@ def adapted_run(folder: Path) -> Path:
     return run_directory(folder, "tiny", records, "adapted")
 
 
+@pytest.mark.slow
 def test_adaptation_is_shown_among_standard_models(tmp_path: Path) -> None:
     drops = {"shape": 0.0, "sketch": 0.3, "blurred": 0.5}
     standard = []
@@ -291,6 +296,7 @@ def test_metrics_are_not_mixed_over_data_sets_outside_a_list(tmp_path: Path) -> 
         draw(fig09_scaling.COMMAND, *runs)
 
 
+@pytest.mark.slow
 def test_a_data_set_that_one_run_lacks_is_named(tmp_path: Path) -> None:
     runs = [*three_runs(tmp_path)[:2], run_directory(tmp_path, "tiny", [score(0.5)], "other")]
     with pytest.raises(UserError, match="other was not measured on color, which other models were"):

@@ -45,6 +45,7 @@ def test_the_command_writes_checks_and_describes(tmp_path: Path, capsys: pytest.
     assert json.loads((timm_folder / "config.json").read_text())["architecture"] == "vit_base_patch16_clip_224"
 
 
+@pytest.mark.slow
 def test_a_failed_check_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = run_folder(opened(KINDS["timm + DistilBERT"][0](tmp_path)), tmp_path / "small")
     with pytest.raises(UserError, match="safetensors can hold it"):

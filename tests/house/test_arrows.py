@@ -79,6 +79,7 @@ def sources() -> list[Path]:
     return files + [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.exists()]
 
 
+@pytest.mark.slow
 def test_packages_import_only_to_their_left() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {package_of(path)} imports {package}"

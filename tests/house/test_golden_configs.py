@@ -75,6 +75,7 @@ def test_no_golden_text_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", PAPER)
 def test_the_papers_numbers_are_its_tables(model: str) -> None:
     config = load(f"model={model} data=yfcc")

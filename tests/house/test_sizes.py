@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINEAR, LONGEST_ENTRY, LONGEST_ASSEMBLY = 400, 60, 80, 25, 150
 LONGER_FUNCTIONS: dict[str, str] = {
@@ -31,6 +33,7 @@ def num_lines(path: Path) -> int:
     return path.read_text(encoding="utf-8").count("\n")
 
 
+@pytest.mark.slow
 def test_files_and_functions_are_short_enough() -> None:
     wrong = []
     for path in tracked(".py"):
@@ -54,6 +57,7 @@ def test_entry_files_and_assemblies_stay_short() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_every_signature_is_typed() -> None:
     wrong = []
     for path in tracked(".py"):

@@ -7,6 +7,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 INSTEAD = {
     r"\btells?\b(?! \w+ \w* ?apart)|\btold\b": "report, say which",
@@ -58,6 +60,7 @@ def prose_of(name: str) -> Iterator[tuple[int, str]]:
         yield from enumerate(text.split("\n"), 1)
 
 
+@pytest.mark.slow
 def test_docs_messages_and_comments_are_plain_english() -> None:
     words = {re.compile(pattern, re.IGNORECASE): instead for pattern, instead in INSTEAD.items()}
     wrong = [

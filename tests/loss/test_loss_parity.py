@@ -54,6 +54,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("name", sorted(PEERS))
 def test_loss_and_every_gradient_equal_the_peers_one_process_loss(ranks: Results, name: str, chunk: int) -> None:

@@ -103,6 +103,7 @@ def test_resnet_in_training_normalises_as_open_clips() -> None:
         torch.testing.assert_close(ours.vision.state_dict()[name], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_that_is_cut_changes_no_text_feature() -> None:
     ours, _ = loaded_pair("vit_b32")
     _, tokens, lengths = batch()

@@ -63,6 +63,7 @@ def test_every_contrastive_configuration_is_carried_over() -> None:
     assert all("caption decoder" in reason for reason in refused.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-B-16-SigLIP2", "roberta-ViT-B-32", "ViT-L-14-CLIPA"])
 def test_a_configuration_of_each_kind_is_carried_over(name: str) -> None:
     assert outcome(name) == "carried over"

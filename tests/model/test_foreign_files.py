@@ -73,6 +73,7 @@ def traced(path: Path) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_an_openai_archive_is_read_without_running_it(tmp_path: Path) -> None:
     model = traced(tmp_path / "ViT.pt")
     source = sources.find(str(tmp_path / "ViT.pt"))
@@ -134,6 +135,7 @@ def bad_files(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     }
 
 
+@pytest.mark.slow
 def test_bad_files_are_refused_in_a_sentence_and_nothing_runs(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     assert pickle.loads(pickle.dumps(Runs(marker))) is not None  # the marker works
@@ -149,6 +151,7 @@ def test_bad_files_are_refused_in_a_sentence_and_nothing_runs(tmp_path: Path) ->
         assert not marker.exists(), f"{kind}: code in the file was run"
 
 
+@pytest.mark.slow
 def test_a_config_that_names_code_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     config = CLIPConfig().to_dict() | {"auto_map": {"AutoModel": "modeling.Model"}}
@@ -254,6 +257,7 @@ def test_a_bare_state_dict_does_not_say_its_activation(tmp_path: Path) -> None:
         open_model(tmp_path / "weights.pt")
 
 
+@pytest.mark.slow
 def test_auto_reads_the_architecture_and_keeps_what_is_set(tmp_path: Path) -> None:
     text = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1}
     text |= {

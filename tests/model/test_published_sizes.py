@@ -66,6 +66,7 @@ def test_model_has_the_published_operations(name: str) -> None:
     assert (round(flops.image / 1e9, 2), round(flops.text / 1e9, 2)) == TABLE[name][2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_headers_say_the_sizes(name: str) -> None:
     def header(file: str) -> list[float]:

@@ -95,6 +95,7 @@ def test_every_parameter_of_an_encoder_gets_a_gradient(model_type: str) -> None:
     check_all_learn(build(vision_config(), text_config(model_type)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timm", BACKBONES)
 def test_every_parameter_of_a_backbone_gets_a_gradient(timm: str) -> None:
     model = build(vision_config(timm), text_config())
@@ -176,6 +177,7 @@ def test_features_are_float32_under_autocast() -> None:
     assert {tensor.dtype for tensor in features[:3]} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_blocks_are_the_repeated_parts_of_both_towers() -> None:
     def kinds(timm: str, model_type: str) -> list[str]:
         return [type(block).__name__ for block in build(vision_config(timm), text_config(model_type)).blocks()]

@@ -170,6 +170,7 @@ def test_a_caption_is_wrapped_to_the_width_of_the_figure() -> None:
         assert box.width > 0.75 * drawn.bbox.width
 
 
+@pytest.mark.slow
 def test_the_drawing_functions_need_no_display_and_no_torch() -> None:
     names = ("bars", "compute", "probe", "robustness")
     code = f"import sys; {'; '.join(f'import clip_lightning.plots.{name}' for name in names)}; "

@@ -89,6 +89,7 @@ def test_samples_are_written_short(count: float, text: str) -> None:
     assert short_count(count) == text
 
 
+@pytest.mark.slow
 def test_figures_are_written_without_a_display_or_global_state(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     loss_curve(records_of_a_run()).savefig(tmp_path / "loss.png")

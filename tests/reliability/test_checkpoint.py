@@ -51,6 +51,7 @@ def test_there_is_no_newest_without_any(folder: CheckpointFolder) -> None:
     assert folder.newest() is None
 
 
+@pytest.mark.slow
 def test_one_checkpoint_stays_that_is_old_enough_to_go_back_to(folder: CheckpointFolder) -> None:
     folder.reach = 100
     for number in range(10, 1000, 10):

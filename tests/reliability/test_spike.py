@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def curve(seed: int, rate: float, noise: float, steps: int = 300) -> list[tuple[
     return list(zip((smooth * shaken[0]).tolist(), (0.8 * shaken[1]).tolist(), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), rate=st.floats(0, 0.5), noise=st.floats(0, 0.5))
 def test_a_noisy_falling_curve_never_has_a_spike(seed: int, rate: float, noise: float) -> None:

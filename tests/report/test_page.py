@@ -113,6 +113,7 @@ def test_the_page_requests_nothing_and_names_what_it_shows(run: Path) -> None:
     assert len(set(identifiers)) == len(identifiers)
 
 
+@pytest.mark.slow
 def test_names_from_files_cannot_become_markup(run: Path) -> None:
     content = page(read_runs([run]))
     assert "<one>" not in content
@@ -166,6 +167,7 @@ def test_a_run_that_was_stopped_is_not_shown_as_running_by_its_own_process(tmp_p
         lock.release()
 
 
+@pytest.mark.slow
 def test_several_runs_show_their_differences_first(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "a", accuracy=0.25),
@@ -202,6 +204,7 @@ def test_labels_leave_out_what_all_names_begin_with(names: list[str], labels: li
     assert distinguishing(names, "-") == labels
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "x/r"), write_run(tmp_path / "y/r")]
     assert [run.label for run in read_runs(runs)] == ["x/r", "y/r"]
@@ -211,6 +214,7 @@ def test_runs_of_one_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
         read_runs([tmp_path])
 
 
+@pytest.mark.slow
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
     for path in run.iterdir():
@@ -222,6 +226,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert [chart.title for section in sections(read_runs([run])) for chart in section.charts] == ["Training loss"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_beside_the_run_or_where_it_is_given(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,8 +92,8 @@ def test_photographs_have_one_count_on_any_number_of_ranks(runner: Any, tmp_path
     settings = [*captions, *EVERY, *test_set, "eval=default", "compute.global_batch=24", "compute.warmup=0 steps"]
     trained: dict[str, list[Record]] = {}
     shards = ["cluster=fsdp", "cluster.devices=3", "cluster.accelerator=cpu"]
-    for name, cluster in {"one": [], "fsdp3": shards}.items():
-        runner.train(tmp_path / name, *settings, *cluster)
+    for name, cluster, number in (("one", [], 1), ("fsdp3", shards, 3)):
+        runner.train(tmp_path / name, *settings, *cluster, ranks=number)
         trained[name] = accuracies(tmp_path / name / "latest" / "metrics.jsonl")
         assert {(record.samples_seen, record.n) for record in trained[name]} == {(96, 1501), (192, 1501)}
     for name, samples, devices in (("one", 96, 2), ("fsdp3", 96, 1), ("fsdp3", 192, 3)):
@@ -101,7 +101,7 @@ def test_photographs_have_one_count_on_any_number_of_ranks(runner: Any, tmp_path
         before = len(accuracies(run / "evaluation.jsonl")) if (run / "evaluation.jsonl").exists() else 0
         cluster = ["cluster=ddp", f"cluster.devices={devices}"] if devices > 1 else []
         asked = [f"run={run}", f"checkpoint={samples:012d}", "cluster.accelerator=cpu", *cluster]
-        child = runner.start("evaluate.py", *asked)
+        child = runner.start("evaluate.py", *asked, ranks=devices)
         assert child.wait() == 0, child.text()
         expected = [record for record in trained[name] if record.samples_seen == samples]
         same_numbers(accuracies(run / "evaluation.jsonl")[before:], expected)

@@ -26,7 +26,7 @@ def status(runs: Path) -> dict[str, Any]:
 @pytest.mark.ci
 def test_a_rank_that_does_not_answer_is_named_with_its_node(runner: Any, tmp_path: Path, small: list[str]) -> None:
     length = ["compute.duration=16 steps", "cluster.checkpoint_every=6 steps"]
-    runner.train(tmp_path / "whole", *DDP, *length)
+    runner.train(tmp_path / "whole", *DDP, *length, ranks=2)
     runs = tmp_path / "cut"
     child = runner.start("train.py", f"runs={runs}", *small, *DDP, *length, "cluster.timeout_minutes=0.1")
     child.wait_for("sample 112/")

@@ -150,7 +150,7 @@ logger.finish()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_wandb_is_imported_in_the_main_thread_as_loader_processes_may_be_forked_later(
     root: Path, tmp_path: Path
 ) -> None:

@@ -84,7 +84,7 @@ def test_killed_and_stopped_in_each_phase_it_ends_with_the_same_bits(
 def test_two_ranks_in_micro_batches_learn_as_one(runner: Any, tmp_path: Path) -> None:
     exact = [*VIT, PHASES, "compute.precision=fp32"]
     runner.train(tmp_path / "one", *exact)
-    runner.train(tmp_path / "two", *exact, "cluster=ddp", "cluster.devices=2", "cluster.micro_batch=4")
+    runner.train(tmp_path / "two", *exact, "cluster=ddp", "cluster.devices=2", "cluster.micro_batch=4", ranks=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     one, two = (recorded_flops(tmp_path / runs / "latest") for runs in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-9)

@@ -29,7 +29,7 @@ def counts(runs: Path) -> dict[str, float]:
 def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in shards on two ranks."""
     runs = tmp_path_factory.mktemp("uninterrupted")
-    runner.train(runs, *FSDP)
+    runner.train(runs, *FSDP, ranks=2)
     return runs
 
 
@@ -45,8 +45,8 @@ def test_a_hundred_steps_have_one_loss_under_every_strategy(runner: Any, tmp_pat
         "eval.tasks=[shape]",
         "eval.every=0 samples",
     ]
-    for name in ("laptop", "ddp", "fsdp"):
-        runner.train(tmp_path / name, *settings, f"cluster={name}")
+    for name, number in {"laptop": 1, "ddp": 2, "fsdp": 2}.items():
+        runner.train(tmp_path / name, *settings, f"cluster={name}", ranks=number)
     alone = losses(tmp_path / "laptop")
     assert len(alone) == 100
     for name in ("ddp", "fsdp"):

@@ -56,6 +56,7 @@ def uninterrupted(runner: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     return runs
 
 
+@pytest.mark.ci
 def test_two_runs_of_one_config_agree_to_the_bit(runner: Any, uninterrupted: Path, tmp_path: Path) -> None:
     runner.train(tmp_path)
     assert_bit_equal(final_state(tmp_path), final_state(uninterrupted))
@@ -129,7 +130,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
 @pytest.mark.ci
 def test_two_ranks_learn_as_one_and_resume_to_the_bit(runner: Any, tmp_path: Path, small: list[str]) -> None:
     ddp = ["cluster=ddp", "cluster.devices=2", "compute.precision=fp32"]
-    runner.train(tmp_path / "whole", *ddp)
+    runner.train(tmp_path / "whole", *ddp, ranks=2)
     runner.train(tmp_path / "one rank", "compute.precision=fp32")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "one rank"), rel=1e-5)
     child = runner.start("train.py", f"runs={tmp_path / 'cut'}", *small, *ddp)

@@ -17,7 +17,7 @@ def test_how_long_before_its_limit_a_run_stops() -> None:
     assert leave_after(ClusterConfig(name="c", time_limit_minutes=60, scheduler="slurm")) == 3300
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_saves_before_its_time_limit_and_resumes(runner: Any, tmp_path: Path, small: list[str]) -> None:
     argv = [f"runs={tmp_path}", *small, "loss._target_=slow_loss.SlowLoss", "cluster.checkpoint_every=0 samples"]
     tests = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}

@@ -18,6 +18,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row.item} for row in found]
 
 
+@pytest.mark.ci
 def test_a_resumed_run_is_one_curve_and_ends_with_table_figures_report_and_model(
     runner: Any, tmp_path: Path, small: list[str]
 ) -> None:

@@ -25,6 +25,7 @@ def printed(capsys: pytest.CaptureFixture[str], runs: Path, *argv: str) -> list[
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_ls_sorts_scores_with_the_best_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, runs, "ls", "--sort", "shape/acc1")
     assert lines[0].split()[:4] == ["shape/acc1", "state", "samples", "time"]

@@ -37,6 +37,7 @@ def test_the_one_difference_is_named(tmp_path: Path, what: str) -> None:
     assert show(a, b).startswith(f"first difference: {what}: ")
 
 
+@pytest.mark.slow
 def test_of_several_differences_the_first_in_order_is_the_answer(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", **CHANGES["versions"][1], **CHANGES["initial weights"][1], losses=(9.0,) * 5)
@@ -51,6 +52,7 @@ def test_equal_runs_have_no_difference_and_where_they_lie_is_none(tmp_path: Path
     assert not any(finding.differs for finding in compare(a, b))
 
 
+@pytest.mark.slow
 def test_keys_outside_the_science_come_after_those_that_decide(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", "cluster.workers=3", "optimizer.beta2=0.5")
     lines = compare(a, b)[0].lines

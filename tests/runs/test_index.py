@@ -154,6 +154,7 @@ def test_a_run_that_cannot_be_read_stays_as_a_row(tmp_path: Path) -> None:
     assert facts["run"] == "r"
 
 
+@pytest.mark.slow
 def test_facts_equal_those_of_the_typed_config(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", "compute.learning_rate=1e-5", "loss=sigmoid")
     expected = row_of(run, count_flops=False)

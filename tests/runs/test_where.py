@@ -72,6 +72,7 @@ def test_a_mistake_is_one_sentence_with_the_grammar(text: str, problem: str) -> 
     assert problem in str(caught.value)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="ab=<>!~()'\" .andortp_1", max_size=30))
 def test_any_text_is_a_condition_or_a_user_error(text: str) -> None:
     try:

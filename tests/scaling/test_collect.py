@@ -84,6 +84,7 @@ def test_failed_run_stays_with_its_reason(table: pd.DataFrame) -> None:
     assert (row.state, row.reason, row.samples_seen) == ("failed", "the loss diverged", 1280)
 
 
+@pytest.mark.slow
 def test_cells_of_a_sweep_that_never_ran_are_rows(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a")
     sweep = tmp_path / "runs/sweeps/grid-1"

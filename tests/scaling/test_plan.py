@@ -97,6 +97,7 @@ def test_recipe_follows_the_length_of_a_run() -> None:
         assert recipe.warmup_samples == pytest.approx(0.05 * recipe.samples, rel=0.05)
 
 
+@pytest.mark.slow
 def test_recipe_at_the_anchor_is_the_preset() -> None:
     anchor = ANCHORS["cpu"]
     recipe = anchor.recipe(anchor.samples)
@@ -114,6 +115,7 @@ def test_branches_of_a_trunk_share_batch_and_rate() -> None:
         assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_experiment_files_compose_to_the_cells(tmp_path: Path) -> None:
     words = [
         "plan",

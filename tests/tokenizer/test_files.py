@@ -33,6 +33,7 @@ def ids(tokenizer: Tokenizer) -> list[list[int]]:
     return [tokenizer.encode(text) for text in CORPUS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["paper", "trained", "hub"])
 def test_a_saved_tokenizer_needs_no_original(kind: str, tmp_path: Path) -> None:
     source, folder = source_of(kind, tmp_path), tmp_path / "run" / "tokenizer"

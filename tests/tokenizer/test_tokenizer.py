@@ -72,6 +72,7 @@ def test_paper_ids_are_open_clips() -> None:
     assert (PAPER.vocab_size, PAPER.start_id, PAPER.end_id, PAPER.pad_id) == (49408, 49406, 49407, 0)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet=st.characters(codec="latin-1"), max_size=60))
 def test_paper_ids_are_open_clips_for_any_western_text(text: str) -> None:
     ids = PAPER.encode(text)

@@ -50,6 +50,7 @@ def test_one_group_is_torchs_own_batch_norm() -> None:
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [6, 12])
 def test_micro_batches_change_nothing(micro_batch: int) -> None:
     whole, cut = trained(config_with_batch_norm(6)), trained(config_with_batch_norm(6, micro_batch))
@@ -62,7 +63,7 @@ def test_the_size_of_the_group_is_science() -> None:
     assert (small.steps[0].loss - large.steps[0].loss).abs() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_ranks_change_nothing(root: Path, tmp_path: Path) -> None:
     """Four ranks of 6: groups of 6 lie on one rank, groups of 12 on two."""
     cases = [{"loss": "softmax", "micro_batch": None, "batch_norm_samples": group, "num_steps": 2} for group in (6, 12)]

@@ -136,7 +136,7 @@ def test_the_launcher_decides_the_worker(
     assert worker_and_count() == expected
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_command_embeds_a_folder_and_a_file_of_texts(
     images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

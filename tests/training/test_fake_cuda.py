@@ -141,6 +141,7 @@ def test_no_setting_of_a_step_leaves_a_tensor_behind_or_waits_for_the_device(nam
     assert mode.syncs == ({"optimizer.py:step_unless": 1} if "optimizer___target_" in SETTINGS[name] else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid"])
 def test_no_loss_leaves_a_tensor_behind_or_waits_for_the_device(loss: str) -> None:
     assert step(small_config(loss)).syncs == {}

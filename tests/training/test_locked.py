@@ -126,6 +126,7 @@ def test_a_tower_with_its_own_projection_is_locked_completely() -> None:
     assert module.gradients["text.projection.weight"].abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 7])
 def test_features_kept_over_the_run_change_nothing_and_save_the_pass(tmp_path: Path, micro_batch: int | None) -> None:
     plain, kept, resumed = (small_module(locked(small_config(), micro_batch=micro_batch)) for _ in range(3))

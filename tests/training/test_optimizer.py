@@ -108,6 +108,7 @@ def test_another_optimizer_learns_skips_a_step_and_resumes_with_its_bits(target:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.slow
 def test_fp16_finds_its_loss_scale_with_an_optimizer_that_cannot_skip_on_the_device() -> None:
     module = small_module(other_config("timm.optim.Lion", precision="fp16"))
     fit(module, Stream(0, 12))

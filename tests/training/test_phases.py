@@ -138,6 +138,7 @@ def test_compiled_blocks_follow_a_change_of_size() -> None:
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_operations_fall_with_size_and_dropout() -> None:
     config = small_config()
     full, dropped, small = (

@@ -33,6 +33,7 @@ def test_the_teacher_is_in_no_state_of_the_run_and_stays_as_it_was(student: Conf
     assert all(parameter.grad is None for parameter in module.teacher.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_teacher_reads_the_students_images_at_its_own_size(student: Config) -> None:
     teacher, batch = Teacher(find_teacher(student)), global_batch(0)
     pieces = teacher.features(*batch[:3], batch=7, autocast=nullcontext())

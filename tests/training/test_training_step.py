@@ -311,6 +311,7 @@ def test_a_pair_that_does_not_fit_is_reported() -> None:
         fit(module, Stream(0, 1))
 
 
+@pytest.mark.slow
 def test_fp16_skips_until_its_loss_scale_fits_and_then_has_the_gradient_of_fp32() -> None:
     module, exact = (small_module(small_config(precision=precision)) for precision in ("fp16", "fp32"))
     fit(module, Stream(0, 12))
@@ -325,6 +326,7 @@ def test_fp16_skips_until_its_loss_scale_fits_and_then_has_the_gradient_of_fp32(
     assert kept["scaler"]["scale"] == 65536 / 2**first
 
 
+@pytest.mark.slow
 def test_the_search_of_fp16s_loss_scale_is_no_divergence() -> None:
     config = small_config(precision="fp16", nonfinite_limit=2, spike_threshold=30.0)
     module = small_module(config)

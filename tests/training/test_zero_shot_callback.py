@@ -157,12 +157,14 @@ def test_a_stopped_run_does_not_evaluate_and_its_next_start_does(train: Train, t
     assert [records[0].samples_seen for records in sink] == [48, 80, 96]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_is_not_evaluated_at_its_end(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     train(lambda _: counting(tokenizer, sink, 0), steps=3)
     assert sink == []
 
 
+@pytest.mark.slow
 def test_a_second_call_at_the_same_samples_does_not_evaluate_again(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
     callbacks: list[ZeroShotCallback] = []
@@ -202,6 +204,7 @@ def test_evaluation_does_not_change_training(train: Train, tokenizer: Tokenizer)
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
+@pytest.mark.slow
 def test_other_callbacks_read_the_numbers_of_an_evaluation(train: Train, tokenizer: Tokenizer) -> None:
     seen: dict[str, float] = {}
 
@@ -239,6 +242,7 @@ class TooLarge:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_runs_out_of_memory_names_the_setting(train: Train, tokenizer: Tokenizer) -> None:
     def make(_: ContrastiveDataModule) -> ZeroShotCallback:
         return ZeroShotCallback([TooLarge()], tokenizer, lambda _: None, every=BATCH, total_samples=BATCH * STEPS)
@@ -254,6 +258,7 @@ class Norm:
         return [Record(what="norm", value=model.vision.projection.weight.norm().item(), task="weight")]
 
 
+@pytest.mark.slow
 def test_the_average_of_weights_is_evaluated_beside_them(train: Train, tokenizer: Tokenizer) -> None:
     sink: list[list[Record]] = []
 
@@ -297,6 +302,7 @@ def test_a_broken_task_is_reported_and_the_rest_is_measured(
     assert [[record.what for record in records] for records in sink] == [["runs", "evaluation_seconds"]] * 2
 
 
+@pytest.mark.slow
 def test_a_model_whose_features_are_not_numbers_still_stops(train: Train, tokenizer: Tokenizer) -> None:
     def make(_: ContrastiveDataModule) -> ZeroShotCallback:
         broken = [Broken(AgreedError("103 of 103 features are NaN"))]
@@ -336,6 +342,7 @@ def measured_at(sink: list[list[Record]]) -> dict[int, str]:
     }
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_its_share_and_a_resumed_run_decides_alike(
     train: Train, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def test_links_are_followed_once_and_other_formats_are_read_or_counted(tmp_path:
     assert only_jpg.problems[0].hint == "images that end in .bmp; see data.image_keys"
 
 
+@pytest.mark.slow
 def test_coco_with_its_five_captions(tmp_path: Path, module: MakeModule) -> None:
     folder = tmp_path / "coco"
     (folder / "annotations").mkdir(parents=True)

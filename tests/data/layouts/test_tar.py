@@ -278,6 +278,7 @@ def test_a_shard_cut_while_training_stops_the_run(shards: Path) -> None:
         tars.read(40)
 
 
+@pytest.mark.slow
 def test_the_index_runs_as_a_command_in_parallel(
     shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

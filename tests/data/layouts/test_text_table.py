@@ -61,6 +61,7 @@ def test_any_table_is_read_as_pythons_csv_reads_it(
 LINES = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n\0"), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(LINES, LINES), max_size=8))
 def test_in_a_tsv_quotes_are_text(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:

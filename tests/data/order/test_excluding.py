@@ -47,6 +47,7 @@ def test_all_samples_but_those_left_out_come_once_an_epoch_or_are_held_out(
     assert sorted(order.training_ids(np.arange(order.num_samples)).tolist()) == sorted(seen)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(sizes_with_excluded(), st.integers(0, 9), st.data())
 def test_a_position_holds_one_sample_however_positions_are_split(
@@ -89,6 +90,7 @@ class Numbers(Layout):
         return RawSample(np.full((1, 1, 3), sample_id, np.uint8), [str(sample_id)])
 
 
+@pytest.mark.slow
 def test_the_ids_of_a_mixture_count_through_its_parts() -> None:
     layout = Mixture({"first": Numbers(30, 20), "second": Numbers(100)}, [1.0, 1.0])
     excluded = np.array([0, 1, 49, 50, 149])
@@ -121,6 +123,7 @@ def module_of(config: Config) -> ContrastiveDataModule:
     return ContrastiveDataModule(config.data, image_size=16, global_batch=4)
 
 
+@pytest.mark.slow
 def test_ids_and_hashes_name_the_same_samples(tars: Path, tmp_path: Path) -> None:
     ids, hashes = tmp_path / "ids.txt", tmp_path / "hashes.txt"
     ids.write_text("# two photographs\n17\n\n3\n17\n")
@@ -133,6 +136,7 @@ def test_ids_and_hashes_name_the_same_samples(tars: Path, tmp_path: Path) -> Non
         assert "data.exclude leaves out 2 of 30 pairs" in module.notes
 
 
+@pytest.mark.slow
 def test_the_list_is_part_of_the_science_and_of_the_data(tars: Path, tmp_path: Path) -> None:
     path, same, other = (tmp_path / name for name in ("a.txt", "b.txt", "c.txt"))
     path.write_text("3\n17\n")
@@ -148,6 +152,7 @@ def test_the_list_is_part_of_the_science_and_of_the_data(tars: Path, tmp_path: P
     assert len({module.order.digest() for module in modules}) == 3
 
 
+@pytest.mark.slow
 def test_a_list_that_changed_since_the_start_is_refused(tars: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("3\n")
@@ -160,6 +165,7 @@ def test_a_list_that_changed_since_the_start_is_refused(tars: Path, tmp_path: Pa
         module_of(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -177,6 +183,7 @@ def test_a_wrong_list_is_refused(tars: Path, tmp_path: Path, text: str, message:
         module_of(config_of(tars, f"data.exclude={path}"))
 
 
+@pytest.mark.slow
 def test_a_missing_list_and_a_hash_set_by_hand_are_refused(tars: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         config_of(tars, f"data.exclude={tmp_path}/none.txt")

@@ -150,6 +150,7 @@ def test_quotas_fill_the_block(weights: list[float]) -> None:
     assert np.abs(places / BLOCK - np.array(weights) / sum(weights)).max() < 1e-3
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 40_000), min_size=1, max_size=6), st.sampled_from([0, 7, 1024]))
 def test_the_parts_of_a_mixture_hold_out_what_is_wanted_or_all_they_may(part_sizes: list[int], wanted: int) -> None:
     if not sum(part_sizes):

@@ -35,6 +35,7 @@ def test_open_clips_templates_equal_those_that_it_computes() -> None:
     assert (len(found), len(names.open_clip_classnames())) == (7, 1000)
 
 
+@pytest.mark.slow
 def test_no_package_is_imported_for_its_names(tmp_path: Path) -> None:
     BUILDERS["imagenet_a"](tmp_path)
     BUILDERS["gtsrb"](tmp_path)

@@ -66,6 +66,7 @@ def test_shards_divide_weights_gradients_and_optimizer() -> None:
     assert sharded.activations == whole.activations
 
 
+@pytest.mark.slow
 def test_every_weight_is_gathered_with_one_unit() -> None:
     model = build_on_meta(config("model=pair", "model/vision=convnext_base", "model/text=distilbert"))
     sizes = memory._unit_sizes(model)
@@ -90,6 +91,7 @@ class Asking(nn.Module):
         return -features
 
 
+@pytest.mark.slow
 def test_the_activations_of_a_tower_that_reads_values_are_not_known() -> None:
     tower = [f"model.vision._target_={Asking.__module__}.Asking", "model.vision.timm=null"]
     found = estimate(*tower)
