@@ -84,14 +84,12 @@ def test_an_experiment_needs_no_plus_and_the_command_line_wins_over_it() -> None
     assert config.compute.seed == 1
 
 
-@pytest.mark.slow
 def test_debug_wins_over_the_experiment() -> None:
     config = load("experiment=study", "debug=overfit")
     assert (config.debug.overfit_samples, config.logger["wandb"]) == (256, None)
     assert load("debug=fast_dev_run").compute.duration == "1 steps"
 
 
-@pytest.mark.slow
 def test_names_below_open_keys_are_the_users_own() -> None:
     config = load("model.text.config.hidden_size=64", "compute.recipes.mine.eps=3", "model.vision.options={a: 1}")
     assert config.model.text.config["hidden_size"] == 64
@@ -171,7 +169,6 @@ def test_a_preset_that_names_no_option_is_reported(tmp_path: Path) -> None:
         compose.load("train", [*MINE, f"--config-dir={tmp_path}", "experiment=typo"], check=False)
 
 
-@pytest.mark.slow
 def test_a_frozen_config_comes_back_the_same(tmp_path: Path) -> None:
     config = load("model.text.config.hidden_size=64", "compute.gradient_clip=1")
     (tmp_path / "config.yaml").write_text(compose.dump(config), encoding="utf-8")
@@ -195,7 +192,6 @@ def test_a_foreign_config_is_refused(text: str, message: str, tmp_path: Path) ->
         compose.read(tmp_path / "absent.yaml")
 
 
-@pytest.mark.slow
 def test_torch_is_not_loaded_before_the_task_and_its_code_is_the_exit_code(tmp_path: Path, root: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = call([*MINE, "compute.seed=3", "loss._target_=json.loads"], tmp_path, root)
@@ -304,7 +300,6 @@ def test_the_slurm_launcher_means_a_job_per_run_with_and_without_a_sweep() -> No
     assert with_scheduler(sweep) == [*sweep, "cluster.scheduler=slurm"]
 
 
-@pytest.mark.slow
 def test_a_frozen_config_is_read_back_unchanged_and_accepts_no_settings(tmp_path: Path) -> None:
     config = load("compute.seed=7", "cluster.slurm.extra=[--exclusive]", "cluster.scheduler=slurm")
     file = tmp_path / "config.yaml"
