@@ -24,25 +24,6 @@ PROGRAMS = (
     "torchrun",
     "uv",
 )
-# Commands that test_commands_run.py does not run, and why; test_readme.py composes and checks their settings.
-NOT_RUN = {
-    r"--help|--cfg": "test_readme.py runs them",
-    r"^srun|^sbatch|hydra/launcher=slurm|cluster=slurm_(?!.*dry_run)": "tests/slurm, under a SLURM",
-    r"devices=[48]": "as many GPUs",
-    r"torchrun": "tests/run/test_ranks.py and test_train.py",
-    r"\b(openai|open_clip):": "weights of a hub; tests/export reads files in their layout",
-    r"vision\.pretrained=true|distilbert": "the same",
-    r"eval=(datacomp38|retrieval)|eval\.root=(DATA|/data)": "data of its own; tests/evaluation/suite",
-    r"model=vit_b16": "minutes a step on a CPU; tests/run/test_phases.py",
-    r"-m experiment=scaling_grid": "hours; tests/run/plan/test_dry_run.py counts it, test_sweep.py runs such sweeps",
-    r"experiments\.benchmarks|tests\.run\.kills": "measures for minutes",
-    r"figures\.measure RUN --probe": "minutes; tests/experiments/test_measure.py",
-    r"model\.flops": "minutes, for the largest models; tests/model/test_flops.py",
-    r"clip_lightning\.demo": "serves a page; tests/test_demo.py",
-    r"flight_recorder": "torch's own",
-    r"runs/resnet50": "weights of a hub; tests/experiments/test_resnet50.py, with such a file",
-    r"studies\.(cpu_grid|dial)": "half an hour and more; tests/experiments/test_cpu_studies.py",
-}
 _FENCE = re.compile(r"^( *)(```+|~~~+)(.*?)\n(.*?)^\1\2 *$", re.M | re.S)
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\((?!\w+:)([^)#\s]*)(?:#([^)]*))?\)")
 
@@ -60,11 +41,6 @@ class Shown(NamedTuple):
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             del words[0]
         return words
-
-
-def is_left_out(command: Shown) -> bool:
-    """Whether the command is one of NOT_RUN."""
-    return any(re.search(pattern, command.text) for pattern in NOT_RUN)
 
 
 def shown(page: Path) -> Iterator[Shown]:

@@ -1,6 +1,6 @@
 """The commands of all pages run in a folder like a reader's: data, finished runs, a sweep, the table of a study.
 
-Training is shortened by `debug=fast_dev_run`. pages.py lists what is left out, and what tests it instead.
+Training is shortened by `debug=fast_dev_run`. NOT_RUN lists what is left out, and what tests it instead.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.house.pages import NOT_RUN, ROOT, Shown, is_left_out, write_config_files
+from tests.house.pages import ROOT, Shown, write_config_files
 from tests.house.test_readme import MODULES, SETTINGS, modules, settings_of
 from tests.support.runner import Child, Runner
 from tests.support.small_data import pairs, write_tar
@@ -19,6 +19,24 @@ from tests.support.small_folder import write_folder
 
 pytestmark = pytest.mark.ci
 
+NOT_RUN = {
+    r"--help|--cfg": "test_readme.py runs them",
+    r"^srun|^sbatch|hydra/launcher=slurm|cluster=slurm_(?!.*dry_run)": "tests/slurm, under a SLURM",
+    r"devices=[48]": "as many GPUs",
+    r"torchrun": "tests/run/test_ranks.py and test_train.py",
+    r"\b(openai|open_clip):": "weights of a hub; tests/export reads files in their layout",
+    r"vision\.pretrained=true|distilbert": "the same",
+    r"eval=(datacomp38|retrieval)|eval\.root=(DATA|/data)": "data of its own; tests/evaluation/suite",
+    r"model=vit_b16": "minutes a step on a CPU; tests/run/test_phases.py",
+    r"-m experiment=scaling_grid": "hours; tests/run/plan/test_dry_run.py counts it, test_sweep.py runs such sweeps",
+    r"experiments\.benchmarks|tests\.run\.kills": "measures for minutes",
+    r"figures\.measure RUN --probe": "minutes; tests/experiments/test_measure.py",
+    r"model\.flops": "minutes, for the largest models; tests/model/test_flops.py",
+    r"clip_lightning\.demo": "serves a page; tests/test_demo.py",
+    r"flight_recorder": "torch's own",
+    r"runs/resnet50": "weights of a hub; tests/experiments/test_resnet50.py, with such a file",
+    r"studies\.(cpu_grid|dial)": "half an hour and more; tests/experiments/test_cpu_studies.py",
+}
 # What pages write for something of the reader's, and what is in the folder.
 HERE: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"(--train|--test) DIR": r"\1 ./classes",
@@ -81,6 +99,10 @@ class Mine(SoftmaxLoss):
         found = super().forward(*features)
         return LossOutput(self.weight * found.loss, found.accuracy)
 """
+
+
+def is_left_out(command: Shown) -> bool:
+    return any(re.search(pattern, command.text) for pattern in NOT_RUN)
 
 
 def here(command: Shown, folder: Path, number: int) -> Shown:

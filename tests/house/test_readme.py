@@ -9,7 +9,7 @@ import pytest
 
 from clip_lightning.config import compose
 from clip_lightning.config.command_line import with_scheduler
-from tests.house.pages import PAGES, ROOT, Shown, anchors, block_lines, is_left_out, links, shown, write_config_files
+from tests.house.pages import PAGES, ROOT, Shown, anchors, block_lines, links, shown, write_config_files
 from tests.support.commands import exit_code
 from tests.support.runner import Runner
 
@@ -102,10 +102,8 @@ def test_every_line_of_a_console_block_is_a_command_that_is_known_here() -> None
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    "command", [one for one in SETTINGS if is_left_out(one)], ids=lambda command: str(command.text)
-)
-def test_settings_of_what_is_not_run_compose_and_pass_the_checks(
+@pytest.mark.parametrize("command", SETTINGS, ids=lambda command: command.text)
+def test_settings_compose_and_pass_the_checks(
     command: Shown, filled: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, words = settings_of(command) or ("", [])
