@@ -234,7 +234,6 @@ class Law:
 
         Args: more: further entries for readers, such as predictions; `load` does not read them.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(plain({**self.to_json(), **more}), indent=1, allow_nan=False) + "\n"
         write_complete(path, text)
 
@@ -293,7 +292,8 @@ def plain(value: Any) -> Any:
 
 
 def write_complete(path: Path, text: str) -> None:
-    """Writes a text file under another name and renames it."""
+    """Writes a text file under another name and renames it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

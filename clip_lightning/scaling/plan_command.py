@@ -149,7 +149,6 @@ def _write_dial(
     else:
         raise UserError("--dial needs a fit (--prior FIT.json), or a run that is known (--tie tiny=256000)")
     folder = arguments.dial / "scale"
-    folder.mkdir(parents=True, exist_ok=True)
     cells = cells or [
         plan.cell(cost, budget, anchor, hardware, law=law) for cost, budget in zip(costs, budgets, strict=True)
     ]

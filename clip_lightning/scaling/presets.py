@@ -49,7 +49,6 @@ def write_experiments(cells: Sequence[Cell], folder: Path, **more: str) -> list[
     paths = []
     for one in cells:
         path = folder / "experiment" / f"{one.name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_complete(path, experiment(one, **more))
         paths.append(path)
     return paths

@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         source = f"python -m clip_lightning.scaling recommend FIT.json --flops {budget:.3g}"
         path = arguments.out / "experiment" / f"{cells[best].name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_complete(path, experiment(cells[best], data=data, compute=anchor.name, source=source))
         print(f"run        python train.py --config-dir={arguments.out} experiment={cells[best].name}")
     return 0

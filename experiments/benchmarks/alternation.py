@@ -110,6 +110,7 @@ def report(rows: Iterable[Row], path: Path | None, extra: Sequence[dict[str, Any
     if path is not None:
         ratios = {row.name: row.ratio for row in done}
         listed = [{**row._asdict(), "ratio": row.ratio} for row in done]
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"ratios": ratios, "rows": [*listed, *extra]}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -125,6 +125,7 @@ def main() -> None:
             print(f"{key:36}{value:>16,.2f}" if isinstance(value, float) else f"{key:36}{value:>16,}")
         print()
     if settings.json is not None:
+        settings.json.parent.mkdir(parents=True, exist_ok=True)
         settings.json.write_text(json.dumps({"ratios": {}, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -74,6 +74,7 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:24}{rounds[0][name]:7.2f} s first  {median:7.2f} s median of {max(1, given.rounds)}")
     if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps({"first": rounds[0], "median": medians}, indent=1), encoding="utf-8")
 
 

@@ -76,6 +76,12 @@ def test_hold_out_is_tested_with_error_and_coverage(
     assert "held out   5 rows: mean absolute error" in capsys.readouterr().out
 
 
+def test_a_file_is_written_into_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/plan.json"
+    assert main(["plan", "--ladder", "cpu", "--budgets", "1e12", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())
+
+
 def test_holding_out_everything_is_refused(study: Path) -> None:
     with pytest.raises(UserError, match="holds out every row"):
         main(["fit", "--table", str(study), *SURFACE, "--holdout", "flops>1"])
