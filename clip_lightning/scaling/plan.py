@@ -9,7 +9,7 @@ import numpy as np
 from clip_lightning.errors import UserError
 from clip_lightning.formatting import aligned, count, hours, listed
 from clip_lightning.scaling.allocation import of_surface
-from clip_lightning.scaling.costs import Cost
+from clip_lightning.scaling.costs import Cost, of_models
 from clip_lightning.scaling.law import Law
 from clip_lightning.scaling.recipe import Anchor, Recipe
 from clip_lightning.scaling.resampling import percentiles
@@ -104,7 +104,8 @@ def cell(
     """
     batch = anchor.batch(length or samples_for(cost, budget, anchor))
     samples = budget / cost.per_sample(batch)
-    recipe = anchor.recipe(samples, length)
+    relative = cost.towers() / of_models([anchor.model])[0].towers() if anchor.model else 1.0
+    recipe = anchor.recipe(samples, length, relative)
     per_sample = cost.per_sample(recipe.global_batch)
     flops = per_sample * recipe.samples
     taken = hardware.device_hours(flops)

@@ -2,8 +2,8 @@
 
 `python -m experiments.studies.dial` follows the steps of experiments.studies.cpu_grid, whose budgets the rungs have:
 `plan --dial conf --budgets ...` made a rung for each from the fit of the three smaller ones. A rung's runs are those of
-the study's cell with the same settings, and so are the runs of other models with its FLOPs. What is run here is each of
-the three smaller rungs at half and at twice its rate. What came out: docs/scaling_study.md.
+the study's cell with the same settings, where it has one, and so are the runs of other models with its FLOPs. What is run
+here is each of the three smaller rungs at half and at twice its rate. What came out: docs/scaling_study.md.
 """
 
 import argparse
@@ -59,10 +59,12 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Each of the three smaller rungs at other rates, a sweep for each seed."""
+    """Each of the three smaller rungs at other rates, and as it is where the study has no such cell; a sweep a seed."""
+    study = pd.read_csv(arguments.study / "runs.csv")
     for number in RUNGS:
-        rate = rung_of(number)["learning_rate"]
-        rates = ",".join(f"{rate * factor:.4g}" for factor in FACTORS)
+        rung = rung_of(number)
+        factors = FACTORS if len(_of_rung(study, rung)) else (*FACTORS, 1.0)
+        rates = ",".join(f"{rung['learning_rate'] * factor:.4g}" for factor in factors)
         words = [f"scale=r{number}", f"compute.learning_rate={rates}"]
         sweeps(arguments.runs, Path("conf"), [[*words, f"compute.seed={seed}"] for seed in SEEDS])
 

@@ -97,6 +97,20 @@ def test_recipe_follows_the_length_of_a_run() -> None:
         assert recipe.warmup_samples == pytest.approx(0.05 * recipe.samples, rel=0.05)
 
 
+def test_rate_of_the_ladder_for_a_cpu_follows_the_width_and_that_of_laion_does_not() -> None:
+    names = ["tiny_quarter", "tiny_half", "tiny"]
+    budgets = [cost.towers() * 256e3 for cost in of_models(names)]
+    cells = [
+        plan.cell(cost, budget, ANCHORS["cpu"], H100) for cost, budget in zip(of_models(names), budgets, strict=True)
+    ]
+    rates = [one.recipe.learning_rate for one in cells]
+    # FLOPs are not quite the square of the width: the first layer reads 3 channels at any width.
+    assert [rate / rates[-1] for rate in rates] == pytest.approx([4, 2, 1], rel=0.05)
+    small, large = (plan.cell(cost, 1e20, ANCHORS["laion"], H100) for cost in of_models(["vit_m16", "vit_l14"]))
+    ratio = small.recipe.samples / large.recipe.samples
+    assert small.recipe.learning_rate / large.recipe.learning_rate == pytest.approx(ratio**0.21, rel=0.02)
+
+
 @pytest.mark.slow
 def test_recipe_at_the_anchor_is_the_preset() -> None:
     anchor = ANCHORS["cpu"]
