@@ -2,8 +2,8 @@
 
 `python -m experiments.studies.dial` follows the steps of experiments.studies.cpu_grid, whose budgets the rungs have:
 `plan --dial conf --budgets ...` made a rung for each from the fit of the three smaller ones. A rung's runs are those of
-the study's cell with the same settings, where it has one, and so are the runs of other models with its FLOPs. What is run
-here is each of the three smaller rungs at half and at twice its rate. What came out: docs/scaling_study.md.
+the study's cell with the same settings, where it has one, and so are the runs of other models with its FLOPs. Run here
+is each of the three smaller rungs at half and at twice its rate. What came out: docs/scaling_study.md.
 """
 
 import argparse
