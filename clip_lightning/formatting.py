@@ -5,11 +5,29 @@ Values come in as fractions of 1, samples, bytes and seconds. Percent, k, M and 
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 MOST_LISTED = 10  # items of a list that a sentence shows
+
+
+def own_command(name: str, words: Iterable[str] = ()) -> str:
+    """`train` or `evaluate` with settings, for a shell: by the program that started this process.
+
+    That is `clip-lightning` or `python -m clip_lightning` of an installed wheel, which has no train.py; otherwise the
+    checkout's train.py and evaluate.py.
+    """
+    started = Path(sys.argv[0])
+    program = ["python", f"{name}.py"]
+    if started.name == "clip-lightning":
+        program = [started.name, name]
+    elif started.parts[-2:] == ("clip_lightning", "__main__.py"):
+        program = ["python", "-m", "clip_lightning", name]
+    return shlex.join([*program, *words])
 
 
 def count(number: float, giga: str = "B") -> str:

@@ -9,6 +9,23 @@ from clip_lightning import formatting
 from clip_lightning.formatting import aligned, bytes_shown, clock, count, listed, percent, setting, with_interval
 
 
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [
+        ("/venv/bin/clip-lightning", "clip-lightning train 'compute.duration=8 steps'"),
+        ("/site/clip_lightning/__main__.py", "python -m clip_lightning train 'compute.duration=8 steps'"),
+        ("train.py", "python train.py 'compute.duration=8 steps'"),
+        ("evaluate.py", "python train.py 'compute.duration=8 steps'"),
+        ("-c", "python train.py 'compute.duration=8 steps'"),
+    ],
+)
+def test_a_command_is_shown_as_the_process_was_started(
+    started: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [started])
+    assert formatting.own_command("train", ["compute.duration=8 steps"]) == command
+
+
 def test_units() -> None:
     assert [count(n) for n in (950, 1280, 51_200, 12_800_000_000)] == ["950", "1.28k", "51.2k", "12.8B"]
     assert count(2.5e9, "G") == "2.5G"

@@ -17,10 +17,11 @@ from clip_lightning.config import keys
 from clip_lightning.config.overrides import PLACEHOLDERS
 from clip_lightning.config.schema import Config, EvaluateConfig
 from clip_lightning.errors import UserError
+from clip_lightning.formatting import own_command
 
 _ABOUT = {
-    "train": ("train.py trains a CLIP model; settings are GROUP=OPTION and KEY=VALUE.", "python train.py"),
-    "evaluate": ("evaluate.py measures a checkpoint; settings are GROUP=OPTION and KEY=VALUE.", "python evaluate.py"),
+    "train": "train.py trains a CLIP model; settings are GROUP=OPTION and KEY=VALUE.",
+    "evaluate": "evaluate.py measures a checkpoint; settings are GROUP=OPTION and KEY=VALUE.",
 }
 # What a group decides, for the help page; conf/README.md has more about them.
 _DECIDES = {
@@ -137,7 +138,7 @@ def with_run(argv: Sequence[str]) -> list[str]:
 
 def help_page(config_name: str, groups: dict[str, list[str]]) -> str:
     """What `--help` prints: flags, groups with what they decide and their options, keys, examples."""
-    about, command = _ABOUT[config_name]
+    about, command = _ABOUT[config_name], own_command(config_name)
     if config_name == "evaluate":
         groups = {group: options for group, options in groups.items() if group in ("eval", "cluster")}
     lines = [about, "", _parser().format_help().strip(), ""]

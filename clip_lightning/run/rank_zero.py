@@ -5,7 +5,6 @@ until rank 0 has prepared the run, reads the config that rank 0 has written, and
 """
 
 import json
-import shlex
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
 from clip_lightning.errors import AgreedError
 from clip_lightning.evaluation.prediction_table import write_predictions
-from clip_lightning.formatting import count
+from clip_lightning.formatting import count, own_command
 from clip_lightning.records import Record
 from clip_lightning.reliability import provenance
 from clip_lightning.reliability.atomic_files import write_atomically
@@ -194,7 +193,7 @@ class RankZero(OtherRank):
         records = self.records.read()
         self.seconds_before = last_value(records, "seconds") or 0.0
         self._num_skipped = last_value(records, "skipped_steps") or 0.0
-        watch_ranks(path, shlex.join(["python", "train.py", *map(identity.redacted, argv)]), shown.say)
+        watch_ranks(path, own_command("train", map(identity.redacted, argv)), shown.say)
         self._log = Loggers(self.loggers, path, config, shown.say)
 
     def say(self, text: str) -> None:

@@ -64,7 +64,9 @@ def test_an_installed_wheel_trains_and_evaluates(wheel: Path, tmp_path: Path) ->
     command = str(site / "bin" / "clip-lightning")
     brief = ["logger=none", "cluster.workers=0", "eval.tasks=[handwritten_digits]", "eval.every=0 samples"]
     brief.append("compute.precision=fp32")
-    output([sys.executable, command, "train", "compute.duration=20 steps", *brief], **run)
+    printed = output([sys.executable, command, "train", "compute.duration=20 steps", *brief], **run)
+    assert "clip-lightning train 'compute.duration=20 steps'" in printed
+    assert "python" not in printed.split("directory  ")[-1]
     printed = output([sys.executable, command, "evaluate", "run=runs/latest"], **run)
     assert "handwritten_digits" in printed
     # Hydra finds the launcher in the installed package.

@@ -1,13 +1,12 @@
 """The end of a run in numbers: `summary.json`, and the table that is printed. Both are computed from its records."""
 
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clip_lightning.formatting import aligned, clock, count, percent, with_interval
+from clip_lightning.formatting import aligned, clock, count, own_command, percent, with_interval
 from clip_lightning.records import EMA, Record
 from clip_lightning.score_names import OWN_METRICS, SCORES, task_name
 
@@ -98,8 +97,8 @@ def end_table(summary: Summary, argv: Sequence[str] = ()) -> str:
         *_score_rows(summary.records),
         *[("note", line) for line in note_lines(latest_scores(summary.records))],
         ("directory", str(summary.path)),
-        ("evaluate", shlex.join(["python", "evaluate.py", f"run={summary.path}"])),
-        ("resume" if summary.status != "finished" else "run again", shlex.join(["python", "train.py", *argv])),
+        ("evaluate", own_command("evaluate", [f"run={summary.path}"])),
+        ("resume" if summary.status != "finished" else "run again", own_command("train", argv)),
     ]
     return aligned(rows)
 
