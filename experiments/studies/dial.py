@@ -1,9 +1,10 @@
-"""What the dial loses: rungs 1 to 3 against other models and other rates at equal FLOPs; rung 4 against its prediction.
+"""What the dial loses: rungs 1 to 3 against other models and rates at equal FLOPs; rungs 4 and 5 against predictions.
 
 `python -m experiments.studies.dial` follows the steps of experiments.studies.cpu_grid, whose budgets the rungs have:
 `plan --dial conf --budgets ...` made a rung for each from the fit of the three smaller ones. A rung's runs are those of
 the study's cell with the same settings, where it has one, and so are the runs of other models with its FLOPs. Run here
-is each of the three smaller rungs at half and at twice its rate. What came out: docs/scaling_study.md.
+is each of the three smaller rungs at half and at twice its rate, and rung 5, which the fits of all four budgets predict.
+What came out: docs/scaling_study.md.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from clip_lightning.scaling.law import load, plain, write_complete
 from experiments.studies.commands import collect, run_steps, sweeps
 from experiments.studies.cpu_grid import SEEDS
 
-RUNGS, LAST = (1, 2, 3), 4
+RUNGS = (1, 2, 3)
+FITS = {4: "prediction_*.json", 5: "fit_*.json"}  # of the study, which predict a rung: of three budgets, of all four
 FACTORS = (0.5, 2.0)  # of a rung's learning rate
 LEVEL = 0.9  # of the interval in which the last rung is expected
 METRICS = ("val_loss_1024", "acc1")
@@ -43,19 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(arguments: argparse.Namespace) -> None:
     """The interval of rung 4 by every law of the smaller budgets. Raises: UserError: it has been run."""
-    study = pd.read_csv(arguments.study / "runs.csv")
-    rung = rung_of(LAST)
-    if len(_of_budget(study, rung["flops"])):
-        raise UserError(f"{arguments.study}/runs.csv already has runs of rung {LAST}; this would be no prediction")
+    _predict(arguments, 4, arguments.study / "runs.csv")
+
+
+def predict_next(arguments: argparse.Namespace) -> None:
+    """The interval of rung 5 by every law of the four budgets. Raises: UserError: it has been run."""
+    _predict(arguments, 5, collect(arguments.runs, arguments.out / "runs_dial.csv"))
+
+
+def _predict(arguments: argparse.Namespace, number: int, runs: Path) -> None:
+    rung = rung_of(number)
+    if len(_of_budget(pd.read_csv(runs), rung["flops"])):
+        raise UserError(f"{runs} already has runs of rung {number}; this would be no prediction")
     place = {role: np.array([rung[role]]) for role in ("n", "d")}
     found: dict[str, Any] = {**rung, "level": LEVEL, "predictions": {}}
-    for file in sorted(arguments.study.glob("prediction_*.json")):
+    for file in sorted(arguments.study.glob(FITS[number])):
         law = load(file)
         one = law.predict(place, level=LEVEL)[0]
         found["predictions"][file.stem] = {"metric": law.columns["y"], **asdict(one)}
         print(f"{file.stem}: {law.columns['y']} {one.value:.4f}, {LEVEL:.0%} of runs [{one.run_low:.4f}, "
               f"{one.run_high:.4f}]")  # fmt: skip
-    write_complete(arguments.out / "prediction_r4.json", json.dumps(plain(found), indent=1) + "\n")
+    write_complete(arguments.out / f"prediction_r{number}.json", json.dumps(plain(found), indent=1) + "\n")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -69,22 +79,30 @@ def train(arguments: argparse.Namespace) -> None:
         sweeps(arguments.runs, Path("conf"), [[*words, f"compute.seed={seed}"] for seed in SEEDS])
 
 
+def train_next(arguments: argparse.Namespace) -> None:
+    """Rung 5."""
+    sweeps(arguments.runs, Path("conf"), [["scale=r5", f"compute.seed={seed}"] for seed in SEEDS])
+
+
 def regret(arguments: argparse.Namespace) -> None:
     """Prints the table of regrets."""
-    rates = pd.read_csv(collect(arguments.runs, arguments.out / "runs_dial.csv"))
-    both = pd.concat([pd.read_csv(arguments.study / "runs.csv"), rates], ignore_index=True)
+    both = _all_runs(arguments)
     for number in RUNGS:
         print(f"\n{regrets(number, rung_of(number), both)}")
 
 
 def test(arguments: argparse.Namespace) -> None:
-    """Compares rung 4 with its predictions."""
-    prediction = json.loads((arguments.out / "prediction_r4.json").read_text(encoding="utf-8"))
-    study = pd.read_csv(arguments.study / "runs.csv")
-    print(f"\n{compared(prediction, _of_rung(study, prediction))}")
+    """Compares rungs 4 and 5 with their predictions."""
+    both = _all_runs(arguments)
+    for number in FITS:
+        prediction = json.loads((arguments.out / f"prediction_r{number}.json").read_text(encoding="utf-8"))
+        print(f"\nrung {number}\n{compared(prediction, _of_rung(both, prediction))}")
 
 
-STEPS = {"predict": predict, "train": train, "regret": regret, "test": test}
+STEPS = {
+    "predict": predict, "train": train, "regret": regret, "predict_next": predict_next, "train_next": train_next,
+    "test": test,
+}  # fmt: skip
 
 
 def rung_of(number: int) -> dict[str, Any]:
@@ -129,7 +147,7 @@ def regrets(number: int, rung: Mapping[str, Any], table: pd.DataFrame) -> str:
 
 
 def compared(prediction: Mapping[str, Any], rows: pd.DataFrame) -> str:
-    """A table: every run of the last rung by every law, and whether it is inside the predicted interval."""
+    """A table: every run of a rung by every law, and whether it is inside the predicted interval."""
     lines = [("law", "metric", "seed", "predicted", f"{prediction['level']:.0%} of runs", "observed", "inside")]
     for name, one in prediction["predictions"].items():
         for row in rows.sort_values("seed").to_dict("records"):
@@ -138,6 +156,11 @@ def compared(prediction: Mapping[str, Any], rows: pd.DataFrame) -> str:
             ends = f"[{one['run_low']:.4f}, {one['run_high']:.4f}]"
             lines.append((name, one["metric"], str(row["seed"]), f"{one['value']:.4f}", ends, f"{seen:.4f}", inside))
     return aligned(lines)
+
+
+def _all_runs(arguments: argparse.Namespace) -> pd.DataFrame:
+    own = pd.read_csv(collect(arguments.runs, arguments.out / "runs_dial.csv"))
+    return pd.concat([pd.read_csv(arguments.study / "runs.csv"), own], ignore_index=True)
 
 
 def _both(values: np.ndarray, digits: int) -> str:

@@ -1,6 +1,8 @@
 """The studies on a CPU: predictions are compared run by run, regrets are those of the cells, none is predicted late."""
 
 import argparse
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +45,23 @@ def test_prediction_after_the_run_is_refused(tmp_path: Path, monkeypatch: pytest
         cpu_grid.main(["train_smaller", "--runs", str(tmp_path / "none")])
     with pytest.raises(UserError, match="there is no step trane; write some of plan, train_smaller"):
         cpu_grid.main(["trane", "--runs", str(tmp_path)])
+
+
+def test_a_rung_is_predicted_before_it_is_run_by_every_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rung = {"model": "tiny_half", "n": 3e7, "d": 2e4, "flops": 6e11, "learning_rate": 1e-3}
+    monkeypatch.setattr(dial, "rung_of", lambda number: rung)
+    fits = Path(dial.__file__).parent / "results/cpu_grid"
+    for name in ("prediction_surface.json", "prediction_bounded.json", "fit_surface.json"):
+        shutil.copy(fits / name, tmp_path / name)
+    pd.DataFrame([run_row("tiny_half", 1e-3, 0, 0.5, 4.0)]).to_csv(tmp_path / "runs.csv", index=False)
+    arguments = argparse.Namespace(study=tmp_path, out=tmp_path, runs=tmp_path)
+    dial.predict(arguments)
+    found = json.loads((tmp_path / "prediction_r4.json").read_text())["predictions"]
+    assert set(found) == {"prediction_surface", "prediction_bounded"}
+    assert all(one["run_low"] < one["value"] < one["run_high"] for one in found.values())
+    pd.DataFrame([run_row("tiny_half", 1e-3, 0, 0.5, 4.0, flops=6e11)]).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(UserError, match="already has runs of rung 4; this would be no prediction"):
+        dial.predict(arguments)
 
 
 def test_regret_is_that_of_the_best_cell_and_of_the_one_the_other_seed_chose() -> None:

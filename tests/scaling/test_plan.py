@@ -165,7 +165,7 @@ def test_rungs_of_the_dial_are_what_plan_writes_and_they_compose(
     assert words[-1] == "conf"
     assert main([*words[:-1], str(tmp_path)]) == 0
     files = sorted((ROOT / "conf/scale").glob("*.yaml"))
-    assert [file.name for file in files] == ["r1.yaml", "r2.yaml", "r3.yaml", "r4.yaml"]
+    assert [file.name for file in files] == [f"r{number}.yaml" for number in range(1, 6)]
     for file in files:
         assert (tmp_path / "scale" / file.name).read_text() == file.read_text(), "plan --dial conf writes it again"
         content = yaml.safe_load(file.read_text())
