@@ -61,9 +61,9 @@ def _isoflop(axes: Axes, tables: dict[str, pd.DataFrame], answer: str) -> None:
         rows = rows.sort_values("n")
         axes.plot(rows.n, rows.value, marker="o", ms=3, color=colors[k % 4], linewidth=0.8, label=f"{budget:.2g}")
     good = vertices[vertices.reason == ""]
-    axes.scatter(good.n, good.value, marker="*", s=60, color="black", zorder=3, label="minimum inside the ladder")
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())  # labels of less than a decade would overlap
+    if len(good):
+        axes.scatter(good.n, good.value, marker="*", s=60, color="black", zorder=3, label="minimum inside the ladder")
+    _log_axis(axes)
     axes.set_xlabel("size n")
     axes.set_ylabel(answer)
     axes.legend(fontsize=6, title="FLOPs", title_fontsize=6)
@@ -73,7 +73,7 @@ def _residuals(axes: Axes, tables: dict[str, pd.DataFrame], answer: str) -> None
     points = tables["points"]
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.scatter(points.budget, 100 * points.residual, s=12, color=ORANGE)
-    axes.set_xscale("log")
+    _log_axis(axes)
     axes.set_xlabel("training compute (FLOPs)")
     axes.set_ylabel("residual (%)")
     spread = float(np.abs(100 * points.residual).max()) or 1.0
@@ -86,9 +86,16 @@ def _back_tests(axes: Axes, tables: dict[str, pd.DataFrame], answer: str) -> Non
     for row in tests.itertuples():
         covered = "" if pd.isna(row.coverage) else f"{100 * row.coverage:.0f} % covered"
         axes.annotate(
-            covered, (row.reach, 100 * row.relative_error), fontsize=7, xytext=(3, 3), textcoords="offset points"
+            covered, (row.reach, 100 * row.relative_error), (0, 5), textcoords="offset points", fontsize=7, ha="center"
         )
-    axes.set_xscale("log")
+    _log_axis(axes)
+    axes.margins(x=0.2)
+    axes.set_xticks(tests.reach, [f"{reach:.3g}" for reach in tests.reach])
     axes.set_xlabel("largest budget tested, as a factor of the largest fitted")
     axes.set_ylabel("mean error (%)")
     axes.set_ylim(bottom=0)
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # labels of less than a decade would overlap
