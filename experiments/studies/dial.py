@@ -3,7 +3,7 @@
 `python -m experiments.studies.dial` follows the steps of experiments.studies.cpu_grid, whose budgets the rungs have:
 `plan --dial conf --budgets ...` made a rung for each from the fit of the three smaller ones. A rung's runs are those of
 the study's cell with the same settings, where it has one, and so are the runs of other models with its FLOPs. Run here
-is each of the three smaller rungs at half and at twice its rate, and rung 5, which the fits of all four budgets predict.
+is each of the three smaller rungs at half and at twice its rate, and rung 5, predicted by the fits of all four budgets.
 What came out: docs/scaling_study.md.
 """
 
