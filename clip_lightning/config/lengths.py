@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from clip_lightning.config import duration
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.records import Record
 
 _LONG_WARMUP = 30  # steps
 
@@ -93,6 +94,20 @@ def flat_loss_warning(loss: float | None, config: Config, lengths: Lengths) -> l
         f"learned; the warm-up had {warmup // batch:,} of {num_steps:,} steps: write a longer one (compute.warmup="
         f"'{min(_LONG_WARMUP, max(1, num_steps // 2))} steps') or a lower compute.learning_rate than "
         f"{compute.learning_rate:g}, or train longer"
+    ]
+
+
+def overfit_warning(validation: Record | None, lengths: Lengths) -> list[str]:
+    """A sentence where a run of several epochs ends with a validation loss whose interval is above that of chance."""
+    epochs = lengths.total / lengths.epoch_samples
+    if validation is None or validation.low is None or validation.chance is None:
+        return []
+    if epochs < 2 or validation.low <= validation.chance:
+        return []
+    return [
+        f"warning: {validation.what} ends at {validation.value:.3f}, above that of chance ({validation.chance:.3f}): "
+        f"after {epochs:,.0f} epochs of {lengths.epoch_samples:,} pairs the model has overfitted; train fewer epochs "
+        "(compute.duration='10 epochs'), or on more pairs"
     ]
 
 

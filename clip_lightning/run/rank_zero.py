@@ -15,7 +15,13 @@ from pathlib import Path
 from pyarrow import Table
 
 from clip_lightning.config import compose, identity
-from clip_lightning.config.lengths import Lengths, batch_warning, flat_loss_warning, resolve_lengths
+from clip_lightning.config.lengths import (
+    Lengths,
+    batch_warning,
+    flat_loss_warning,
+    overfit_warning,
+    resolve_lengths,
+)
 from clip_lightning.config.schema import Config
 from clip_lightning.data.datamodule import ContrastiveDataModule
 from clip_lightning.data.order.skip_windows import SkipWindow
@@ -290,7 +296,10 @@ class RankZero(OtherRank):
         write_report(self.path)
         self._log.end(numbers, records)
         self.close()
-        print("\n".join(["", table, *flat_loss_warning(last_value(records, "loss"), config, self.lengths)]))
+        losses = [record for record in records if record.what.startswith("val_loss_")]
+        warnings = flat_loss_warning(last_value(records, "loss"), config, self.lengths)
+        warnings += overfit_warning(losses[-1] if losses else None, self.lengths)
+        print("\n".join(["", table, *warnings]))
         return 0 if outcome.is_finished or launch.restarts_on_error() else signals.exit_code
 
     def close(self) -> None:

@@ -1,13 +1,22 @@
 """The durations of a run in samples."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from clip_lightning.config import compose
-from clip_lightning.config.lengths import Lengths, batch_warning, flat_loss_warning, resolve_lengths, total_samples
+from clip_lightning.config.lengths import (
+    Lengths,
+    batch_warning,
+    flat_loss_warning,
+    overfit_warning,
+    resolve_lengths,
+    total_samples,
+)
 from clip_lightning.config.schema import Config
 from clip_lightning.errors import UserError
+from clip_lightning.records import Record
 from tests.support.small_run import GLOBAL_BATCH, small_config
 
 
@@ -51,6 +60,15 @@ def test_a_loss_of_chance_at_the_end_is_reported() -> None:
     assert flat_loss_warning(chance, config, Lengths(config.compute.global_batch, 900)) == []  # debug=fast_dev_run
     (warning,) = flat_loss_warning(chance, config, lengths)
     assert "had 3 of 60 steps: write a longer one (compute.warmup='30 steps')" in warning
+
+
+def test_a_validation_loss_above_chance_after_many_epochs_is_reported() -> None:
+    overfitted = Record(what="val_loss_100", value=7.15, low=6.45, high=7.86, n=100, chance=math.log(100))
+    (warning,) = overfit_warning(overfitted, Lengths(256_000, 900))
+    assert "val_loss_100 ends at 7.150, above that of chance (4.605): after 284 epochs of 900 pairs" in warning
+    assert overfit_warning(overfitted, Lengths(1000, 900)) == []
+    assert overfit_warning(replace(overfitted, low=4.5), Lengths(256_000, 900)) == []
+    assert overfit_warning(None, Lengths(256_000, 900)) == []
 
 
 def test_warm_up_is_checked_against_the_counted_pairs() -> None:
