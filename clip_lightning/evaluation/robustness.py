@@ -96,9 +96,11 @@ def effective_robustness(accuracy: np.ndarray | float, shifted: np.ndarray | flo
 def gap_closed(accuracy: np.ndarray | float, shifted: np.ndarray | float, fit: LogitFit) -> np.ndarray:
     """Share of the robustness gap that a model closes: 0 on the fit, 1 where the shift costs nothing.
 
-    The gap at an accuracy is that accuracy minus what the fit predicts for it; "up to 75 %" in Radford et al. 2021.
+    The gap at an accuracy is that accuracy minus what the fit predicts for it; "up to 75 %" in Radford et al. 2021. NaN
+    where the fit predicts no loss, so that there is no gap.
     """
-    return effective_robustness(accuracy, shifted, fit) / (np.asarray(accuracy) - fit.predict(accuracy))
+    gap = np.asarray(accuracy) - fit.predict(accuracy)
+    return effective_robustness(accuracy, shifted, fit) / np.where(gap > 0, gap, np.nan)
 
 
 def resample_lines(x: np.ndarray, y: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> np.ndarray:

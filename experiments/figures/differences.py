@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from experiments.figures.scores import averages
+from experiments.figures.scores import averages, refuse_mixtures
 
 PRINTED_STEP = 0.1 + 1e-9  # points: the printed numbers are rounded once more than their tables
 
@@ -12,8 +12,10 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         first, second: tidy rows of one model each.
-    Raises: UserError where their splits, metrics or data sets differ.
+    Raises: UserError where their splits, metrics or data sets differ, or one has two sets of prompts.
     """
+    for rows in (first, second):
+        refuse_mixtures(rows)
     both = pd.concat([first.assign(model="first"), second.assign(model="second")])
     averages(both.assign(prompts="", prompts_hash=""))
     columns = ["task", "metric", "split", "n"]

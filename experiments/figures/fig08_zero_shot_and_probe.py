@@ -71,8 +71,7 @@ def _line(rows: pd.DataFrame) -> str:
 
 def _draw(rows: pd.DataFrame, more: list[str], caption: str) -> Drawn:
     line = linregress(rows.probe, rows.zero_shot)
-    below = rows.probe - rows.zero_shot
-    near = rows.task[below.abs() <= 0.03].to_list()
+    near = rows.task[rows.value.abs() <= 0.03].to_list()
     each = [
         [r.task, f"{100 * r.probe:.1f}", f"{100 * r.zero_shot:.1f}", f"{100 * r.value:+.1f}"] for r in rows.itertuples()
     ]
@@ -80,7 +79,8 @@ def _draw(rows: pd.DataFrame, more: list[str], caption: str) -> Drawn:
         aligned([["data set", "probe", "zero-shot", "points to the ideal line"], *each]),
         f"zero-shot over probe, {len(rows)} data sets: {_line(rows)}",
         *more,
-        f"distance to the ideal line: mean {100 * below.mean():.1f} points; within 3 points: {listed(near) or 'none'}",
+        f"distance to the ideal line: mean {100 * rows.value.mean():+.1f} points; "
+        f"within 3 points: {listed(near) or 'none'}",
     ]
     drawn = zero_shot_over_probe(rows, float(line.slope), float(line.intercept), float(line.rvalue), caption)
     return Drawn(drawn, rows, numbers, caption)

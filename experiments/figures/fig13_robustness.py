@@ -108,6 +108,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     standard = select(scores, "supervised", needed)
     zero_shot = select(scores, "zero_shot", "Figure 13 needs zero-shot scores; make them: python evaluate.py run=DIR")
     parts = [points_of(rows, reference, group) for rows, group in ((standard, STANDARD), (zero_shot, ZERO_SHOT))]
+    parts[0].model += ", supervised"  # the same run's image tower
     points = pd.concat(parts, ignore_index=True)
     inside = points[["accuracy", "shifted"]].gt(0).all(axis=1) & points[["accuracy", "shifted"]].lt(1).all(axis=1)
     outside = points[~inside]
@@ -150,7 +151,8 @@ def _robust(points: pd.DataFrame, fit: LogitFit) -> list[str]:
     closed = 100 * gap_closed(points.accuracy.to_numpy(), points.shifted.to_numpy(), fit)
     return [
         f"{row.model}: {100 * row.accuracy:.1f} without, {100 * row.shifted:.1f} under the shifts; "
-        f"effective robustness {above:+.1f} points; {share:.0f} % of the robustness gap closed"
+        f"effective robustness {above:+.1f} points; "
+        + ("the fit has no robustness gap there" if np.isnan(share) else f"{share:.0f} % of the robustness gap closed")
         for row, above, share in zip(points.itertuples(), robust, closed, strict=True)
     ]
 

@@ -32,6 +32,7 @@ def test_effective_robustness_is_accuracy_above_the_fit() -> None:
     assert effective_robustness(0.9, expit(-1.5 + 0.8 * logit(0.9)) + 0.1, fit) == pytest.approx(0.1)
     assert gap_closed(0.9, 0.9, fit) == pytest.approx(1)
     assert gap_closed(accuracy, shifted, fit) == pytest.approx(np.zeros(12), abs=1e-6)
+    assert np.isnan(gap_closed(1e-5, 1e-6, fit))  # the line predicts more than that: there is no gap
 
 
 def test_the_interval_holds_the_slope_and_is_narrower_with_more_models() -> None:

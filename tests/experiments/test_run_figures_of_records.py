@@ -159,7 +159,16 @@ def test_figures_5_8_10_11_of_runs_with_probes(tmp_path: Path) -> None:
         runs.append(run_directory(tmp_path, model, [*zero, *probe]))
     assert "is better on 0 of 3 data sets" in "\n".join(draw(fig05_probe.COMMAND, runs[0]).numbers)
     assert "is better on 3 of 3 data sets" in "\n".join(draw(fig11_probe_difference.COMMAND, runs[2], runs[0]).numbers)
-    assert "r 1.000, slope 0.83" in "\n".join(draw(fig08_zero_shot_and_probe.COMMAND, runs[0]).numbers)
+    numbers = "\n".join(draw(fig08_zero_shot_and_probe.COMMAND, runs[0]).numbers)
+    assert "r 1.000, slope 0.83" in numbers
+    assert "distance to the ideal line: mean -18.3 points" in numbers  # below it, as in the rows: -20, -18 and -17
+    bare = [score(0.4, task, prompts="contextless") for task in ("shape", "color", "digits")]
+    both = run_directory(
+        tmp_path, "tiny", [score(0.5), *bare, score(0.6, what="linear_probe_acc1", prompts="")], "both"
+    )
+    for figure in (fig05_probe, fig08_zero_shot_and_probe):
+        with pytest.raises(UserError, match=r"mix the prompts of shape .*scenes; .*contextless.*choose with --prompts"):
+            draw(figure.COMMAND, both)
     assert draw(fig10_models.COMMAND, *runs).table.value.to_list() == pytest.approx([0.6, 0.7, 0.8])
     assert draw(fig14_adaptation.COMMAND, runs[0]).table.value.to_list() == pytest.approx([0.2, 0.18, 0.17])
     tables = draw(appendix_tables.COMMAND, *runs, "--reference", "shape", "--shifts", "color", "digits").texts
@@ -184,9 +193,12 @@ def test_figure_13_of_runs_fits_the_supervised_ones(tmp_path: Path) -> None:
     slope, intercept = np.polyfit(logit([0.6, 0.7, 0.8, 0.9]), logit([0.3, 0.4, 0.5, 0.6]), 1)
     above = 78 - 100 * expit(intercept + slope * logit(0.8))
     assert f"effective robustness {above:+.1f} points" in found.numbers[1]
+    assert found.table[found.table.group == "standard"].model.str.endswith(", supervised").all()
+    texts = [text.get_text() for text in found.figure.axes[0].texts]
+    assert len(texts) == 1, "the zero-shot model alone has its name beside it"
     perfect = run_directory(tmp_path, "tiny", both("supervised_acc1", 1.0, 0.9), "perfect")
     more = draw(fig13_robustness.COMMAND, *standard, perfect, zero, *words)
-    assert more.numbers[-1] == "left out, since 0 and 1 have no logit: perfect (standard)"
+    assert more.numbers[-1] == "left out, since 0 and 1 have no logit: perfect, supervised (standard)"
     assert more.numbers[0] == found.numbers[0]
     with pytest.raises(UserError, match="needs at least 3 models, and there are 2"):
         draw(fig13_robustness.COMMAND, *standard[:2], zero, *words)
