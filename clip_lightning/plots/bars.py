@@ -11,6 +11,7 @@ from clip_lightning.plots.style import BLUE, COLUMN, GREY, ORANGE, SMALL, draw_c
 
 _ROW = 0.155  # inches
 _MARGIN = 0.75
+_FEWEST_ROWS = 5  # a figure has space for so many: fewer leave none for its axis and caption
 
 
 def difference_bars(panels: Sequence[tuple[str, pd.DataFrame]], xlabel: str, caption: str = "") -> Figure:
@@ -19,7 +20,7 @@ def difference_bars(panels: Sequence[tuple[str, pd.DataFrame]], xlabel: str, cap
     Args:
         panels: title and rows: task, value (fractions of 1), and `low`, `high` where the difference has an interval.
     """
-    num_rows = max(len(rows) for _, rows in panels)
+    num_rows = max(_FEWEST_ROWS, *(len(rows) for _, rows in panels))
     with figure(COLUMN * len(panels), _ROW * num_rows + _MARGIN + 0.35, 8) as drawn:
         draw_caption(drawn, caption)
         axes_of_panels = drawn.subplots(1, len(panels), squeeze=False)[0]
@@ -55,7 +56,7 @@ def shots_bars(rows: pd.DataFrame, mean: float, median: float, caption: str = ""
         rows: task, shots; a missing or infinite number of shots, where no number of images was enough, has no bar.
         mean, median: over the data sets that have a number.
     """
-    with figure(COLUMN, _ROW * len(rows) + _MARGIN, 8) as drawn:
+    with figure(COLUMN, _ROW * max(_FEWEST_ROWS, len(rows)) + _MARGIN, 8) as drawn:
         draw_caption(drawn, caption)
         axes = drawn.subplots()
         rows = rows.sort_values("shots", ascending=False, na_position="first", kind="stable")
@@ -73,7 +74,8 @@ def shots_bars(rows: pd.DataFrame, mean: float, median: float, caption: str = ""
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_yticks(range(len(rows)), rows.task, fontsize=7)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        for value, name, style, up in ((mean, "mean", "--", 0), (median, "median", ":", 1)):
+        lines = ((mean, "mean", "--", 0), (median, "median", ":", 1)) if known.count() > 1 else ()
+        for value, name, style, up in lines:
             axes.axvline(value, color=GREY, linestyle=style, linewidth=1, zorder=0)
             axes.text(value * 1.06, len(rows) - 1 - up, f"{name} {value:.1f}", fontsize=SMALL, color=GREY, va="center")
         axes.grid(axis="y", visible=False)

@@ -104,7 +104,8 @@ def prompt_gain(means: pd.DataFrame, baseline: str, better: str, factor: float |
     """Mean score over compute with bare class names and with prompts, and the compute of the same gain.
 
     Args:
-        means: one row per model and set of prompts: model, prompts, gflops, value (fractions).
+        means: one row per model and set of prompts: model, prompts, gflops, value (fractions). A line joins the means
+            of the sizes.
         baseline, better: the sets of prompts that are compared.
         factor: how many times the compute gives the gain that prompts give; None where it has no value.
     """
@@ -115,9 +116,12 @@ def prompt_gain(means: pd.DataFrame, baseline: str, better: str, factor: float |
         for kind, color, marker in zip(
             kinds, (*(GREY, ORANGE, GREEN, BLUE)[: len(kinds) - 1], BLUE), "sD^o", strict=False
         ):
-            line = means[means.prompts == kind].sort_values("gflops")
-            axes.plot(line.gflops, line.value, color=color, marker=marker, markersize=4)
-            axes.annotate(kind, (line.gflops.iloc[-1], line.value.iloc[-1]), (-3, 6), textcoords="offset points",
+            points = means[means.prompts == kind]
+            of_size = points.groupby("gflops").value.mean()  # several runs of one size differ by length or seed
+            axes.plot(points.gflops, points.value, color=color, marker=marker, markersize=4, linestyle="none")
+            axes.plot(of_size.index, of_size, color=color)
+            place = (-3, -11) if kind == baseline else (-3, 6)
+            axes.annotate(kind, (of_size.index[-1], of_size.iloc[-1]), place, textcoords="offset points",
                           ha="right", fontsize=SMALL + 0.5, color=color, parse_math=False)  # fmt: skip
         axes.set_xscale("log")
         log_ticks(axes, means.gflops.to_list())

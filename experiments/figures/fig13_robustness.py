@@ -120,7 +120,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
         f"{describe(zero_shot)} Over {reference}. Fit: {fit.num_models} supervised models, logits, 95 % band of a "
         "bootstrap over models."
     )
-    labelled = list(points[points.group == ZERO_SHOT].model) if (points.group == ZERO_SHOT).sum() <= 6 else []
+    labelled = list(points[points.group == ZERO_SHOT].model) if (points.group == ZERO_SHOT).sum() <= 4 else []
     drawn = robustness(
         points, curve_of(points, fit), reference, f"mean of {len(shifts)} shifted sets", None, labelled, caption
     )
