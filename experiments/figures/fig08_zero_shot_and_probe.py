@@ -11,7 +11,7 @@ import argparse
 import pandas as pd
 from scipy.stats import linregress
 
-from clip_lightning.errors import run_command
+from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.robustness import interval, resample_lines
 from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.probe import zero_shot_over_probe
@@ -63,6 +63,14 @@ def _join(zero_shot: pd.DataFrame, probe: pd.DataFrame) -> pd.DataFrame:
     return rows.rename(columns={"first": "zero_shot", "second": "probe"})
 
 
+def _refuse_flat(rows: pd.DataFrame) -> None:
+    if rows.probe.nunique() < 3:
+        raise UserError(
+            f"Figure 8 fits a line over data sets, which needs three with different probe scores; there are "
+            f"{listed(f'{row.task} {100 * row.probe:.1f}' for row in rows.itertuples())}. Measure more of them."
+        )
+
+
 def _line(rows: pd.DataFrame) -> str:
     line = linregress(rows.probe, rows.zero_shot)
     low, high = interval(resample_lines(rows.probe.to_numpy(), rows.zero_shot.to_numpy(), NUM_RESAMPLES)[:, 0])
@@ -70,6 +78,7 @@ def _line(rows: pd.DataFrame) -> str:
 
 
 def _draw(rows: pd.DataFrame, more: list[str], caption: str) -> Drawn:
+    _refuse_flat(rows)
     line = linregress(rows.probe, rows.zero_shot)
     near = rows.task[rows.value.abs() <= 0.03].to_list()
     each = [

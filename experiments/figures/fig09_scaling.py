@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-from clip_lightning.errors import run_command
+from clip_lightning.errors import UserError, run_command
 from clip_lightning.evaluation.robustness import interval, resample_lines
-from clip_lightning.formatting import aligned
+from clip_lightning.formatting import aligned, listed
 from clip_lightning.plots.compute import error_over_compute
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, scores_of_runs
@@ -39,8 +39,13 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
 def fit_error(means: pd.DataFrame) -> tuple[float, float, float, tuple[float, float]]:
     """Slope, intercept and r of log10(error in percent) over log10(gflops), and the 95 % interval of the slope.
 
-    The interval is of a bootstrap over models. Raises UserError for fewer than three models.
+    The interval is of a bootstrap over models. Raises UserError for fewer than three models, or one without errors.
     """
+    if perfect := means[means.error <= 0].model.to_list():
+        raise UserError(
+            f"{listed(perfect)} has no errors on average, and the fit is of the logarithm of the error; leave it out, "
+            "or name data sets on which it has some with --tasks."
+        )
     x, y = np.log10(means.gflops.to_numpy(float)), np.log10(100 * means.error.to_numpy(float))
     low, high = interval(resample_lines(x, y)[:, 0])
     line = linregress(x, y)

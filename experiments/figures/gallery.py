@@ -61,6 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--paper", action="store_true", help="draw the paper's printed numbers instead of runs")
     parser.add_argument("--reference", metavar="TASK", help="of Figure 13: the data set without the shift")
     parser.add_argument("--shifts", nargs="+", metavar="TASK", help="of Figure 13: the shifted data sets")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these data sets")
+    parser.add_argument("--prompts", help="only measurements with this set of prompts, but for Figure 4")
     parser.add_argument("--testbed", type=Path, metavar="CSV", help="of Figure 13: results file of imagenet-testbed")
     parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder (default: runs/figures)")
     arguments = parser.parse_args(words)
@@ -95,8 +97,9 @@ def _arguments(command: Command, shared: argparse.Namespace) -> argparse.Namespa
     arguments = command.parser().parse_args(words)
     if command is fig17_overlap.COMMAND:
         arguments.samples = _SEARCHED
-    for name in ("reference", "shifts", "testbed"):
-        if getattr(shared, name) and hasattr(arguments, name):
+    for name in ("reference", "shifts", "testbed", "tasks", "prompts"):
+        is_compared = name == "prompts" and command is fig04_prompts.COMMAND  # Figure 4 compares sets of prompts
+        if getattr(shared, name) and hasattr(arguments, name) and not is_compared:
             setattr(arguments, name, getattr(shared, name))
     return arguments
 

@@ -162,6 +162,17 @@ def test_figures_5_8_10_11_of_runs_with_probes(tmp_path: Path) -> None:
     numbers = "\n".join(draw(fig08_zero_shot_and_probe.COMMAND, runs[0]).numbers)
     assert "r 1.000, slope 0.83" in numbers
     assert "distance to the ideal line: mean -18.3 points" in numbers  # below it, as in the rows: -20, -18 and -17
+    few = [
+        score(0.5),
+        score(0.6, "color"),
+        *(score(1.0, k, "linear_probe_acc1", prompts="") for k in ("shape", "color")),
+    ]
+    with pytest.raises(
+        UserError, match=r"needs three with different probe scores; there are color 100\.0, shape 100\.0"
+    ):
+        draw(fig08_zero_shot_and_probe.COMMAND, run_directory(tmp_path, "tiny", few, "few"))
+    with pytest.raises(UserError, match="perfect has no errors on average"):
+        draw(fig09_scaling.COMMAND, *runs, run_directory(tmp_path, "tiny", [score(1.0, k) for k in tasks], "perfect"))
     bare = [score(0.4, task, prompts="contextless") for task in ("shape", "color", "digits")]
     both = run_directory(
         tmp_path, "tiny", [score(0.5), *bare, score(0.6, what="linear_probe_acc1", prompts="")], "both"
@@ -215,6 +226,14 @@ def test_the_gallery_has_every_figure_or_the_reason(tmp_path: Path, capsys: pyte
     assert '<img src="fig09_scaling.png"' in page
     assert (tmp_path / "out/fig09_scaling.png").is_file()
     assert "fig04_prompts: not drawn: " in capsys.readouterr().out
+    runs = [
+        run_directory(tmp_path / "both", model, [score(value), score(value - 0.1, prompts="contextless")])
+        for model, value in MODELS.items()
+    ]
+    assert gallery.main([*map(str, runs), "--out", str(tmp_path / "both"), "--prompts", "scenes"]) == 0
+    printed = capsys.readouterr().out
+    assert "fig04_prompts: not drawn" not in printed
+    assert "fig09_scaling: not drawn" not in printed
 
 
 # Rules
