@@ -39,7 +39,7 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
     scores = select(scores_of_runs(arguments), "linear_probe", needed)
     models = list(dict.fromkeys(scores.model))
     if len(models) != 2:
-        raise UserError(f"Figure 11 compares the probes of two runs, and there are {len(models)}; name two runs.")
+        raise UserError(f"Figure 11 compares the probes of two runs, not of {len(models)}; name two runs.")
     first, second = (one_model(scores, model) for model in models)
     rows = differences(first, second)
     return _draw(rows, lines(rows, *models), f"Linear probes: {models[0]} minus {models[1]}. {describe(first)}")
