@@ -216,17 +216,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.images:
         print(f"reads the images in {arguments.images}", flush=True)
         images = {name: embed_folder(loaded, arguments.images) for name, loaded in models.items()}
+    blocks = page(models, images)
+    launch(blocks, arguments.images, host=arguments.host, port=arguments.port)
     print(f"http://{arguments.host}:{arguments.port} shows the page; Ctrl-C ends it", flush=True)
-    launch(page(models, images), arguments.images, host=arguments.host, port=arguments.port)
+    blocks.block_thread()
     return 0
 
 
-def launch(blocks: Any, images: str | None = None, *, host: str, port: int | None, block: bool = True) -> Any:
+def launch(blocks: Any, images: str | None = None, *, host: str, port: int | None) -> Any:
     """Opens the page on `host` and `port` (None: a free one); nothing is sent elsewhere, and no link is made public.
 
-    Args:
-        images: the searched folder, whose files the page may show.
-        block: wait until the process is interrupted; otherwise return Gradio's (app, local address, None).
+    Args: images: the searched folder, whose files the page may show.
+    Returns: Gradio's (app, local address, None), once the page answers.
 
     Raises:
         UserError: the port is in use.
@@ -236,7 +237,7 @@ def launch(blocks: Any, images: str | None = None, *, host: str, port: int | Non
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from a server
     try:
         return blocks.launch(
-            server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=not block,
+            server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True,
             quiet=True, allowed_paths=[str(Path(images).expanduser().resolve())] if images else None,
             theme=gr.themes.Default(**fonts), footer_links=["api"], enable_monitoring=False,
         )  # fmt: skip

@@ -150,7 +150,7 @@ def test_the_page_shows_what_the_functions_return(models: dict[str, LoadedModel]
     client = pytest.importorskip("gradio_client")
     images = {name: demo.embed_folder(loaded, folder) for name, loaded in models.items()}
     blocks = demo.page(models, images)
-    _, address, _ = demo.launch(blocks, str(folder), host="127.0.0.1", port=None, block=False)
+    _, address, _ = demo.launch(blocks, str(folder), host="127.0.0.1", port=None)
     try:
         page = client.Client(address, verbose=False)
         for name, loaded in models.items():
