@@ -17,7 +17,7 @@ from clip_lightning.formatting import aligned, percent
 from experiments.figures import paper_tables
 from experiments.figures.command import Command, Drawn, scores_of_runs
 from experiments.figures.evaluation_lists import METRIC_NAMES
-from experiments.figures.scores import describe
+from experiments.figures.scores import describe, refuse_mixtures
 
 _TITLES = {
     "9": "Table 9: data sets",
@@ -82,7 +82,12 @@ def from_runs(arguments: argparse.Namespace) -> Drawn:
 
 
 def wide(scores: pd.DataFrame, bold: bool = False) -> pd.DataFrame:
-    """One row per model, one column per data set, percent with one digit; bold ones end with a star."""
+    """One row per model, one column per data set, percent with one digit; bold ones end with a star.
+
+    Raises: UserError where a cell has two measurements, such as those with two sets of prompts.
+    """
+    if scores.duplicated(["model", "task"]).any():
+        refuse_mixtures(scores)
     values = scores.pivot_table("value", "model", "task", sort=False)
     text = values.map(lambda value: "" if pd.isna(value) else f"{100 * value:.1f}")
     if bold:

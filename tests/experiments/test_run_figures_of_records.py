@@ -177,7 +177,7 @@ def test_figures_5_8_10_11_of_runs_with_probes(tmp_path: Path) -> None:
     both = run_directory(
         tmp_path, "tiny", [score(0.5), *bare, score(0.6, what="linear_probe_acc1", prompts="")], "both"
     )
-    for figure in (fig05_probe, fig08_zero_shot_and_probe):
+    for figure in (fig05_probe, fig08_zero_shot_and_probe, appendix_tables):
         with pytest.raises(UserError, match=r"mix the prompts of shape .*scenes; .*contextless.*choose with --prompts"):
             draw(figure.COMMAND, both)
     assert draw(fig10_models.COMMAND, *runs).table.value.to_list() == pytest.approx([0.6, 0.7, 0.8])
