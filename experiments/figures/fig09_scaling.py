@@ -41,7 +41,8 @@ def fit_error(means: pd.DataFrame) -> tuple[float, float, float, tuple[float, fl
 
     The interval is of a bootstrap over models. Raises UserError for fewer than three models, or one without errors.
     """
-    if perfect := means[means.error <= 0].model.to_list():
+    if (means.error <= 0).any():
+        perfect = means.model[means.error <= 0].to_list()
         raise UserError(
             f"{listed(perfect)} has no errors on average, and the fit is of the logarithm of the error; leave it out, "
             "or name data sets on which it has some with --tasks."
