@@ -141,6 +141,8 @@ def folder(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "out/study").mkdir(parents=True)
     shutil.copy(ROOT / "experiments/studies/results/cpu_grid/runs.csv", place / "study/runs.csv")
     shutil.copy(place / "study/runs.csv", place / "runs.csv")
+    # A command of a page may read what the one before it wrote; the two may run in different processes.
+    shutil.copy(ROOT / "experiments/studies/results/cpu_grid/fit_surface.json", place / "study/fit.json")
     write_folder(place / "test_set")
     child = runner.start("train.py", "-m", f"runs={place}/runs", "compute.seed=7", *SHORT, *CHEAP, "logger=none")
     assert child.wait() == 0, child.text()
